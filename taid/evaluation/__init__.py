@@ -1,0 +1,1 @@
+"""How students are measured: generated responses, scores from 0 to 10, held-out loss, divergence to the teacher."""

@@ -1,0 +1,42 @@
+"""Responses of a model to prompts, greedy or sampled."""
+
+from collections.abc import Sequence
+
+import torch
+
+from taid.data import pad_left
+
+
+@torch.no_grad()
+def generate(
+    model, tokenizer, examples: Sequence[dict], max_new_tokens: int, temperature: float = 0.0, seed: int = 0,
+    batch_size: int = 256,
+) -> list[str]:
+    """One response per example of `taid.data.encode`; temperature 0 is greedy. Sampling depends on `seed` alone."""
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+    device = next(model.parameters()).device
+    model.eval()
+    # rows of like length share a batch: the fewer padding tokens, the faster
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i]["prompt_ids"]))
+    responses = [""] * len(examples)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            prompts = [examples[i]["prompt_ids"] for i in chosen]
+            ids = pad_left(prompts, tokenizer.pad_token_id).to(device)
+            mask = pad_left([[1] * len(p) for p in prompts], 0).to(device)
+            sequences = model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, use_cache=True,
+                eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **sampling,
+            )
+            texts = tokenizer.batch_decode(sequences[:, ids.shape[1] :], skip_special_tokens=True)
+            for i, text in zip(chosen, texts, strict=True):
+                responses[i] = text.strip()
+    return responses
+
+
+def distinct_bigrams(texts: Sequence[str]) -> float:
+    """Distinct word bigrams / all word bigrams, in [0, 1] (distinct-2, Li et al. 2016); 0 if there are none."""
+    bigrams = [pair for text in texts for words in [text.split()] for pair in zip(words, words[1:])]
+    return len(set(bigrams)) / len(bigrams) if bigrams else 0.0

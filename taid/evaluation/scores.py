@@ -1,0 +1,91 @@
+"""Scores from 0 to 10 per category, as MT-Bench gives, without a paid judge.
+
+Verified categories: 10 × the share of responses that the verifier accepts.
+Judged categories: the mean log-likelihood per token of the responses under a judge model, on a scale on which the
+untrained student's responses get 0 and the human ones 10.
+
+The headline follows MT-Bench's own temperatures (FastChat's `temperature_config`: 0 where there is a right answer,
+0.7 for writing): verified categories are answered greedily, judged ones sampled.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from taid.data import encode
+from taid.evaluation.generation import distinct_bigrams, generate
+from taid.evaluation.likelihood import held_out_loss
+from taid.instructions import CATEGORIES, JUDGED, VERIFIED, Instruction
+
+TEMPERATURE = 0.7
+MAX_NEW_TOKENS = 16
+
+
+def verified(instructions: Sequence[Instruction], responses: Sequence[str]) -> float:
+    """10 × the share of responses that are one of the instruction's accepted answers (case and outer space ignored)."""
+    right = sum(
+        response.strip().lower() in instruction.answers
+        for instruction, response in zip(instructions, responses, strict=True)
+    )
+    return 10 * right / len(instructions)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A language model that scores prose by its likelihood.
+
+    `untrained` and `human` hold, by category, the mean log-likelihoods per token of the two ends of the scale.
+    """
+
+    model: object
+    tokenizer: object
+    collator: Callable
+    human: dict[str, float]
+    untrained: dict[str, float]
+
+    def score(self, category: str, instructions: Sequence[Instruction], responses: Sequence[str]) -> float:
+        """10 (ℓ − ℓ_untrained) / (ℓ_human − ℓ_untrained), cut to [0, 10]."""
+        mean = log_likelihood(self.model, self.tokenizer, self.collator, instructions, responses)
+        low, high = self.untrained[category], self.human[category]
+        return min(10.0, max(0.0, 10 * (mean - low) / (high - low)))
+
+
+def log_likelihood(model, tokenizer, collator, instructions, responses: Sequence[str]) -> float:
+    """Mean over responses of their log-likelihood per token under `model`, end of sequence included [nats/token]."""
+    examples = encode(tokenizer, [i.prompt for i in instructions], responses)
+    losses = held_out_loss(model, examples, collator)
+    return -sum(losses) / len(losses)
+
+
+def by_category(instructions: Sequence[Instruction], responses: Sequence[str]) -> dict[str, tuple[list, list]]:
+    """{category: (its instructions, their responses)}, categories in their fixed order."""
+    pairs = list(zip(instructions, responses, strict=True))
+    return {
+        category: tuple(map(list, zip(*chosen, strict=True)))
+        for category in CATEGORIES
+        if (chosen := [pair for pair in pairs if pair[0].category == category])
+    }
+
+
+def category_scores(judge: Judge, instructions: Sequence[Instruction], responses: Sequence[str]) -> dict[str, float]:
+    """{category: points of 10} for one response to each instruction."""
+    return {
+        category: verified(*items) if category in VERIFIED else judge.score(category, *items)
+        for category, items in by_category(instructions, responses).items()
+    }
+
+
+def evaluate(model, tokenizer, judge: Judge, instructions: Sequence[Instruction], seed: int) -> dict[str, dict[str, float]]:
+    """{metric: {category: points of 10}} for "score_greedy", "score_sampled" and the headline "score", and
+    {"distinct_bigrams": {"all": fraction}} of the sampled responses."""
+    examples = encode(tokenizer, [i.prompt for i in instructions], [i.response for i in instructions])
+    greedy = generate(model, tokenizer, examples, MAX_NEW_TOKENS)
+    sampled = generate(model, tokenizer, examples, MAX_NEW_TOKENS, TEMPERATURE, seed)
+    scores = {
+        "score_greedy": category_scores(judge, instructions, greedy),
+        "score_sampled": category_scores(judge, instructions, sampled),
+    }
+    scores["score"] = {
+        category: scores["score_sampled" if category in JUDGED else "score_greedy"][category]
+        for category in scores["score_greedy"]
+    }
+    return scores | {"distinct_bigrams": {"all": distinct_bigrams(sampled)}}

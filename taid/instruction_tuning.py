@@ -1,0 +1,306 @@
+"""The instruction-tuning study (Table 1): zoo, runs and measurements at one scale.
+
+Everything that is expensive is cached below `taid.sources.cache_dir()` under a digest of what made it, written whole,
+and found again by every process: models as safetensors, teacher logits (`taid.teacher.CachedTeacher`).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainingArguments
+
+from taid import instructions, models, objectives, schedule, sources
+from taid.data import Collator, encode, pack, train_tokenizer, write_whole
+from taid.evaluation import generation, likelihood, scores
+from taid.teacher import CachedTeacher, cached_teacher
+from taid.trainer import DistillationTrainer, last_checkpoint
+
+# 207,865 conversations of UltraChat 200k train_sft, 5 epochs, batch 64: the updates that we assume of the paper's run.
+PAPER_UPDATES = 207_865 * 5 // 64
+PAPER_T_START = {"phi-3-mini": 0.4, "llama-2": 0.2, "stablelm-zephyr": 0.2}  # paper, section 6.1
+# official code: DistiLLM with the skew KL for Phi-3 and StableLM, the skew reverse KL for Llama-2
+PAPER_DISTILLM_LOSS = {"phi-3-mini": "skew_kl", "llama-2": "skew_rkl", "stablelm-zephyr": "skew_kl"}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One phase of training: AdamW, cosine to zero, as in the official code."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything that decides the study at one scale."""
+
+    scale: str
+    size: instructions.Size
+    vocab_size: int
+    window: int  # tokens of a pre-training example
+    dictionary_share: float  # of pre-training windows
+    pretrain_student: Training
+    pretrain_teacher: Training
+    tune_teacher: Training
+    pretrain_judge: Training
+    tune_judge: Training
+    distil: Training  # its learning rate is replaced by each of the grid
+    learning_rates: tuple[float, ...]
+    validations: int  # how often the validation loss is measured in a run (DistiLLM's threshold needs it)
+
+    @property
+    def alpha(self) -> float:
+        """TAID's α (paper: 5e-4) with α · N kept as in the paper."""
+        return schedule.scale_alpha(5e-4, self.distil.steps, PAPER_UPDATES)
+
+
+CPU = Setting(
+    scale="cpu",
+    size=instructions.Size(words=450, passages=2000, validation=100, test=350),
+    vocab_size=2048,
+    window=64,
+    dictionary_share=0.5,
+    pretrain_student=Training(800, 24, 5e-3, warmup_steps=20),
+    pretrain_teacher=Training(1200, 24, 3e-3, warmup_steps=50),
+    tune_teacher=Training(1000, 64, 3e-3, warmup_steps=50),
+    pretrain_judge=Training(1000, 24, 3e-3, warmup_steps=50),
+    tune_judge=Training(300, 64, 2e-3, warmup_steps=50),
+    distil=Training(400, 64, 5e-3),
+    learning_rates=(1e-3, 3e-3, 1e-2),
+    validations=5,
+)
+SMOKE = replace(
+    CPU,
+    scale="smoke",
+    size=instructions.Size(words=24, passages=40, validation=4, test=8),
+    vocab_size=512,
+    pretrain_student=Training(2, 4, 5e-3),
+    pretrain_teacher=Training(2, 4, 3e-3),
+    tune_teacher=Training(2, 8, 3e-3),
+    pretrain_judge=Training(2, 4, 3e-3),
+    tune_judge=Training(2, 8, 3e-3),
+    distil=Training(4, 8, 5e-3),
+    learning_rates=(3e-3, 1e-2),
+    validations=2,
+)
+SETTINGS = {setting.scale: setting for setting in (SMOKE, CPU)}
+
+
+def setting(scale: str) -> Setting:
+    """The setting of a scale. Raises ValueError that names the known ones."""
+    if scale not in SETTINGS:
+        raise ValueError(f"unknown scale {scale!r} for the instruction-tuning study; known: {', '.join(SETTINGS)}")
+    return SETTINGS[scale]
+
+
+def check_teacher(teacher: str) -> None:
+    """Raises ValueError, naming the known ones, for a teacher that is in no pair of the table."""
+    if teacher not in models.PAIRS:
+        raise ValueError(f"unknown teacher {teacher!r}; known pairs: {', '.join(f'{t} → {s}' for t, s in models.PAIRS.items())}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One student: what `config_hash` sees of it, together with the setting."""
+
+    scale: str
+    method: str
+    teacher: str
+    seed: int
+    learning_rate: float
+
+    def config(self) -> dict:
+        """Everything that decides the run's numbers, plain JSON."""
+        return asdict(self) | {"setting": _digest(asdict(setting(self.scale))), "options": method_options(self)}
+
+
+def method_options(run: Run) -> dict:
+    """The method's hyperparameters: the paper's, per pair where the paper has them per pair."""
+    settings = setting(run.scale)
+    options = {
+        "taid": {"t_start": PAPER_T_START[run.teacher], "alpha": settings.alpha},
+        "taid_no_adaptive": {"t_start": PAPER_T_START[run.teacher]},
+        "gkd": {"max_new_tokens": scores.MAX_NEW_TOKENS},
+        "distillm": {"loss": PAPER_DISTILLM_LOSS[run.teacher], "max_new_tokens": scores.MAX_NEW_TOKENS},
+    }
+    return options.get(run.method, {})
+
+
+class Bench:
+    """The data of one setting in one process: tokeniser, encoded splits and the way to each cached model."""
+
+    def __init__(self, settings: Setting):
+        self.settings = settings
+        self.data = instructions.build(settings.size)
+        self.folder = sources.cache_dir() / "instruction_tuning" / f"{settings.scale}-{_digest(asdict(settings))}"
+        self.tokenizer = self._tokenizer()
+        self.collator = Collator(self.tokenizer.pad_token_id)
+        self.train, self.validation, self.test = (
+            self.encode(split) for split in (self.data.train, self.data.validation, self.data.test)
+        )
+
+    def encode(self, items: Sequence[instructions.Instruction]) -> list[dict]:
+        return encode(self.tokenizer, [i.prompt for i in items], [i.response for i in items])
+
+    def _tokenizer(self) -> PreTrainedTokenizerFast:
+        folder = self.folder / "tokenizer"
+        if not folder.exists():
+            texts = [f"{i.prompt} {i.response}" for i in self.data.train] + list(self.data.text["train"][:20_000])
+            _save_whole(train_tokenizer(texts, self.settings.vocab_size), folder)
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+
+    def windows(self, prose: str) -> list[dict]:
+        """Packed pre-training examples from "train" or "judge" prose, a share of them from the dictionary."""
+        length = self.settings.window
+        text = pack(self.tokenizer, self.data.text[prose], length)
+        dictionary = pack(self.tokenizer, self.data.text["dictionary"] * 8, length)  # repeated, for many whole windows
+        wanted = round(len(text) * self.settings.dictionary_share / (1 - self.settings.dictionary_share))
+        return text + [dictionary[i % len(dictionary)] for i in range(wanted)]
+
+    def student(self, name: str, seed: int):
+        """The pre-trained student of a seed (initialisation and order of pre-training), not yet tuned."""
+        return self._model(name, seed, [(self.settings.pretrain_student, lambda: self.windows("train"))])
+
+    def teacher(self, name: str):
+        """The teacher: pre-trained as the students are, longer, then tuned on the training instructions."""
+        phases = [
+            (self.settings.pretrain_teacher, lambda: self.windows("train")),
+            (self.settings.tune_teacher, lambda: self.train),
+        ]
+        return self._model(name, 0, phases)
+
+    def judge(self):
+        """The zoo's largest model, trained on prose of documents that no teacher or student has seen."""
+        phases = [
+            (self.settings.pretrain_judge, lambda: pack(self.tokenizer, self.data.text["judge"], self.settings.window)),
+            (self.settings.tune_judge, lambda: self.encode(self.data.judge)),
+        ]
+        return self._model("judge", 1, phases)
+
+    def cached_teacher(self, name: str, split: str) -> CachedTeacher:
+        """The teacher with its logits on the examples of "train", "validation" or "test" from disk."""
+        return cached_teacher(
+            self.teacher(name), getattr(self, split), self.collator, self.folder / "logits" / f"{name}-{split}"
+        )
+
+    def _model(self, name: str, seed: int, phases):
+        folder = self.folder / "models" / f"{name}-{seed}"
+        if not folder.exists():
+            model = models.scale_model(name, len(self.tokenizer), self.tokenizer, seed)
+            for number, (training, examples) in enumerate(phases):
+                work = self.folder / "work" / f"{name}-{seed}-{number}"
+                fit(model, examples(), self.collator, training, seed=seed, checkpoints=work)
+            _save_whole(model, folder)
+            shutil.rmtree(self.folder / "work" / f"{name}-{seed}-0", ignore_errors=True)
+        return _load(folder)
+
+    def distilled(self, run: Run) -> tuple[torch.nn.Module, dict]:
+        """(student, {"seconds": of training, "logs": the objective's last}) of a run, trained now unless cached."""
+        folder = self.folder / "runs" / _digest(run.config())
+        if not folder.exists():
+            student = self.student(models.PAIRS[run.teacher], run.seed)
+            objective = objectives.objective(run.method, **method_options(run))
+            started = time.perf_counter()
+            trainer = fit(
+                student, self.train, self.collator, replace(self.settings.distil, learning_rate=run.learning_rate),
+                seed=run.seed, objective=objective, teacher=self.cached_teacher(run.teacher, "train") if objective.uses_teacher else None,
+                tokenizer=self.tokenizer,
+                validation=self.validation if objective.rollouts is not None else None, validations=self.settings.validations,
+            )
+            record = {"seconds": time.perf_counter() - started, "logs": trainer.objective.logs()}
+            _save_whole(student, folder, record)
+        return _load(folder), json.loads((folder / "record.json").read_text())
+
+    def judge_of(self, student: str, seed: int, split: str) -> scores.Judge:
+        """The judge with its scale for the responses of one pre-trained student on one split."""
+        items = [i for i in getattr(self.data, split) if i.category in instructions.JUDGED]
+        model = self.judge()
+        path = self.folder / "scale" / f"{student}-{seed}-{split}.json"
+        if not path.exists():
+            untrained = generation.generate(
+                self.student(student, seed), self.tokenizer, self.encode(items), scores.MAX_NEW_TOKENS, scores.TEMPERATURE, seed
+            )
+            ends = {}
+            for end, responses in (("human", [i.response for i in items]), ("untrained", untrained)):
+                ends[end] = {
+                    category: scores.log_likelihood(model, self.tokenizer, self.collator, *chosen)
+                    for category, chosen in scores.by_category(items, responses).items()
+                }
+            write_whole(path, json.dumps(ends))
+        return scores.Judge(model, self.tokenizer, self.collator, **json.loads(path.read_text()))
+
+    def measure(self, model, teacher: str, seed: int, split: str) -> dict[tuple[str, str], float]:
+        """{(metric, task): value} of a student (or teacher) of a pair on a split; task "average" over categories."""
+        items, examples = getattr(self.data, split), getattr(self, split)
+        judge = self.judge_of(models.PAIRS[teacher], seed, split)
+        found = scores.evaluate(model, self.tokenizer, judge, items, seed)
+        values = {("distinct_bigrams", "average"): found.pop("distinct_bigrams")["all"]}
+        for metric, by_category in found.items():
+            values |= {(metric, category): value for category, value in by_category.items()}
+            values[metric, "average"] = sum(by_category.values()) / len(by_category)
+        losses = likelihood.held_out_loss(model, examples, self.collator)
+        values["held_out_loss", "average"] = sum(losses) / len(losses)
+        values["kl_to_teacher", "average"] = likelihood.kl_to_teacher(
+            model, self.cached_teacher(teacher, split), examples, self.collator, len(self.tokenizer)
+        )
+        return values
+
+
+@cache
+def bench(scale: str) -> Bench:
+    """One Bench per process and scale."""
+    return Bench(setting(scale))
+
+
+def fit(
+    model, examples, collator, training: Training, *, seed: int, objective: objectives.Objective | str = "sft",
+    teacher=None, tokenizer=None, validation=None, validations: int = 1, checkpoints: Path | None = None,
+) -> DistillationTrainer:
+    """Train `model` in place for one phase; with `checkpoints`, a killed run resumes from there."""
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            output_dir=str(checkpoints or scratch), seed=seed, max_steps=training.steps,
+            per_device_train_batch_size=training.batch_size, learning_rate=training.learning_rate,
+            lr_scheduler_type="cosine", warmup_steps=training.warmup_steps, max_grad_norm=1.0, weight_decay=0.0,
+            save_strategy="steps" if checkpoints else "no", save_steps=max(training.steps // 4, 1), save_total_limit=2,
+            eval_strategy="no" if validation is None else "steps", eval_steps=max(training.steps // validations, 1),
+            per_device_eval_batch_size=256, prediction_loss_only=True, logging_steps=max(training.steps // 10, 1),
+            report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=not torch.cuda.is_available(),
+        )
+        trainer = DistillationTrainer(
+            model, teacher, objective, args=arguments, train_dataset=examples, eval_dataset=validation,
+            data_collator=collator, processing_class=tokenizer,
+        )
+        resume = last_checkpoint(arguments.output_dir) if checkpoints else None
+        trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def _load(folder: Path):
+    return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+
+
+def _save_whole(thing, folder: Path, record: dict | None = None) -> None:
+    """`save_pretrained` into a temporary folder, then rename: a kill leaves a whole model or none."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        thing.save_pretrained(Path(scratch) / "whole")
+        if record is not None:
+            write_whole(Path(scratch) / "whole" / "record.json", json.dumps(record))
+        if not folder.exists():
+            os.replace(Path(scratch) / "whole", folder)
+
+
+def _digest(config: dict) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=list).encode()).hexdigest()[:12]

