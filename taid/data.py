@@ -17,16 +17,20 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """Byte-level BPE in lower case with a chat template. Padding and end of sequence are two tokens, so that the
-    end of a response is learned (the official code masks it, since there they are one)."""
+    end of a response is learned (the official code masks it, since there they are one).
+
+    `words` are repeated until they are the most frequent ones, so that as many as fit become single tokens: a small
+    model learns a fact about one token much sooner than about a spelling.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     bpe.decoder = decoders.ByteLevel()
     special = [PAD, END, USER, ASSISTANT]
     bpe.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+        [*texts, *[" ".join(words)] * 300], trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token=PAD, eos_token=END, additional_special_tokens=[USER, ASSISTANT]

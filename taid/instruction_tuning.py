@@ -16,9 +16,10 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, TrainingArguments
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainingArguments
+from transformers.utils import logging as transformers_logging
 
-from taid import instructions, models, objectives, schedule, sources
+from taid import instructions, models, objectives, results, schedule, sources
 from taid.data import Collator, encode, pack, train_tokenizer, write_whole
 from taid.evaluation import generation, likelihood, scores
 from taid.teacher import CachedTeacher, cached_teacher
@@ -50,6 +51,7 @@ class Setting:
     vocab_size: int
     window: int  # tokens of a pre-training example
     dictionary_share: float  # of pre-training windows
+    question_copies: int  # how often a verified instruction stands in the training data for one of prose
     pretrain_student: Training
     pretrain_teacher: Training
     tune_teacher: Training
@@ -67,15 +69,16 @@ class Setting:
 
 CPU = Setting(
     scale="cpu",
-    size=instructions.Size(words=450, passages=2000, validation=100, test=350),
+    size=instructions.Size(words=260, passages=3500, validation=60, test=200),
     vocab_size=2048,
     window=64,
     dictionary_share=0.5,
-    pretrain_student=Training(800, 24, 5e-3, warmup_steps=20),
-    pretrain_teacher=Training(1200, 24, 3e-3, warmup_steps=50),
-    tune_teacher=Training(1000, 64, 3e-3, warmup_steps=50),
+    question_copies=3,
+    pretrain_student=Training(600, 24, 5e-3, warmup_steps=20),
+    pretrain_teacher=Training(1000, 24, 3e-3, warmup_steps=50),
+    tune_teacher=Training(500, 64, 3e-3, warmup_steps=50),
     pretrain_judge=Training(1000, 24, 3e-3, warmup_steps=50),
-    tune_judge=Training(300, 64, 2e-3, warmup_steps=50),
+    tune_judge=Training(200, 64, 2e-3, warmup_steps=50),
     distil=Training(400, 64, 5e-3),
     learning_rates=(1e-3, 3e-3, 1e-2),
     validations=5,
@@ -120,6 +123,9 @@ class Run:
     seed: int
     learning_rate: float
 
+    def __str__(self) -> str:
+        return f"{self.method} {self.teacher} seed {self.seed} lr {self.learning_rate:g}"
+
     def config(self) -> dict:
         """Everything that decides the run's numbers, plain JSON."""
         return asdict(self) | {"setting": _digest(asdict(setting(self.scale))), "options": method_options(self)}
@@ -149,6 +155,9 @@ class Bench:
         self.train, self.validation, self.test = (
             self.encode(split) for split in (self.data.train, self.data.validation, self.data.test)
         )
+        # copies share their example, and so its place in a cache of logits
+        questions = [e for i, e in zip(self.data.train, self.train, strict=True) if i.answers]
+        self.stream = self.train + questions * (settings.question_copies - 1)
 
     def encode(self, items: Sequence[instructions.Instruction]) -> list[dict]:
         return encode(self.tokenizer, [i.prompt for i in items], [i.response for i in items])
@@ -157,7 +166,7 @@ class Bench:
         folder = self.folder / "tokenizer"
         if not folder.exists():
             texts = [f"{i.prompt} {i.response}" for i in self.data.train] + list(self.data.text["train"][:20_000])
-            _save_whole(train_tokenizer(texts, self.settings.vocab_size), folder)
+            _save_whole(train_tokenizer(texts, self.settings.vocab_size, self.data.words), folder)
         return PreTrainedTokenizerFast.from_pretrained(folder)
 
     def windows(self, prose: str) -> list[dict]:
@@ -176,7 +185,7 @@ class Bench:
         """The teacher: pre-trained as the students are, longer, then tuned on the training instructions."""
         phases = [
             (self.settings.pretrain_teacher, lambda: self.windows("train")),
-            (self.settings.tune_teacher, lambda: self.train),
+            (self.settings.tune_teacher, lambda: self.stream),
         ]
         return self._model(name, 0, phases)
 
@@ -213,7 +222,7 @@ class Bench:
             objective = objectives.objective(run.method, **method_options(run))
             started = time.perf_counter()
             trainer = fit(
-                student, self.train, self.collator, replace(self.settings.distil, learning_rate=run.learning_rate),
+                student, self.stream, self.collator, replace(self.settings.distil, learning_rate=run.learning_rate),
                 seed=run.seed, objective=objective, teacher=self.cached_teacher(run.teacher, "train") if objective.uses_teacher else None,
                 tokenizer=self.tokenizer,
                 validation=self.validation if objective.rollouts is not None else None, validations=self.settings.validations,
@@ -257,9 +266,64 @@ class Bench:
         return values
 
 
+UNITS = {  # metric -> (unit, whether higher is better)
+    "score": ("points of 10", True),
+    "score_greedy": ("points of 10", True),
+    "score_sampled": ("points of 10", True),
+    "distinct_bigrams": ("fraction", True),
+    "held_out_loss": ("nats/token", False),
+    "kl_to_teacher": ("nats/token", False),
+    "train_seconds": ("seconds", False),
+}
+
+
+def prepare(scale: str, kind: str, name: str, which: int | str) -> None:
+    """A job: train and cache a "student" (`which`: its seed), a "teacher", the "judge", or "logits" (a split)."""
+    here = bench(scale)
+    if kind == "judge":
+        here.judge()
+    elif kind == "student":
+        here.student(name, int(which))
+    elif kind == "teacher":
+        here.teacher(name)
+    else:
+        here.cached_teacher(name, str(which))
+
+
+def measure(run: Run, split: str) -> tuple[dict[tuple[str, str], float], float]:
+    """A job: ({(metric, task): value}, seconds) of one run on a split. The methods "teacher" and "untrained" stand
+    for the teacher itself and for the student before distillation."""
+    started = time.perf_counter()
+    here, extra = bench(run.scale), {}
+    if run.method == "teacher":
+        model = here.teacher(run.teacher)
+    elif run.method == "untrained":
+        model = here.student(models.PAIRS[run.teacher], run.seed)
+    else:
+        model, record = here.distilled(run)
+        extra["train_seconds", "average"] = record["seconds"]
+    return here.measure(model, run.teacher, run.seed, split) | extra, time.perf_counter() - started
+
+
+def rows(run: Run, experiment: str, values: dict[tuple[str, str], float], seconds: float) -> list[results.Row]:
+    """The rows of one cell."""
+    config = run.config() | {"experiment": experiment}
+    shared = dict(
+        experiment=experiment, scale=run.scale, method=run.method, teacher=run.teacher,
+        student=models.PAIRS[run.teacher], seed=run.seed, config=config, config_hash=results.config_hash(config),
+        seconds=round(seconds, 2), **asdict(results.provenance()),
+    )
+    return [
+        results.Row(task=task, metric=metric, value=value, unit=UNITS[metric][0], higher_is_better=UNITS[metric][1], **shared)
+        for (metric, task), value in values.items()
+    ]
+
+
 @cache
 def bench(scale: str) -> Bench:
     """One Bench per process and scale."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     return Bench(setting(scale))
 
 
@@ -283,6 +347,7 @@ def fit(
             data_collator=collator, processing_class=tokenizer,
         )
         resume = last_checkpoint(arguments.output_dir) if checkpoints else None
+        trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=resume)
     return trainer
 

@@ -56,13 +56,14 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Instructions:
-    """The splits, and for the judge prose instructions from documents of its own; `text` holds plain passages
+    """The splits, the `words` that are asked about or are an answer, and for the judge prose instructions from documents of its own; `text` holds plain passages
     for pre-training: prose of the "train" and "judge" documents, and the "dictionary"."""
 
     train: tuple[Instruction, ...]
     validation: tuple[Instruction, ...]
     test: tuple[Instruction, ...]
     judge: tuple[Instruction, ...]
+    words: tuple[str, ...]
     text: dict[str, tuple[str, ...]]
 
 
@@ -71,7 +72,7 @@ class Size:
     """How much to build: words asked about in each verified category, and items per category otherwise."""
 
     words: int
-    passages: int  # training instructions in each judged category
+    passages: int  # training instructions in each judged category, and the judge's
     validation: int
     test: int
 
@@ -156,12 +157,14 @@ def build(size: Size, seed: int = 0) -> Instructions:
     rng = random.Random(seed)
     splits = {"train": [], "validation": [], "test": [], "judge": []}
     text = {"train": [], "judge": [], "dictionary": []}
+    words = set()
     for category, facts in _facts(size.words).items():
         held_out = []
         for word, answers in facts:
             prompts = [template.format(word) for template in TEMPLATES[category]]
             held_out.append(Instruction(category, prompts.pop(rng.randrange(len(prompts))), answers[0], answers))
             splits["train"] += [Instruction(category, prompt, answers[0], answers) for prompt in prompts]
+            words |= {word} if category == "define" else {word, answers[0]}
             text["dictionary"].append(STATEMENTS[category].format(word, answers[0]))
         if size.validation + size.test > len(held_out):
             raise ValueError(f"{size.validation} + {size.test} evaluation words of {len(held_out)} in {category!r}")
@@ -185,4 +188,6 @@ def build(size: Size, seed: int = 0) -> Instructions:
                 text[split] += [f"{context} {response}" for context, response in passages]
     for items in (*splits.values(), *text.values()):
         rng.shuffle(items)
-    return Instructions(**{k: tuple(v) for k, v in splits.items()}, text={k: tuple(v) for k, v in text.items()})
+    return Instructions(
+        **{k: tuple(v) for k, v in splits.items()}, words=tuple(sorted(words)), text={k: tuple(v) for k, v in text.items()}
+    )

@@ -1,7 +1,7 @@
 """The zoo: the paper's models at two scales.
 
 `SCALE_MODELS` keeps the paper's architectures (transformers' own classes) and the size ratios within each pair at
-about 1/4000 of the parameters; `HUB_MODELS` names the paper's checkpoints. At our scale embeddings are tied, since
+about 1/5000 of the parameters; `HUB_MODELS` names the paper's checkpoints. At our scale embeddings are tied, since
 otherwise they would be all there is; `scale_model` says what else differs.
 """
 
@@ -24,12 +24,12 @@ HUB_MODELS = {
 
 # name -> (model type, hidden size, intermediate size, layers, heads, key-value heads)
 SCALE_MODELS = {
-    "phi-3-mini": ("phi3", 128, 288, 4, 4, 4),
-    "llama-2": ("llama", 160, 360, 5, 5, 5),
-    "stablelm-zephyr": ("stablelm", 96, 304, 4, 4, 4),
-    "tinyllama": ("llama", 64, 176, 3, 4, 2),
-    "pythia": ("gpt_neox", 32, 128, 3, 4, 4),
-    "judge": ("qwen2", 192, 512, 5, 6, 2),  # the zoo's largest, of a family that no pair uses
+    "phi-3-mini": ("phi3", 112, 248, 4, 4, 4),
+    "llama-2": ("llama", 144, 300, 5, 4, 4),
+    "stablelm-zephyr": ("stablelm", 96, 240, 4, 4, 4),
+    "tinyllama": ("llama", 64, 176, 2, 4, 2),
+    "pythia": ("gpt_neox", 32, 128, 2, 4, 4),
+    "judge": ("qwen2", 176, 448, 5, 4, 2),  # the zoo's largest, of a family that no pair uses
 }
 PADDED_ENTRIES = {"phi-3-mini": 64}  # Phi-3 pads its vocabulary from 32,000 to 32,064
 

@@ -92,7 +92,6 @@ class CTKD(Objective):
         self.progress = 0.0
 
     def __call__(self, student_logits, teacher_logits, labels):
-        self.temperature.to(student_logits.device)
         return losses.ctkd(student_logits, teacher_logits, self.temperature(self.progress))
 
     def update(self, loss, progress):

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from taid.data import IGNORE, join, pad_left, pad_right
 
@@ -19,10 +20,15 @@ def prompts_of(batch: dict) -> list[list[int]]:
     """The real tokens before each row's first label. Raises ValueError for a row without a label or a prompt."""
     labelled = batch["labels"] != IGNORE
     first = torch.where(labelled.any(1), labelled.int().argmax(1), 0).tolist()
-    if 0 in first:
-        raise ValueError("rollouts need rows with a prompt (labels −100) and a response (labelled); one has none of either")
-    rows = zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), first, strict=True)
-    return [[token for token, real in zip(ids[:n], mask[:n], strict=True) if real] for ids, mask, n in rows]
+    real = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+    rows = zip(batch["input_ids"], real, first, strict=True)
+    prompts = [ids[:n][mask[:n]].tolist() for ids, mask, n in rows]
+    if not all(prompts):
+        raise ValueError(
+            "rollouts need a prompt (labels −100) before a response (labelled) in every row, and one row lacks either: "
+            "drop it, or let the collator mask its prompt"
+        )
+    return prompts
 
 
 def to_batch(prompts: list[list[int]], responses: list[list[int]], pad_token_id: int, device) -> dict:
@@ -48,14 +54,16 @@ def sample_responses(model, prompts: list[list[int]], max_new_tokens: int, seed:
     device = next(model.parameters()).device
     ids = pad_left(prompts, pad).to(device)
     mask = pad_left([[1] * len(p) for p in prompts], 0).to(device)
-    was_training = model.training
+    was_training, own_config = model.training, model.generation_config
     model.eval()
+    model.generation_config = GenerationConfig()  # its own may bend the distribution, as by a repetition penalty
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         sequences = model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=True, temperature=1.0,
             top_k=0, top_p=1.0, eos_token_id=end, pad_token_id=pad, use_cache=True,
         )
+    model.generation_config = own_config
     model.train(was_training)
     ends = {end} if isinstance(end, int) else set(end)
     return [_up_to_end(row, ends) for row in sequences[:, ids.shape[1] :].tolist()]

@@ -121,7 +121,11 @@ def fetch(name: str) -> Path:
                 f"To use the known text, {by_hand}."
             )
         shutil.rmtree(cached, ignore_errors=True)
-        fresh.rename(cached)
+        try:
+            fresh.rename(cached)
+        except OSError:  # another process was quicker
+            if digest(cached, source.pattern) != source.sha256:
+                raise
     return cached
 
 

@@ -52,7 +52,9 @@ class LiveTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: dict) -> Tensor:
-        return response_logits(self.model, batch)[0]
+        device = next(self.model.parameters()).device
+        logits, _ = response_logits(self.model, {name: value.to(device) for name, value in batch.items()})
+        return logits.to(batch["labels"].device)
 
 
 class CachedTeacher:
@@ -70,6 +72,12 @@ class CachedTeacher:
             return self.live(batch)
         index = batch["index"].cpu().numpy()
         rows = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in index])
+        labels = int((batch["labels"][:, 1:] != IGNORE).sum())
+        if len(rows) != labels:
+            raise ValueError(
+                f"the cache holds {len(rows)} positions for a batch of {labels} labels: its examples are not those of "
+                "the cache. Make a cache for this data set, or leave out \"index\" to run the teacher live."
+            )
         return torch.from_numpy(self.logits[rows]).float().to(batch["labels"].device)
 
 
@@ -80,21 +88,27 @@ def cached_teacher(
 
     The key is a digest of the weights and of the examples; the file carries its own digest. One that does not match
     is rebuilt with a warning. Both files are written whole, the key last.
+
+    Raises ValueError for examples whose "index" is not their position: they would find each other's logits.
     """
+    if [e["index"] for e in examples] != list(range(len(examples))):
+        raise ValueError('the "index" of an example must be its position: number a shuffled or chosen subset anew')
     folder = Path(folder)
     key = {"weights": _digest_of_weights(model), "examples": _digest_of_examples(examples)}
     offsets = np.cumsum([0] + [len(e["response_ids"]) for e in examples])
     path, meta = folder / "logits.npy", folder / "meta.json"
     live = LiveTeacher(model)
     if meta.exists() and path.exists():
-        found = json.loads(meta.read_text())
-        if found == key | {"sha256": _digest_of_file(path)}:
+        if meta.read_bytes() == json.dumps(key | {"sha256": _digest_of_file(path)}).encode():
             return CachedTeacher(live, np.load(path, mmap_mode="r"), offsets)
-        warnings.warn(f"the teacher's logits in {folder} are damaged or of another teacher: computing them again", stacklevel=2)
+        warnings.warn(
+            f"the logits in {folder} are damaged, or of another teacher or data set: computing them again", stacklevel=2
+        )
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"logits.{os.getpid()}.partial"
     cache = np.lib.format.open_memmap(partial, "w+", np.float16, (int(offsets[-1]), model.config.vocab_size))
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i]["prompt_ids"]) + len(examples[i]["response_ids"]))
+    lengths = [len(e["prompt_ids"]) + len(e["response_ids"]) for e in examples]
+    order = sorted(range(len(examples)), key=lengths.__getitem__)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         logits = live(collator([examples[i] for i in chosen])).to(torch.float16).cpu().numpy()
@@ -113,7 +127,8 @@ def cached_teacher(
 def _digest_of_weights(model) -> str:
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        total.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return total.hexdigest()
 
 

@@ -1,9 +1,9 @@
 """The theory of TAID as functions: when repeated distillation collapses, and where its objective leads.
 
-Kernel regression stands in for language modelling (Mobahi, Farajtabar, Bartlett 2020). The labels of N points are
-written in the eigenbasis of the Gram matrix, whose eigenvalues are d > 0, and every vector is in units of
-E = sqrt(N eps), the residual that each fit has to leave. So ‖z₀‖ is the signal strength r₀ and a residual has norm 1.
-Derivations, and the test that checks each statement: docs/theory.md.
+Kernel regression stands in for language modelling (Mobahi, Farajtabar, Bartlett 2020). The labels of N points
+are written in the eigenbasis of the Gram matrix, whose eigenvalues are d > 0, and every vector is in units of
+E = √(Nε), the residual that each fit has to leave: the labels' norm is the signal strength r₀, and a residual
+has norm 1. Derivations, and the test that checks each statement: docs/theory.md.
 """
 
 from collections.abc import Callable
@@ -12,18 +12,18 @@ import numpy as np
 from numpy import ndarray as Array
 from scipy.special import dawsn, expit, softmax
 
-# --- Repeated regression ----------------------------------------------------------------------------------------------
+# --- Repeated regression ------------------------------------------------------------------------------------
 
 
 def fit(labels: Array, eigenvalues: Array) -> Array:
     """Least-norm fit of `labels` [..., N] whose residual has norm 1; zero ("collapse") where ‖labels‖ ≤ 1.
 
-    A z = z · u d / (1 + u d), where u = 1/c ≥ 0 solves n(u) = ‖z / (1 + u d)‖ = 1. This is the secular equation of
-    trust-region methods: 1/n is concave and increasing, so Newton's method on 1/n = 1 from u = 0 climbs to the root
-    without overshoot, and never leaves u = 0 where n(0) ≤ 1. Raises ValueError unless all eigenvalues are positive.
+    A z = z · u d / (1 + u d), where u = 1/c ≥ 0 solves n(u) = ‖z / (1 + u d)‖ = 1. As in trust-region
+    methods, 1/n is concave and increasing: Newton's method on 1/n = 1 climbs from u = 0 to the root without
+    overshoot, and stays at u = 0 where n(0) ≤ 1. Raises ValueError unless all eigenvalues are positive.
     """
     if not np.all(np.asarray(eigenvalues) > 0):
-        raise ValueError("eigenvalues must be positive: drop the null space of the Gram matrix and its labels first")
+        raise ValueError("eigenvalues must be positive: drop the null space of the Gram matrix first")
     u = np.zeros(np.shape(labels)[:-1] + (1,))
     while True:
         shrink = 1 / (1 + u * eigenvalues)  # [..., N]
@@ -32,15 +32,15 @@ def fit(labels: Array, eigenvalues: Array) -> Array:
         slope = (residual**2 * shrink * eigenvalues).sum(-1, keepdims=True)  # -n n'
         step = np.divide((norm - 1) * norm**2, slope, out=np.zeros_like(u), where=norm > 1)
         if not np.any(step > 4 * np.finfo(float).eps * u):
-            return labels - residual
+            return residual * u * eigenvalues
         u = u + step
 
 
 def distill(teacher: Array, eigenvalues: Array, schedule: Array, student: Array | None = None) -> Array:
-    """Targets z̃_t = (1 - λ_t) z_t + λ_t z_teacher, with z_{t+1} = fit(z̃_t), of every round; [T + 1, ..., N].
+    """Targets z̃_t = (1 - λ_t) z_t + λ_t y of every round, with z_{t+1} = fit(z̃_t); [T + 1, ..., N].
 
     `schedule` holds λ_0 … λ_T in [0, 1]; zeros are self-distillation, `linear_schedule(T)` is TAID's ramp.
-    The first student z₀ is the teacher [..., N], as in the paper, unless another is given.
+    y is the teacher [..., N], and so is the first student z_0, as in the paper, unless another is given.
     """
     labels = teacher if student is None else student
     targets = []
@@ -51,7 +51,7 @@ def distill(teacher: Array, eigenvalues: Array, schedule: Array, student: Array 
 
 
 def collapse_round(targets: Array) -> Array:
-    """First round t whose target has ‖z̃_t‖ ≤ 1; the number of rounds T + 1 where none has. [T + 1, ..., N] -> [...]"""
+    """First round t with ‖z̃_t‖ ≤ 1, or T + 1 where no round has it. Targets [T + 1, ..., N] -> [...]"""
     collapsed = np.linalg.norm(targets, axis=-1) <= 1  # [T + 1, ...]
     return np.where(collapsed.any(0), collapsed.argmax(0), len(targets))
 
@@ -61,11 +61,11 @@ def linear_schedule(last: int, start: float = 0.0) -> Array:
     return np.linspace(start, 1, last + 1)
 
 
-# --- When it collapses ------------------------------------------------------------------------------------------------
+# --- When it collapses --------------------------------------------------------------------------------------
 
 
 def drift(schedule: Array, start: float = 0.0) -> Array:
-    """δ_t ≥ ‖z_teacher - z_t‖: δ_0 = start, δ_{t+1} = (1 - λ_t) δ_t + 1. [T + 1] -> [T + 1]"""
+    """δ_t, which bounds ‖y - z_t‖: δ_0 = start, δ_{t+1} = (1 - λ_t) δ_t + 1. [T + 1] -> [T + 1]"""
     deltas = [start]
     for weight in schedule[:-1]:
         deltas.append((1 - weight) * deltas[-1] + 1)
@@ -73,11 +73,11 @@ def drift(schedule: Array, start: float = 0.0) -> Array:
 
 
 def non_collapse_bound(schedule: Array, start: float = 0.0) -> float:
-    """B = 1 + max_t (1 - λ_t) δ_t for the schedule λ_0 … λ_T: r₀ > B rules out a collapse at every round, whatever κ is.
+    """B = 1 + max_t (1 - λ_t) δ_t, for the schedule λ_0 … λ_T: with r₀ > B no round collapses, whatever κ is.
 
-    `start` = ‖z_teacher - z_0‖ is how far the first student is from the teacher. With start = 0, r₀ ≤ √B forces a
-    collapse, and with N = 1 (or κ = 1, or labels in one eigenspace) r₀ ≤ B does. Beyond the paper; raises ValueError
-    where the schedule leaves [0, 1].
+    `start` = ‖y - z_0‖ is the first student's distance from the teacher. With start = 0, r₀ ≤ √B forces a
+    collapse, and where N = 1, or κ = 1, or the labels lie in one eigenspace, r₀ ≤ B does. Beyond the paper.
+    Raises ValueError where the schedule leaves [0, 1].
     """
     schedule = np.asarray(schedule, dtype=float)
     if schedule.ndim != 1 or not np.all((0 <= schedule) & (schedule <= 1)):
@@ -90,7 +90,7 @@ DAWSON_SLOPE = np.sqrt(2) * dawsn(DAWSON_PEAK)  # 0.76515…
 
 
 def dawson_asymptote(last: int | Array, start: float = 0.0) -> float | Array:
-    """Non-collapse bound of the linear schedule for large T: 0.76515 √T + 1/6 + (1/3 + start) e^(-x²), error O(1/√T).
+    """Bound of the linear schedule for large T: 0.76515 √T + 1/6 + (1/3 + start) e^(-x²), up to O(1/√T).
 
     x = 0.92414 is where Dawson's integral peaks; with start = 0 the constant is 0.30857.
     """
@@ -98,7 +98,7 @@ def dawson_asymptote(last: int | Array, start: float = 0.0) -> float | Array:
 
 
 def self_distillation_rounds(signal: float) -> tuple[int, int]:
-    """Least and greatest possible round of collapse of self-distillation at r₀: ⌈r₀⌉ - 1 and ⌈r₀²⌉ - 1, both attained."""
+    """Earliest and latest round at which self-distillation collapses, ⌈r₀⌉ - 1 and ⌈r₀²⌉ - 1; both occur."""
     return max(int(np.ceil(signal)) - 1, 0), max(int(np.ceil(signal**2)) - 1, 0)
 
 
@@ -118,10 +118,9 @@ def paper_corollary(last: int | Array, condition: float) -> float | Array:
 
 
 def critical_signal(direction: Array, eigenvalues: Array, schedule: Array) -> Array:
-    """Signal r₀ at which labels r₀ · direction / ‖direction‖ cease to collapse, by bisection of [√B, B]. [..., N] -> [...]
+    """Signal r₀ at which labels along `direction` [..., N] cease to collapse, by bisection of [√B, B]; [...].
 
-    √B collapses and B does not. In between the survival grows with r₀ in all problems tried, which is not proved.
-    First student = teacher.
+    Up to √B they collapse, above B they do not. That they cease but once in between is observed, not proved.
     """
     bound = non_collapse_bound(schedule)
     unit = direction / np.linalg.norm(direction, axis=-1, keepdims=True)
@@ -133,23 +132,25 @@ def critical_signal(direction: Array, eigenvalues: Array, schedule: Array) -> Ar
     return high
 
 
-def phase_diagram(direction: Array, eigenvalues: Array, lengths: Array, signals: Array) -> tuple[Array, Array]:
-    """Whether self-distillation, and TAID's linear schedule, collapse in rounds 0 … T: two boolean [lengths, signals].
+def phase_diagram(
+    direction: Array, eigenvalues: Array, lengths: Array, signals: Array
+) -> tuple[Array, Array]:
+    """Whether self-distillation, and TAID's linear schedule, collapse in rounds 0 … T; [lengths, signals].
 
-    `lengths` are values of T, `signals` of r₀; the labels [N] point along `direction`.
+    `lengths` are values of T, `signals` of r₀; the labels point along `direction` [N].
     """
     labels = signals[:, None] * direction / np.linalg.norm(direction)  # [signals, N]
 
     def rounds(schedule: Array) -> Array:
         return collapse_round(distill(labels, eigenvalues, schedule))
 
-    repeated = rounds(np.zeros(lengths.max() + 1)) <= lengths[:, None]  # a longer run begins with the shorter one
-    return repeated, np.stack([rounds(linear_schedule(last)) <= last for last in lengths])
+    self_distillation = rounds(np.zeros(max(lengths) + 1)) <= lengths[:, None]  # long runs hold short ones
+    return self_distillation, np.stack([rounds(linear_schedule(last)) <= last for last in lengths])
 
 
-# --- What the objective is --------------------------------------------------------------------------------------------
-# Gradients with respect to the student's logits s at one position, nats; q = softmax(s), teacher p = softmax(z),
-# Δ = z - s, all [..., V]. A divergence D(p, q) has gradient q · (v - E_q v) with v = ∂D/∂q: only v differs.
+# --- What the objective is ----------------------------------------------------------------------------------
+# Gradients with respect to the student's logits s, where q = softmax(s), p = softmax(z) is the teacher and
+# Δ = z - s, all [..., V]. A divergence D(p, q), in nats, has q · (v - E_q v) with v = ∂D/∂q: only v differs.
 
 
 def logit_gradient(slope: Array, student: Array) -> Array:
@@ -194,7 +195,7 @@ def skew_rkl_gradient(student: Array, teacher: Array, lam: float = 0.1) -> Array
 
 
 def adaptive_kl_gradient(student: Array, teacher: Array, mu: float = 0.5) -> Array:
-    """Of w KL(p ‖ q) + (1 - w) KL(q ‖ p), w fixed: the share of Σ |p - q| in the smallest head of teacher mass ≥ μ."""
+    """Of w KL(p ‖ q) + (1 - w) KL(q ‖ p), w fixed, the share of Σ |p - q| in the least head of mass ≥ μ."""
     p = softmax(teacher, axis=-1)
     order = np.argsort(-p, axis=-1)
     ranked = np.take_along_axis(p, order, -1)
@@ -210,9 +211,9 @@ def ctkd_gradient(student: Array, teacher: Array, temperature: float) -> Array:
 
 
 def dkd_gradient(student: Array, teacher: Array, label: int, alpha: float = 1.0, beta: float = 0.5) -> Array:
-    """Of α KL(label or not) + β KL(among the others): α (q_y - p_y) at the label y, -α (q_y - p_y) q̂ + β (q̂ - p̂) elsewhere.
+    """Of α KL(label y or not) + β KL(among the others), at temperature 1.
 
-    q̂ and p̂ are the distributions without y.
+    α (q_y - p_y) at y, and -α (q_y - p_y) q̂ + β (q̂ - p̂) elsewhere; q̂, p̂ are the distributions without y.
     """
     others = np.arange(student.shape[-1]) != label
     q, p = (softmax(np.where(others, logits, -np.inf), axis=-1) for logits in (student, teacher))  # q̂, p̂
@@ -221,7 +222,7 @@ def dkd_gradient(student: Array, teacher: Array, label: int, alpha: float = 1.0,
 
 
 def taid_gradient(student: Array, teacher: Array, t: float) -> Array:
-    """q - p_t with p_t = softmax((1 - t) s + t z) held fixed: v = -p_t/q. 0 at t = 0, the forward KL's at t = 1."""
+    """q - p_t with p_t = softmax((1 - t) s + t z) fixed: v = -p_t/q. Zero at t = 0, the KL's at t = 1."""
     return kl_gradient(student, (1 - t) * student + t * teacher)
 
 
@@ -234,43 +235,46 @@ GRADIENTS: dict[str, Callable[[Array, Array], Array]] = {
     "skew_rkl": skew_rkl_gradient,
     "adaptive_kl": adaptive_kl_gradient,
 }
-"""Gradients (student, teacher) -> [..., V] by the names of `taid.losses.LOSSES`; CTKD, DKD, TAID need a third argument."""
+"""Gradients by the names of `taid.losses.LOSSES`; those of CTKD, DKD and TAID take a third argument."""
 
 
 def taid_expansion(student: Array, teacher: Array, t: float) -> Array:
-    """TAID's gradient to second order, t · rkl_gradient - t²/2 · q · ((Δ - E_q Δ)² - Var_q Δ); its error is O(t³)."""
+    """TAID's gradient up to O(t³): t · rkl_gradient - t²/2 · q · ((Δ - E_q Δ)² - Var_q Δ). [..., V]"""
     gap = teacher - student
     gap = gap - (softmax(student, axis=-1) * gap).sum(-1, keepdims=True)
     return t * rkl_gradient(student, teacher) - t**2 / 2 * logit_gradient(gap**2, student)
 
 
 def taid_remainder(student: Array, teacher: Array, t: float) -> Array:
-    """Bound t (max Δ - min Δ)² / 4 on ‖taid_gradient / t - rkl_gradient‖₁ for every t in (0, 1]. [..., V] -> [...]"""
+    """Bound t (max Δ - min Δ)² / 4 on Σ |taid_gradient / t - rkl_gradient|, for every t in (0, 1]; [...]."""
     return t * np.ptp(teacher - student, axis=-1) ** 2 / 4
 
 
-# --- The adaptive schedule, open loop ---------------------------------------------------------------------------------
+# --- The adaptive schedule, open loop -----------------------------------------------------------------------
 
 
 def open_loop(updates: int, alpha: float, t_start: float, t_end: float = 1.0) -> Array:
-    """The adaptive schedule without its feedback: t_n = max(linear, 1 - (1 - t_start) e^(-αn/2)), at most t_end. [N + 1]"""
+    """The adaptive schedule at momentum 0: t_n = max(linear, 1 - (1 - t_start) e^(-αn/2)) ≤ t_end; [N + 1]"""
     n = np.arange(updates + 1)
     linear = t_start + (t_end - t_start) * n / updates
     return np.minimum(t_end, np.maximum(linear, 1 - (1 - t_start) * np.exp(-alpha * n / 2)))
 
 
 def open_loop_error(momentum: float, alpha: float, t_start: float) -> float:
-    """Bound on |t_n - open_loop| at every n while |m| ≤ `momentum`: (1 - t_start) h / (e (1/2 - h)), h = η + α/2.
+    """Bound on |t_n - open_loop| at every n while |m| ≤ `momentum`: (1 - t_start) h / (e (1/2 - h)).
 
-    η = sigmoid(momentum) - 1/2. Raises ValueError where h ≥ 1/2 and the bound says nothing.
+    h = sigmoid(momentum) - 1/2 + α/2. Raises ValueError where h ≥ 1/2 and the bound says nothing.
     """
     h = expit(momentum) - 0.5 + alpha / 2
     if h >= 0.5:
-        raise ValueError("momentum or alpha is too large for the bound: sigmoid(momentum) + alpha / 2 must be below 1")
+        raise ValueError("no bound: momentum or alpha is too large, need sigmoid(momentum) + alpha / 2 < 1")
     return (1 - t_start) * h / (np.e * (0.5 - h))
 
 
 def open_loop_lead(updates: int, alpha: float, t_start: float) -> float:
-    """Greatest lead of the open loop over the linear ramp: (1 - t_start) (1 - (1 + log a) / a), a = αN/2; 0 for a ≤ 1."""
+    """Greatest lead of the open loop over the linear ramp: (1 - t_start) (1 - (1 + log a) / a), a = αN/2.
+
+    Zero for a ≤ 1: with the paper's α, a run of 4,000 updates or fewer never leaves the ramp.
+    """
     rate = max(alpha * updates / 2, 1.0)
     return (1 - t_start) * (1 - (1 + np.log(rate)) / rate)

@@ -16,19 +16,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
 
 from taid.data import IGNORE, write_whole
 from taid.objectives import Objective, objective
 from taid.teacher import LiveTeacher, response_logits
 
-STATE, BUFFER = "distillation_state.json", "rollouts.safetensors"
+STATE, BUFFER = "distillation_state.json", "rollouts-{rank}.safetensors"
+COLUMNS = ("index", "prompt_ids", "response_ids")  # of `taid.data.encode`, read by its Collator
 
 
 def align_vocabularies(
     student_logits: Tensor, teacher_logits: Tensor, vocab_size: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Cut both [n, V] to one vocabulary if they differ only in padding, that is in entries ≥ `vocab_size`, the number
-    of tokens the tokenizer knows (Phi-3 has 32,064 entries for 32,000 tokens).
+    """Cut both [n, V] to one vocabulary if they differ only in padding, that is in entries ≥ `vocab_size`, the
+    number of tokens the tokenizer knows (Phi-3 has 32,064 entries for 32,000 tokens).
 
     Raises ValueError, naming both sizes, if a difference is not known to be padding.
     """
@@ -39,8 +41,8 @@ def align_vocabularies(
     if vocab_size is None or vocab_size > smaller:
         known = "no tokenizer was given" if vocab_size is None else f"the tokenizer has {vocab_size} tokens"
         raise ValueError(
-            f"the student's vocabulary has {student} entries, the teacher's {teacher}, and {known}, so the difference is not "
-            "padding alone. Distil between models of one tokenizer, and pass it as processing_class."
+            f"the student's vocabulary has {student} entries, the teacher's {teacher}, and {known}, so the difference "
+            "is not padding alone. Distil between models of one tokenizer, and pass it as processing_class."
         )
     return student_logits[..., :smaller], teacher_logits[..., :smaller]
 
@@ -50,8 +52,9 @@ class DistillationTrainer(Trainer):
 
     `teacher`: a causal language model, or a callable from a batch to logits (`taid.teacher.CachedTeacher`); methods
     without a teacher need none. The loss is the sum over unmasked tokens divided by their number in the whole
-    optimizer step, over micro-batches and ranks; the objective is updated once per optimizer step from that same mean,
-    in training only. Validation (`eval_loss`) is the cross-entropy on the labels [nats/token], the same for all methods.
+    optimizer step, over micro-batches and ranks; the objective is updated once per optimizer step from that same
+    mean, in training only. Validation (`eval_loss`) is the cross-entropy on the labels [nats/token], the same for
+    all methods and batch sizes; DistiLLM needs it, for without it no student sequence is ever sampled.
 
     Raises ValueError for an unknown method, a missing teacher, a step without any label, vocabularies that differ in
     more than padding; FloatingPointError, naming the step and the last checkpoint, for a loss that is not finite.
@@ -60,25 +63,39 @@ class DistillationTrainer(Trainer):
     def __init__(self, model: PreTrainedModel, teacher=None, method: str | Objective = "taid", **kwargs):
         self.objective = objective(method) if isinstance(method, str) else method
         if self.objective.uses_teacher and teacher is None:
-            raise ValueError(f"{method!r} learns from a teacher: pass teacher=…, or use method='sft'")
+            name = method if isinstance(method, str) else type(method).__name__
+            raise ValueError(f"{name!r} learns from a teacher: pass teacher=…, or use method='sft'")
         super().__init__(model=model, **kwargs)
-        self.model_accepts_loss_kwargs = True  # compute_loss normalises over the whole optimizer step
-        if isinstance(teacher, PreTrainedModel):
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"one process sees {self.args.n_gpu} GPUs: start one process each, torchrun --nproc-per-node="
+                f"{self.args.n_gpu} …, or show it a single one, CUDA_VISIBLE_DEVICES=0"
+            )
+        # compute_loss normalises over the whole optimizer step, in a causal model's terms
+        self.model_accepts_loss_kwargs = self._loss_shifts_labels = self.args.average_tokens_across_devices = True
+        if isinstance(teacher, torch.nn.Module):
             teacher = LiveTeacher(teacher.to(self.args.device))
         self.teacher = teacher
         self._step_loss: Tensor | float = 0.0  # this rank's share of the step's mean loss
+        self._validation = torch.zeros(2, device=self.args.device)  # this rank's sum of losses, number of labels
         self.add_callback(_ObjectiveCallback(self))
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of one optimizer step, with rollouts in place of data where the method wants them."""
+        self._step_loss = 0.0
+        for parameter in self.objective.parameters():
+            parameter.grad = None  # the Trainer zeroes the model's alone
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-        rollouts = self.objective.rollouts
-        if rollouts is not None:
+        if self.objective.rollouts is not None:
             model = self.accelerator.unwrap_model(self.model)
+            first = self.state.global_step * self.args.gradient_accumulation_steps
             for i, batch in enumerate(batches):
-                draw = (self.state.global_step * len(batches) + i) * self.args.world_size + self.args.process_index
-                batches[i] = rollouts(model, batch, self._progress(), self.args.seed * 1_000_003 + draw)
+                draw = (first + i) * self.args.world_size + self.args.process_index
+                seed = self.args.seed * 1_000_003 + draw
+                batches[i] = self.objective.rollouts(model, batch, self._progress(), seed)
             count = self._get_num_items_in_batch(batches, device)
+        if batches and count is None:
+            raise ValueError("the batches have no labels: let the collator add them, −100 where nothing is learned")
         if batches and not count:
             raise ValueError(
                 f"every label of optimizer step {self.state.global_step + 1} is {IGNORE}: nothing to learn from. Check "
@@ -90,25 +107,26 @@ class DistillationTrainer(Trainer):
         """Sum of the objective over the batch's unmasked tokens / their number in the optimizer step [nats]."""
         logits, labels = response_logits(model, inputs)  # [n, V], [n]
         if not model.training:
-            loss = cross_entropy(logits.float(), labels)
-            return (loss, {"loss": loss}) if return_outputs else loss
-        count = labels.numel() if num_items_in_batch is None else num_items_in_batch
+            losses = cross_entropy(logits.float(), labels, reduction="none")
+            self._validation += torch.stack([losses.sum(), losses.new_tensor(losses.numel())])
+            return (losses.mean(), {"loss": losses.mean()}) if return_outputs else losses.mean()
         teacher_logits = None
         if self.objective.uses_teacher:
             vocab_size = None if self.processing_class is None else len(self.processing_class)
             logits, teacher_logits = align_vocabularies(logits, self.teacher(inputs), vocab_size)
-        loss = self.objective(logits, teacher_logits, labels).sum() / count
+        loss = self.objective(logits, teacher_logits, labels).sum() / num_items_in_batch
         self._step_loss = self._step_loss + loss.detach()
-        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks, the count is over all
+        loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks, the count is over all
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def create_optimizer(self, model=None):
         """The Trainer's optimizer, with the objective's own parameters (CTKD's temperature) as a further group."""
-        new = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        own = [p for p in self.objective.parameters() if p.requires_grad]
-        if new and own:
+        known = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        own = [p for p in self.objective.parameters() if p.requires_grad and p not in known]
+        for parameter in own:
+            parameter.data = parameter.data.to(self.args.device)
+        if own:
             optimizer.add_param_group({"params": own, "weight_decay": 0.0})
         return optimizer
 
@@ -116,20 +134,33 @@ class DistillationTrainer(Trainer):
         """The Trainer's logs, and the objective's beside the training loss."""
         super().log(logs | self.objective.logs() if "loss" in logs else logs, start_time)
 
+    def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
+        """The Trainer's, but the loss is a mean over labels, not over batches of means."""
+        self._validation.zero_()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        total, count = self.accelerator.reduce(self._validation, "sum").tolist()
+        if count:
+            output.metrics[f"{metric_key_prefix}_loss"] = total / count
+        return output
+
     def evaluate(self, *args, **kwargs):
         metrics = super().evaluate(*args, **kwargs)
-        if self.objective.rollouts is not None and "eval_loss" in metrics:
+        if self.is_in_train and self.objective.rollouts is not None and "eval_loss" in metrics:
             self.objective.rollouts.on_validation(metrics["eval_loss"])
         return metrics
 
     def train(self, resume_from_checkpoint=None, **kwargs):
-        """As the Trainer's; `resume_from_checkpoint=True` takes the last whole checkpoint, passing over one that a kill
-        cut short. Raises ValueError if there is none."""
+        """As the Trainer's; `resume_from_checkpoint=True` takes the last whole checkpoint, passing over one that a
+        kill cut short. Raises ValueError if there is none."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
-                raise ValueError(f"no whole checkpoint in {self.args.output_dir}: train without resume_from_checkpoint")
+                raise ValueError(f"{self.args.output_dir} has no whole checkpoint: leave out resume_from_checkpoint")
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = list({*self._signature_columns, *COLUMNS})  # or remove_unused_columns takes them
 
     def _progress(self) -> float:
         return min(1.0, self.state.global_step / max(self.state.max_steps, 1))
@@ -137,14 +168,13 @@ class DistillationTrainer(Trainer):
     def _finish_step(self) -> None:
         """Before the optimizer moves: check the step's loss, and let the objective see it."""
         loss = float(self.accelerator.reduce(torch.as_tensor(self._step_loss, device=self.args.device), "sum"))
-        self._step_loss = 0.0
         step = self.state.global_step + 1
         if not math.isfinite(loss):
             last = last_checkpoint(self.args.output_dir)
             kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved before (see save_steps)"
             raise FloatingPointError(
-                f"the loss of optimizer step {step} is {loss}; the student is as before that step, and {kept}. Lower the "
-                "learning rate, or look for NaN or infinite logits in the teacher."
+                f"the loss of optimizer step {step} is {loss}; the student is as before that step, and {kept}. Lower "
+                "the learning rate, or look for NaN or infinite logits in the teacher."
             )
         for parameter in self.objective.parameters():  # outside the model that data parallelism knows
             if parameter.grad is not None:
@@ -152,28 +182,38 @@ class DistillationTrainer(Trainer):
         self.objective.update(loss, min(1.0, step / self.state.max_steps))
 
     def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
+        run = self._get_output_dir(trial)
+        folder = Path(run) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-            rollouts = self.objective.rollouts
-            if rollouts is not None:
-                save_file(rollouts.tensors(), folder / BUFFER)
+            (folder / STATE).unlink(missing_ok=True)  # of an earlier run: not whole while it is written over
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # none goes before this one is whole
+        super()._save_checkpoint(model, trial)
+        self.args.save_total_limit = limit
+        rollouts = self.objective.rollouts
+        if rollouts is not None:
+            save_file(rollouts.tensors(), folder / BUFFER.format(rank=self.args.process_index))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
             state = {
                 "objective": self.objective.state_dict(),
                 "rollouts": rollouts.state_dict() if rollouts is not None else None,
             }
             write_whole(folder / STATE, json.dumps(state))  # last: it says that the checkpoint is whole
+            rotate_checkpoints(run, limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
         folder = Path(resume_from_checkpoint)
         if not (folder / STATE).exists():
-            raise ValueError(f"{folder} has no {STATE}: it was cut short, or is not of a DistillationTrainer; resume from another")
+            raise ValueError(
+                f"{folder} has no {STATE}: it was cut short, or is not of a DistillationTrainer; resume from another"
+            )
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
         state = json.loads((folder / STATE).read_text())
         self.objective.load_state_dict(state["objective"])
         if self.objective.rollouts is not None:
             self.objective.rollouts.load_state_dict(state["rollouts"])
-            self.objective.rollouts.load_tensors(load_file(folder / BUFFER))
+            buffer = load_file(folder / BUFFER.format(rank=self.args.process_index))
+            self.objective.rollouts.load_tensors(buffer)
 
 
 class _ObjectiveCallback(TrainerCallback):
@@ -188,6 +228,6 @@ class _ObjectiveCallback(TrainerCallback):
 
 def last_checkpoint(output_dir: str) -> str | None:
     """The newest whole checkpoint of a DistillationTrainer in `output_dir`, or None."""
-    folders = sorted(Path(output_dir).glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[-1]))
-    whole = [str(folder) for folder in folders if (folder / STATE).exists()]
-    return whole[-1] if whole else None
+    states = Path(output_dir).glob(f"checkpoint-*/{STATE}")
+    steps = {int(step): state.parent for state in states if (step := state.parent.name.split("-")[1]).isdigit()}
+    return str(steps[max(steps)]) if steps else None

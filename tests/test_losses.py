@@ -321,7 +321,7 @@ def test_adaptive_kl_from_a_uniform_teacher_is_forward_kl():
 
 
 def test_adaptive_kl_is_infinite_although_the_infinite_part_has_no_weight():
-    """The head's gap is 0, so that all weight lies on the reverse KL, but the student lacks a token: 0 · ∞."""
+    """The head has no gap, so all weight is on the reverse KL, but the student lacks a token: 0 · ∞."""
     s = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64).log()
     z = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64).log()
     assert adaptive_kl(s, z, mu=0.4) == INF

@@ -1,0 +1,115 @@
+"""Drawing the theory: functions take axes and arrays, and return the axes. They compute no statistics."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from numpy import ndarray as Array
+
+from analysis.style import COLOURS
+
+TAID, REPEATED, PAPER = COLOURS["taid"], COLOURS["kl"], "#555555"
+SHADES = ("#F9C784", "#E8853B", "#A63C06", "#5C1A03")  # an ordered family: lengths, rates
+
+
+def plain(ax: Axes) -> Axes:
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def phase_diagram(
+    ax: Axes, lengths: Array, signals: Array, collapses: Array, sure: Array, possible: Array, colour: str
+) -> Axes:
+    """Shade where labels collapse; `collapses` is boolean [lengths, signals].
+
+    Above the line `sure` [lengths] theory rules a collapse out, below `possible` it forces one.
+    """
+    shades = ListedColormap(["#FFFFFF", colour])
+    ax.pcolormesh(lengths, signals, collapses.T, cmap=shades, alpha=0.35, rasterized=True)
+    ax.plot(lengths, sure, color=colour, linewidth=2, label="bound: none above")
+    ax.plot(lengths, possible, color=colour, linewidth=2, linestyle=":", label="its root: always below")
+    ax.set(xscale="log", yscale="log", xlim=(lengths[0], lengths[-1]), ylim=(signals[0], signals[-1]))
+    return plain(ax)
+
+
+def trajectories(ax: Axes, curves: Mapping[str, tuple[Array, str, str]]) -> Axes:
+    """Signals ‖z̃_t‖ [T + 1] by label, each with colour and line style; a cross marks the first collapse."""
+    ax.axhspan(0, 1, color="#EEEEEE")
+    for label, (signal, colour, style) in curves.items():
+        ax.plot(signal, color=colour, linestyle=style, linewidth=1.8, label=label)
+        below = np.flatnonzero(signal <= 1)
+        if below.size:
+            ax.plot(below[0], signal[below[0]], "x", color=colour, markersize=8, markeredgewidth=2)
+    ax.set(xlabel="round t", ylim=(0, None))
+    return plain(ax)
+
+
+def bounds(ax: Axes, lengths: Array, curves: Mapping[str, tuple[Array, str, str]]) -> Axes:
+    """Signals r₀ that rule a collapse out, over T, by label, each with colour and line style."""
+    for label, (bound, colour, style) in curves.items():
+        ax.plot(lengths, bound, color=colour, linestyle=style, linewidth=1.8, label=label)
+    ax.set(xscale="log", yscale="log", xlabel="T", ylabel="signal $r_0$", xlim=(lengths[0], lengths[-1]))
+    return plain(ax)
+
+
+def tightness(ax: Axes, conditions: Array, ratios: Mapping[int, Array], roots: Mapping[int, float]) -> Axes:
+    """Critical signal over bound against κ, by T: lowest, median and highest over labels, [3, conditions].
+
+    `roots` holds the least ratio that theory allows, 1/√B, by T.
+    """
+    for colour, (last, (low, middle, high)) in zip(SHADES, ratios.items(), strict=False):
+        ax.fill_between(conditions, low, high, color=colour, alpha=0.2, linewidth=0)
+        ax.plot(conditions, middle, "o-", color=colour, markersize=4, label=f"T = {last}")
+        ax.axhline(roots[last], color=colour, linestyle=":", linewidth=1.2)
+    ax.axhline(1, color="black", linewidth=1)
+    ax.set(xscale="log", xlabel="condition number κ", ylabel="critical signal / bound", ylim=(0, 1.05))
+    return plain(ax)
+
+
+def distributions(ax: Axes, student: Array, teacher: Array) -> Axes:
+    """The two distributions over the vocabulary."""
+    tokens = np.arange(len(teacher))
+    ax.bar(tokens, teacher, width=1, color="#BBBBBB", label="teacher p")
+    ax.step(tokens, student, where="mid", color="black", linewidth=1.4, label="student q")
+    ax.set(xticks=[], yticks=[], title="distributions")
+    ax.legend(frameon=False, fontsize=7, loc="upper right")
+    return plain(ax)
+
+
+def gradient(ax: Axes, step: Array, title: str, note: str) -> Axes:
+    """What a descent step does to the logits, −gradient [V]: raised in one colour, lowered in the other."""
+    ax.bar(np.arange(len(step)), step, width=1, color=np.where(step > 0, TAID, REPEATED))
+    ax.axhline(0, color="black", linewidth=0.6)
+    ax.text(0.98, 0.03, note, transform=ax.transAxes, ha="right", va="bottom", fontsize=7, color=PAPER)
+    ax.set(xticks=[], title=title)
+    ax.tick_params(labelsize=6, length=2)
+    ax.spines[["top", "right", "bottom"]].set_visible(False)
+    return ax
+
+
+def path(ax: Axes, t: Array, curves: Mapping[str, tuple[Array, str, str]], ylabel: str) -> Axes:
+    """Curves over t by label, each with colour and line style."""
+    for label, (values, colour, style) in curves.items():
+        ax.plot(t, values, color=colour, linestyle=style, linewidth=1.8, label=label)
+    ax.set(xlabel="t", ylabel=ylabel)
+    return plain(ax)
+
+
+def convergence(ax: Axes, t: Array, errors: Mapping[str, tuple[Array, str, str]]) -> Axes:
+    """Errors of expansions in t, by label, each with colour and marker or line style."""
+    for label, (error, colour, style) in errors.items():
+        ax.loglog(t, error, style, color=colour, markersize=4, linewidth=1.4, label=label)
+    ax.set(xlabel="t", ylabel="error, sum of absolute values")
+    return plain(ax)
+
+
+def open_loop(ax: Axes, runs: Sequence[tuple[str, Array, Array]], floor: Array) -> Axes:
+    """t over training: each run's schedule [N + 1] as a broad line, its open loop [N + 1] dashed within."""
+    progress = np.linspace(0, 1, len(floor))
+    ax.plot(progress, floor, color=PAPER, linewidth=1.2, linestyle=":", label="linear floor")
+    for colour, (label, schedule, approximation) in zip(SHADES, runs, strict=False):
+        ax.plot(progress, schedule, color=colour, linewidth=4, alpha=0.55, label=label)
+        ax.plot(progress, approximation, color="black", linewidth=1, linestyle="--")
+    ax.set(xlabel="share of training", ylabel="t", ylim=(None, 1.02))
+    return plain(ax)
