@@ -1,29 +1,36 @@
 """Render results.
 
     python -m analysis table1 [--scale cpu] [--results results]   # writes table1.md and .png beside the rows
-    python -m analysis claims [--scale cpu] [--results results]   # prints every claim with its verdict
+    python -m analysis table3 [--scale cpu] [--results results]
+    python -m analysis claims [--scale cpu] [--results results]   # every claim of the tables with rows, judged
 """
 
 import argparse
 from pathlib import Path
 
-from analysis import rows, table1
+from analysis import rows, table1, table3
+
+TABLES = {"table1": table1, "table3": table3}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis", description="Render results.")
-    parser.add_argument("command", choices=["table1", "claims"])
+    parser.add_argument("command", choices=[*TABLES, "claims"])
     parser.add_argument("--scale", default="cpu", help="smoke, cpu or paper (default: cpu)")
     parser.add_argument("--results", type=Path, default=Path("results"), help="default: results/")
     arguments = parser.parse_args()
-    path, scale = arguments.results / "table1.jsonl", arguments.scale
-    frame = rows.load(path, scale)
-    if frame.empty:
-        parser.exit(1, f"{path} has no rows of scale {scale}; run `make table1 SCALE={scale}` first\n")
-    if arguments.command == "table1":
-        table1.write(frame, arguments.results, scale)
-    else:
-        print(table1.claims(frame), end="")
+    folder, scale = arguments.results, arguments.scale
+    asked = TABLES if arguments.command == "claims" else [arguments.command]
+    frames = {table: rows.load(folder / f"{table}.jsonl", scale) for table in asked}
+    frames = {table: frame for table, frame in frames.items() if not frame.empty}
+    if not frames:
+        first = next(iter(asked))
+        parser.exit(1, f"{folder} has no rows of scale {scale}; run `make {first} SCALE={scale}` first\n")
+    for table, frame in frames.items():
+        if arguments.command == "claims":
+            print(f"## {TABLES[table].TITLE}\n\n{TABLES[table].claims(frame)}")
+        else:
+            TABLES[table].write(frame, folder, scale)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The paper's claims as predicates over scores by seed: each written once, for any table, scale and metric.
 
 Scores are oriented so that higher is better (negate a loss). A claim holds for the paper's own numbers, one
-per method, when the same predicate's point estimate is positive.
+per method, when the same predicate is supported by each of them as exact: by intervals of no width.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -34,21 +35,20 @@ class Claim:
     predicate: Callable[[Scores], Verdict]
 
 
-def greater(scores: Scores, first: str, second: str) -> Verdict:
-    """`first` scores above `second`.
+def greater(scores: Scores, first: str, second: str, margin: float = 0.0) -> Verdict:
+    """`first` scores above `second` by more than `margin`.
 
-    Supported if the paired interval of first − second lies above 0, contradicted if below.
+    Supported if the paired interval of first − second lies above the margin, contradicted if below.
     """
-    if missing := _unpaired(scores, first, (second,)):
-        return _no_rows(missing)
-    difference = paired_interval(scores[first], scores[second], CONFIDENCE)
-    if difference.low > 0:
-        outcome = "supported"
-    elif difference.high < 0:
-        outcome = "contradicted"
-    else:
-        outcome = "inconclusive"
-    return Verdict(outcome, difference, f"{name(first)} − {name(second)}")
+    return _judge(scores, first, second, margin, math.inf)
+
+
+def close(scores: Scores, first: str, second: str, margin: float) -> Verdict:
+    """`first` and `second` differ by less than `margin`.
+
+    Supported if the paired interval of first − second lies within ± margin, contradicted if outside.
+    """
+    return _judge(scores, first, second, -margin, margin)
 
 
 def best(scores: Scores, method: str, rivals: tuple[str, ...]) -> Verdict:
@@ -81,9 +81,23 @@ def best(scores: Scores, method: str, rivals: tuple[str, ...]) -> Verdict:
 
 
 def holds_in_paper(claim: Claim, numbers: dict[str, float]) -> bool:
-    """Whether the paper's own point estimates (method → score, higher is better) satisfy the claim."""
-    estimate = claim.predicate({method: {0: number} for method, number in numbers.items()}).estimate
-    return estimate is not None and estimate.mean > 0
+    """Whether the paper's own numbers (method → score, higher is better) satisfy the claim, taken as exact."""
+    exact = {method: {0: number, 1: number} for method, number in numbers.items()}
+    return claim.predicate(exact).outcome == "supported"
+
+
+def _judge(scores: Scores, first: str, second: str, above: float, below: float) -> Verdict:
+    """Whether first − second lies between two bounds, by where its paired interval lies."""
+    if missing := _unpaired(scores, first, (second,)):
+        return _no_rows(missing)
+    difference = paired_interval(scores[first], scores[second], CONFIDENCE)
+    if above < difference.low and difference.high < below:
+        outcome = "supported"
+    elif difference.high < above or below < difference.low:
+        outcome = "contradicted"
+    else:
+        outcome = "inconclusive"
+    return Verdict(outcome, difference, f"{name(first)} − {name(second)}")
 
 
 def _unpaired(scores: Scores, method: str, rivals: tuple[str, ...]) -> list[str]:
@@ -117,3 +131,34 @@ TABLE1 = (
         predicate=partial(greater, first="taid", second="taid_no_adaptive"),
     ),
 )
+
+TABLE3 = {  # metric → claims about its logarithm
+    "tail": (
+        Claim(
+            name="KL ≈ TAID in the tail",
+            paper_item="Table 3",
+            statement="TAID's tail mass is within a factor of two of KL's.",
+            predicate=partial(close, first="taid", second="kl", margin=math.log(2)),
+        ),
+        Claim(
+            name="KL ≫ RKL in the tail",
+            paper_item="Table 3",
+            statement="KL's tail mass is more than twice RKL's.",
+            predicate=partial(greater, first="kl", second="rkl", margin=math.log(2)),
+        ),
+        Claim(
+            name="TAID ≫ RKL in the tail",
+            paper_item="Table 3",
+            statement="TAID's tail mass is more than twice RKL's.",
+            predicate=partial(greater, first="taid", second="rkl", margin=math.log(2)),
+        ),
+    ),
+    "head": (
+        Claim(
+            name="RKL is highest in the head",
+            paper_item="Table 3",
+            statement="RKL's head mass is above KL's and TAID's.",
+            predicate=partial(best, method="rkl", rivals=("kl", "taid")),
+        ),
+    ),
+}

@@ -15,3 +15,10 @@ def table1() -> dict[Pair, dict[str, float]]:
     for row in pd.read_csv(FOLDER / "table1_instruction_tuning.csv").itertuples():
         scores.setdefault(Pair(row.teacher, row.student), {})[row.method] = row.mt_bench
     return scores
+
+
+def table3() -> dict[str, dict[str, float]]:
+    """Mean probability by part ("head": top 10 tokens; "tail": 80–100th percentile) and method."""
+    masses = pd.read_csv(FOLDER / "table3_probability_mass.csv", index_col="method")
+    columns = {"head": "head_top10_mass", "tail": "tail_80_100_percentile_mass"}
+    return {part: masses[column].to_dict() for part, column in columns.items()}

@@ -16,6 +16,7 @@ from analysis.tables import MISSING, claims_table, markdown, marks, number, valu
 
 Line = Callable[[Pair, str], list[str]]
 
+TITLE = "Table 1: instruction tuning"
 REFERENCES = ("teacher", "untrained")
 PROTOCOLS = {"table1": "rate chosen per method", "table1_one_rate": "one rate for all"}
 BESIDE = {  # metric → heading, digits
@@ -50,7 +51,7 @@ def render(frame: pd.DataFrame, scale: str) -> str:
         "Provenance": provenance(frame),
     }
     body = "".join(f"\n## {title}\n\n{text}" for title, text in sections.items() if text)
-    return f"# Table 1: instruction tuning\n\n{preamble(frame, scale)}{body}"
+    return f"# {TITLE}\n\n{preamble(frame, scale)}{body}"
 
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
@@ -90,7 +91,7 @@ def headline(frame: pd.DataFrame, scale: str, experiment: str) -> str:
         header += [f"{pair_name(pair)}: paper", f"ours ({scale})"]
     measured = [method for method in REFERENCES if any(method in by_method for by_method in ours.values())]
     body = [[name(method), *columns(method)] for method in (*methods(ours), *measured)]
-    rates = sorted(frame[frame.experiment == experiment].learning_rate.dropna().unique())
+    rates = grid(frame, experiment)
     notes = (
         "Bold: best mean of the column. †: a tie, for the paired interval to the best includes 0."
         f" Learning rates: {', '.join(f'{rate:g}' for rate in rates) or 'not recorded'}."
@@ -131,9 +132,9 @@ def categories(frame: pd.DataFrame) -> str:
 def learning_rates(frame: pd.DataFrame) -> str:
     """The validation score at each rate of the grid, in bold at the rate behind the headline."""
     by_pair = scores(frame, "table1_search", "score") or scores(frame, "table1", "score")
-    grid = sorted(frame[frame.experiment.isin(["table1", "table1_search"])].learning_rate.dropna().unique())
-    validation = {rate: scores(frame[frame.learning_rate == rate], "table1_search", "score") for rate in grid}
-    headlines = {rate: scores(frame[frame.learning_rate == rate], "table1", "score") for rate in grid}
+    rates = grid(frame, "table1", "table1_search")
+    validation = {rate: scores(frame[frame.learning_rate == rate], "table1_search", "score") for rate in rates}
+    headlines = {rate: scores(frame[frame.learning_rate == rate], "table1", "score") for rate in rates}
 
     def cell(pair: Pair, method: str, rate: float) -> str:
         values = validation[rate].get(pair, {}).get(method)
@@ -141,13 +142,19 @@ def learning_rates(frame: pd.DataFrame) -> str:
         return f"**{text}**" if method in headlines[rate].get(pair, {}) else text
 
     def line(pair: Pair, method: str) -> list[str]:
-        return [name(method), *(cell(pair, method, rate) for rate in grid)]
+        return [name(method), *(cell(pair, method, rate) for rate in rates)]
 
-    if not grid:
+    if not rates:
         return ""
     students = {pair: without_references(by_method) for pair, by_method in by_pair.items()}
-    tables = per_pair(students, ["method", *(f"{rate:g}" for rate in grid)], line)
+    tables = per_pair(students, ["method", *(f"{rate:g}" for rate in rates)], line)
     return f"Score on the validation split, mean over seeds; bold: the headline's rate.\n\n{tables}"
+
+
+def grid(frame: pd.DataFrame, *experiments: str) -> list[float]:
+    """The learning rates of the experiments, ascending; references train at none."""
+    trained = frame[frame.experiment.isin(experiments) & ~frame.method.isin(REFERENCES)]
+    return sorted(trained.learning_rate.dropna().unique())
 
 
 def verdicts(frame: pd.DataFrame) -> Iterable[tuple[str, Claim, bool, Verdict]]:

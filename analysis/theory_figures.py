@@ -9,7 +9,8 @@ from numpy import ndarray as Array
 
 from analysis.style import COLOURS
 
-TAID, REPEATED, PAPER = COLOURS["taid"], COLOURS["kl"], "#555555"
+TAID, FORWARD, REVERSE, REFERENCE = COLOURS["taid"], COLOURS["kl"], COLOURS["rkl"], "#555555"
+REPEATED = FORWARD  # self-distillation; never beside the forward KL
 SHADES = ("#F9C784", "#E8853B", "#A63C06", "#5C1A03")  # an ordered family: lengths, rates
 
 
@@ -18,18 +19,24 @@ def plain(ax: Axes) -> Axes:
     return ax
 
 
-def phase_diagram(
-    ax: Axes, lengths: Array, signals: Array, collapses: Array, sure: Array, possible: Array, colour: str
-) -> Axes:
-    """Shade where labels collapse; `collapses` is boolean [lengths, signals].
+def lines(ax: Axes, x: Array, curves: Mapping[str, tuple[Array, str, str]], **settings: str) -> Axes:
+    """Curves over x by label, each with colour and matplotlib's format string; `settings` go to the axes."""
+    for label, (y, colour, form) in curves.items():
+        ax.plot(x, y, form, color=colour, linewidth=1.8, markersize=4, label=label)
+    ax.set(**settings)
+    return plain(ax)
 
-    Above the line `sure` [lengths] theory rules a collapse out, below `possible` it forces one.
-    """
+
+def phase_diagram(
+    ax: Axes, lengths: Array, signals: Array, collapses: Array, bound: Array, colour: str
+) -> Axes:
+    """Shade where labels collapse, boolean [lengths, signals]; `bound` [lengths] is B(T)."""
     shades = ListedColormap(["#FFFFFF", colour])
     ax.pcolormesh(lengths, signals, collapses.T, cmap=shades, alpha=0.35, rasterized=True)
-    ax.plot(lengths, sure, color=colour, linewidth=2, label="bound: none above")
-    ax.plot(lengths, possible, color=colour, linewidth=2, linestyle=":", label="its root: always below")
+    ax.plot(lengths, bound, color=colour, linewidth=2, label="B: no collapse above")
+    ax.plot(lengths, np.sqrt(bound), color=colour, linewidth=2, linestyle=":", label="√B: collapse below")
     ax.set(xscale="log", yscale="log", xlim=(lengths[0], lengths[-1]), ylim=(signals[0], signals[-1]))
+    ax.set_xlabel("T")
     return plain(ax)
 
 
@@ -42,14 +49,6 @@ def trajectories(ax: Axes, curves: Mapping[str, tuple[Array, str, str]]) -> Axes
         if below.size:
             ax.plot(below[0], signal[below[0]], "x", color=colour, markersize=8, markeredgewidth=2)
     ax.set(xlabel="round t", ylim=(0, None))
-    return plain(ax)
-
-
-def bounds(ax: Axes, lengths: Array, curves: Mapping[str, tuple[Array, str, str]]) -> Axes:
-    """Signals r₀ that rule a collapse out, over T, by label, each with colour and line style."""
-    for label, (bound, colour, style) in curves.items():
-        ax.plot(lengths, bound, color=colour, linestyle=style, linewidth=1.8, label=label)
-    ax.set(xscale="log", yscale="log", xlabel="T", ylabel="signal $r_0$", xlim=(lengths[0], lengths[-1]))
     return plain(ax)
 
 
@@ -81,33 +80,17 @@ def gradient(ax: Axes, step: Array, title: str, note: str) -> Axes:
     """What a descent step does to the logits, −gradient [V]: raised in one colour, lowered in the other."""
     ax.bar(np.arange(len(step)), step, width=1, color=np.where(step > 0, TAID, REPEATED))
     ax.axhline(0, color="black", linewidth=0.6)
-    ax.text(0.98, 0.03, note, transform=ax.transAxes, ha="right", va="bottom", fontsize=7, color=PAPER)
+    ax.text(0.98, 0.03, note, transform=ax.transAxes, ha="right", va="bottom", fontsize=7, color=REFERENCE)
     ax.set(xticks=[], title=title)
     ax.tick_params(labelsize=6, length=2)
     ax.spines[["top", "right", "bottom"]].set_visible(False)
     return ax
 
 
-def path(ax: Axes, t: Array, curves: Mapping[str, tuple[Array, str, str]], ylabel: str) -> Axes:
-    """Curves over t by label, each with colour and line style."""
-    for label, (values, colour, style) in curves.items():
-        ax.plot(t, values, color=colour, linestyle=style, linewidth=1.8, label=label)
-    ax.set(xlabel="t", ylabel=ylabel)
-    return plain(ax)
-
-
-def convergence(ax: Axes, t: Array, errors: Mapping[str, tuple[Array, str, str]]) -> Axes:
-    """Errors of expansions in t, by label, each with colour and marker or line style."""
-    for label, (error, colour, style) in errors.items():
-        ax.loglog(t, error, style, color=colour, markersize=4, linewidth=1.4, label=label)
-    ax.set(xlabel="t", ylabel="error, sum of absolute values")
-    return plain(ax)
-
-
 def open_loop(ax: Axes, runs: Sequence[tuple[str, Array, Array]], floor: Array) -> Axes:
     """t over training: each run's schedule [N + 1] as a broad line, its open loop [N + 1] dashed within."""
     progress = np.linspace(0, 1, len(floor))
-    ax.plot(progress, floor, color=PAPER, linewidth=1.2, linestyle=":", label="linear floor")
+    ax.plot(progress, floor, color=REFERENCE, linewidth=1.2, linestyle=":", label="linear floor")
     for colour, (label, schedule, approximation) in zip(SHADES, runs, strict=False):
         ax.plot(progress, schedule, color=colour, linewidth=4, alpha=0.55, label=label)
         ax.plot(progress, approximation, color="black", linewidth=1, linestyle="--")

@@ -37,7 +37,8 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
         study.Run(scale, method, teacher, 0, rate)
         for teacher in models.PAIRS for method in TABLE1 for rate in settings.learning_rates
     ]
-    evaluate({(run, "validation"): ["table1_search"] for run in grid}, path, workers, "learning rates")
+    cells = {(run, "validation"): ["table1_search"] for run in grid}
+    jobs.evaluate(cells, study.measure, study.rows, path, workers, "learning rates")
     found = {
         (row.method, row.teacher, row.config["learning_rate"]): row.value
         for row in results.read(path)
@@ -46,7 +47,7 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
     one_rate = max(settings.learning_rates, key=lambda rate: mean(v for key, v in found.items() if key[2] == rate))
 
     for seed in range(seeds):
-        cells: dict[tuple, list[str]] = {}
+        cells = {}
         for teacher in models.PAIRS:
             for method in TABLE1:
                 own_rate = max(settings.learning_rates, key=lambda rate: found[method, teacher, rate])
@@ -54,17 +55,7 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
                     run = study.Run(scale, method, teacher, seed, rate)
                     cells.setdefault((run, "test"), []).append(experiment)
             cells |= {(study.Run(scale, name, teacher, seed, 0.0), "test"): ["table1"] for name in REFERENCES}
-        evaluate(cells, path, workers, f"seed {seed}")
-
-
-def evaluate(cells: dict[tuple, list[str]], path: Path, workers: int, title: str) -> None:
-    """Measure the (run, split) cells whose rows are not there yet, and append their rows under each experiment."""
-    finished = results.finished(path)
-    hashes = {job: [results.config_hash(job[0].config() | {"experiment": e}) for e in cells[job]] for job in cells}
-    todo = [job for job in cells if not finished.issuperset(hashes[job])]
-    for (run, split), (values, seconds) in jobs.run(study.measure, todo, workers, title):
-        for experiment in cells[run, split]:
-            results.append(path, study.rows(run, experiment, values, seconds))
+        jobs.evaluate(cells, study.measure, study.rows, path, workers, f"seed {seed}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from taid.schedule import Adaptive
 
 @dataclass(frozen=True)
 class Scale:
-    points: int  # of the phase diagram along either axis; T up to points^1.25
+    points: int  # of the phase diagram along either axis, and the greatest T
     size: int  # N, labels of a problem
     draws: int  # directions of the labels, or rows of logits
     lengths: tuple[int, ...]  # T
@@ -33,8 +33,8 @@ SCALES = {"smoke": Scale(12, 4, 5, (4, 16), 300), "cpu": Scale(100, 16, 100, (4,
 
 
 def phase_diagram(scale, rng):
-    lengths = (np.arange(1, scale.points + 1) ** 1.25).astype(int)
-    signals = np.geomspace(1.05, lengths[-1], scale.points)
+    lengths = np.arange(1, scale.points + 1)
+    signals = np.geomspace(1.05, 1.1 * scale.points, scale.points)
     spectrum = np.geomspace(1, 100, scale.size)
     repeated, taid = theory.phase_diagram(rng.normal(size=scale.size), spectrum, lengths, signals)
     bound = np.array([theory.non_collapse_bound(theory.linear_schedule(last)) for last in lengths])[:, None]

@@ -16,10 +16,10 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
-from taid import instructions, models, objectives, results, schedule, sources
+from taid import instructions, jobs, models, objectives, results, schedule, sources
 from taid.data import Collator, encode, pack, train_tokenizer, write_whole
 from taid.evaluation import generation, likelihood, scores
 from taid.teacher import CachedTeacher, cached_teacher
@@ -51,6 +51,7 @@ class Setting:
     vocab_size: int
     window: int  # tokens of a pre-training example
     dictionary_share: float  # of pre-training windows
+    longest: tuple[int, int]  # tokens of prompt and response in training; the paper: 2,048 in all, response 512
     question_copies: int  # how often a verified instruction stands in the training data for one of prose
     pretrain_student: Training
     pretrain_teacher: Training
@@ -73,13 +74,14 @@ CPU = Setting(
     vocab_size=2048,
     window=64,
     dictionary_share=0.5,
+    longest=(22, 12),
     question_copies=3,
     pretrain_student=Training(600, 24, 5e-3, warmup_steps=20),
-    pretrain_teacher=Training(1000, 24, 3e-3, warmup_steps=50),
-    tune_teacher=Training(500, 64, 3e-3, warmup_steps=50),
-    pretrain_judge=Training(1000, 24, 3e-3, warmup_steps=50),
+    pretrain_teacher=Training(800, 24, 3e-3, warmup_steps=50),
+    tune_teacher=Training(400, 64, 3e-3, warmup_steps=50),
+    pretrain_judge=Training(600, 24, 3e-3, warmup_steps=50),
     tune_judge=Training(200, 64, 2e-3, warmup_steps=50),
-    distil=Training(400, 64, 5e-3),
+    distil=Training(400, 48, 5e-3),
     learning_rates=(1e-3, 3e-3, 1e-2),
     validations=5,
 )
@@ -156,8 +158,12 @@ class Bench:
             self.encode(split) for split in (self.data.train, self.data.validation, self.data.test)
         )
         # copies share their example, and so its place in a cache of logits
-        questions = [e for i, e in zip(self.data.train, self.train, strict=True) if i.answers]
-        self.stream = self.train + questions * (settings.question_copies - 1)
+        self.stream = [
+            example
+            for item, example in zip(self.data.train, self.train, strict=True)
+            if len(example["prompt_ids"]) <= settings.longest[0] and len(example["response_ids"]) <= settings.longest[1]
+            for _ in range(settings.question_copies if item.answers else 1)
+        ]
 
     def encode(self, items: Sequence[instructions.Instruction]) -> list[dict]:
         return encode(self.tokenizer, [i.prompt for i in items], [i.response for i in items])
@@ -209,7 +215,8 @@ class Bench:
             model = models.scale_model(name, len(self.tokenizer), self.tokenizer, seed)
             for number, (training, examples) in enumerate(phases):
                 work = self.folder / "work" / f"{name}-{seed}-{number}"
-                fit(model, examples(), self.collator, training, seed=seed, checkpoints=work)
+                title = f"{name} seed {seed}, phase {number + 1} of {len(phases)}"
+                fit(model, examples(), self.collator, training, seed=seed, checkpoints=work, title=title)
             _save_whole(model, folder)
             shutil.rmtree(self.folder / "work" / f"{name}-{seed}-0", ignore_errors=True)
         return _load(folder)
@@ -330,8 +337,10 @@ def bench(scale: str) -> Bench:
 def fit(
     model, examples, collator, training: Training, *, seed: int, objective: objectives.Objective | str = "sft",
     teacher=None, tokenizer=None, validation=None, validations: int = 1, checkpoints: Path | None = None,
+    title: str = "",
 ) -> DistillationTrainer:
-    """Train `model` in place for one phase; with `checkpoints`, a killed run resumes from there."""
+    """Train `model` in place for one phase; with `checkpoints`, a killed run resumes from there; with a `title`, it
+    tells its progress four times."""
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=str(checkpoints or scratch), seed=seed, max_steps=training.steps,
@@ -348,8 +357,25 @@ def fit(
         )
         resume = last_checkpoint(arguments.output_dir) if checkpoints else None
         trainer.remove_callback(PrinterCallback)
+        if title:
+            trainer.add_callback(_Progress(title))
         trainer.train(resume_from_checkpoint=resume)
     return trainer
+
+
+class _Progress(TrainerCallback):
+    """One line a quarter of a phase, with the time left."""
+
+    def __init__(self, title: str):
+        self.title, self.started, self.first_step = title, time.monotonic(), None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.first_step is None:  # a resumed run does not start at 0
+            self.first_step = state.global_step - 1
+        if state.global_step % max(state.max_steps // 4, 1) == 0:
+            pace = (time.monotonic() - self.started) / (state.global_step - self.first_step)
+            left = jobs.clock(pace * (state.max_steps - state.global_step))
+            print(f"  {self.title}: step {state.global_step} of {state.max_steps}, {left} left", flush=True)
 
 
 def _load(folder: Path):

@@ -5,9 +5,12 @@ Small models gain nothing from a second thread: two processes of one thread beat
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
+from pathlib import Path
+
+from taid import results
 
 THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
@@ -16,7 +19,8 @@ def run(function: Callable, jobs: Sequence[tuple], workers: int, title: str) -> 
     """Yield (job, function(*job)) as the jobs finish, in any order; they start in the order given.
 
     `function` is a module's own function, so that a fresh process can import it. A job's exception is raised here
-    when its turn comes, after which no further jobs start; what was yielded before it is kept.
+    when its turn comes, after which no job starts but the few that the workers hold already; what was yielded before
+    it is kept.
     """
     if not jobs:
         return
@@ -31,11 +35,29 @@ def run(function: Callable, jobs: Sequence[tuple], workers: int, title: str) -> 
                 elapsed = time.monotonic() - started
                 left = elapsed / done * (len(jobs) - done)
                 name = " ".join(str(part) for part in job)
-                print(f"[{title} {done}/{len(jobs)}, {_clock(elapsed)}, {_clock(left)} left] {name}", flush=True)
+                print(f"[{title} {done}/{len(jobs)}, {clock(elapsed)}, {clock(left)} left] {name}", flush=True)
         except BaseException:
             pool.shutdown(cancel_futures=True, wait=False)
             raise
 
 
-def _clock(seconds: float) -> str:
+def evaluate(
+    cells: Mapping[tuple, Sequence[str]], measure: Callable, rows: Callable, path: Path, workers: int, title: str
+) -> None:
+    """Run the jobs with cells that `path` has no rows of, and append their rows as they finish.
+
+    `cells` maps a job to the experiments that its numbers belong to; a job starts with its run, of which
+    `config()` together with the experiment makes a cell's hash. measure(*job) returns (values, seconds), and
+    rows(run, experiment, values, seconds) the cell's rows.
+    """
+    finished = results.finished(path)
+    hashes = {job: [results.config_hash(job[0].config() | {"experiment": e}) for e in cells[job]] for job in cells}
+    todo = [job for job in cells if not finished.issuperset(hashes[job])]
+    for job, (values, seconds) in run(measure, todo, workers, title):
+        for experiment in cells[job]:
+            results.append(path, rows(job[0], experiment, values, seconds))
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, "3:07"."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -21,7 +21,7 @@ from taid.schedule import Adaptive, Linear, State
 
 
 class Objective:
-    """Base of all objectives: no teacher, no state, no parameters of its own, no sampling from the student."""
+    """Base of all objectives: no teacher, no state, no parameters, no sampling from the student."""
 
     uses_teacher = False
     rollouts: Rollouts | None = None
@@ -30,7 +30,7 @@ class Objective:
         raise TypeError(f"{type(self).__name__} does not say what it minimises: define __call__")
 
     def update(self, loss: float, progress: float) -> None:
-        """Called once per optimizer step: the step's mean loss per token [nats], and the share of steps done."""
+        """Called once per optimizer step: its mean loss per token [nats], and the share of steps done."""
 
     def logs(self) -> dict[str, float]:
         """Numbers to log beside the loss."""
@@ -56,7 +56,7 @@ class SFT(Objective):
 
 
 class Divergence(Objective):
-    """A divergence of `taid.losses` to the teacher, on the data or on the student's own samples (`rollouts`)."""
+    """A divergence of `taid.losses` to the teacher, on the data or on the student's samples (`rollouts`)."""
 
     uses_teacher = True
 
@@ -113,8 +113,8 @@ class CTKD(Objective):
 
 
 class TAID(Objective):
-    """KL(p_t ‖ q) to the intermediate teacher p_t, with t from a schedule of `taid.schedule` (paper, equations of
-    section 3: see `taid.losses.taid_kl`, `taid.schedule.Adaptive`)."""
+    """KL(p_t ‖ q) to the intermediate teacher p_t, with t from a schedule of `taid.schedule` (paper, section
+    3: see `taid.losses.taid_kl`, `taid.schedule.Adaptive`)."""
 
     uses_teacher = True
 
@@ -144,8 +144,12 @@ class TAID(Objective):
         self.state = State(**state)
 
 
+def _gkd(max_new_tokens: int = 64, **options) -> Divergence:
+    return Divergence(losses.jsd, GKDRollouts(max_new_tokens, **options))
+
+
 def _distillm(loss: str = "skew_kl", max_new_tokens: int = 64, **options) -> Divergence:
-    return Divergence(losses.LOSSES[loss], DistiLLMRollouts(max_new_tokens=max_new_tokens, **options))
+    return Divergence(losses.LOSSES[loss], DistiLLMRollouts(max_new_tokens, **options))
 
 
 METHODS: dict[str, Callable[..., Objective]] = {
@@ -154,7 +158,7 @@ METHODS: dict[str, Callable[..., Objective]] = {
     "rkl": partial(Divergence, losses.reverse_kl),
     "tvd": partial(Divergence, losses.tvd),
     "adaptive_kl": partial(Divergence, losses.adaptive_kl),
-    "gkd": lambda max_new_tokens=64, **options: Divergence(losses.jsd, GKDRollouts(max_new_tokens, **options)),
+    "gkd": _gkd,
     "distillm": _distillm,
     "ctkd": CTKD,
     "dkd": DKD,
@@ -164,7 +168,7 @@ METHODS: dict[str, Callable[..., Objective]] = {
     "skew_kl": partial(Divergence, losses.skew_kl),
     "skew_rkl": partial(Divergence, losses.skew_rkl),
 }
-"""The first eleven are Table 1's, in its order. Options are the method's own: `METHODS["taid"](t_start=0.2)`."""
+"""The first eleven are Table 1's, in its order. Options are a method's own: `METHODS["taid"](t_start=0.2)`."""
 
 TABLE1 = tuple(METHODS)[:11]
 

@@ -1,8 +1,8 @@
 """Sequences sampled from the student: GKD's mixture and DistiLLM's adaptive replay.
 
 Rollouts replace the responses of a training batch by the student's own, sampled at temperature 1 with the
-end-of-sequence token kept. (The official code samples greedily, masks the end, and in its "mixed" path trains on a
-draw from the replay buffer instead of the fresh sample.)
+end-of-sequence token kept. (The official code samples greedily, masks the end, and in its "mixed" path trains
+on a draw from the replay buffer instead of the fresh sample.)
 """
 
 import random
@@ -17,7 +17,7 @@ from taid.data import IGNORE, join, pad_left, pad_right
 
 
 def prompts_of(batch: dict) -> list[list[int]]:
-    """The real tokens before each row's first label. Raises ValueError for a row without a label or a prompt."""
+    """The real tokens before each row's first label. Raises ValueError for a row without label or prompt."""
     labelled = batch["labels"] != IGNORE
     first = torch.where(labelled.any(1), labelled.int().argmax(1), 0).tolist()
     real = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
@@ -25,8 +25,8 @@ def prompts_of(batch: dict) -> list[list[int]]:
     prompts = [ids[:n][mask[:n]].tolist() for ids, mask, n in rows]
     if not all(prompts):
         raise ValueError(
-            "rollouts need a prompt (labels −100) before a response (labelled) in every row, and one row lacks either: "
-            "drop it, or let the collator mask its prompt"
+            f"rollouts need a prompt (labels {IGNORE}) before a response (labelled) in every row, and one row "
+            "lacks either: drop it, or let the collator mask its prompt"
         )
     return prompts
 
@@ -43,25 +43,26 @@ def to_batch(prompts: list[list[int]], responses: list[list[int]], pad_token_id:
 def sample_responses(model, prompts: list[list[int]], max_new_tokens: int, seed: int) -> list[list[int]]:
     """One response per prompt at temperature 1, end-of-sequence token included where the model wrote one.
 
-    The draw depends on `seed` alone, not on the state of the global generator, so that a resumed run repeats it.
+    The draw depends on `seed` alone, not on the global generator, so that a resumed run repeats it.
     Raises ValueError if the model has no end-of-sequence or padding token.
     """
     end, pad = model.config.eos_token_id, model.config.pad_token_id
     if end is None or pad is None:
         raise ValueError(
-            "sampling needs model.config.eos_token_id and pad_token_id: set both from the tokenizer, to different tokens"
+            "sampling needs model.config.eos_token_id and pad_token_id: set both from the tokenizer, to "
+            "different tokens"
         )
     device = next(model.parameters()).device
     ids = pad_left(prompts, pad).to(device)
     mask = pad_left([[1] * len(p) for p in prompts], 0).to(device)
     was_training, own_config = model.training, model.generation_config
     model.eval()
-    model.generation_config = GenerationConfig()  # its own may bend the distribution, as by a repetition penalty
+    model.generation_config = GenerationConfig()  # its own may bend the distribution: a repetition penalty
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         sequences = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=True, temperature=1.0,
-            top_k=0, top_p=1.0, eos_token_id=end, pad_token_id=pad, use_cache=True,
+            input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=True,
+            temperature=1.0, top_k=0, top_p=1.0, eos_token_id=end, pad_token_id=pad, use_cache=True,
         )
     model.generation_config = own_config
     model.train(was_training)
@@ -130,12 +131,15 @@ class GKDRollouts:
 class DistiLLMRollouts:
     """DistiLLM (Ko et al. 2024): an adaptive share of student sequences, most of them replayed from a buffer.
 
-    The threshold φ starts at 0 and rises by 0.1, up to 1, whenever the validation loss has not fallen since the last
-    measurement. A batch uses student sequences with probability φ: fresh ones with probability φ (1 − progress), or
-    as long as the buffer is not full, else a draw from the buffer, which keeps the last `capacity` sequences.
+    The threshold φ starts at 0 and rises by 0.1, up to 1, whenever the validation loss has not fallen since the
+    last measurement. A batch uses student sequences with probability φ: fresh ones with probability
+    φ (1 − progress), or as long as the buffer is not full, else a draw from the buffer, which keeps the last
+    `capacity` sequences.
     """
 
-    def __init__(self, max_new_tokens: int, capacity: int = 1000, threshold: float = 0.0, increment: float = 0.1):
+    def __init__(
+        self, max_new_tokens: int, capacity: int = 1000, threshold: float = 0.0, increment: float = 0.1
+    ) -> None:
         self.max_new_tokens, self.capacity, self.increment = max_new_tokens, capacity, increment
         self.threshold, self.previous_loss = threshold, float("inf")
         self.buffer: deque[tuple[list[int], list[int]]] = deque(maxlen=capacity)
@@ -185,18 +189,18 @@ class DistiLLMRollouts:
         """The buffer as flat token lists and their lengths, oldest first."""
         if not self.buffer:
             return {}
-        prompts, responses = zip(*self.buffer, strict=True)
-        return {
-            f"{name}_{what}": torch.tensor(value)
-            for name, rows in (("prompt", prompts), ("response", responses))
-            for what, value in (("tokens", [t for row in rows for t in row]), ("lengths", [len(row) for row in rows]))
-        }
+        tensors = {}
+        for name, rows in zip(("prompt", "response"), zip(*self.buffer, strict=True), strict=True):
+            tensors[f"{name}_tokens"] = torch.tensor([token for row in rows for token in row])
+            tensors[f"{name}_lengths"] = torch.tensor([len(row) for row in rows])
+        return tensors
 
     def load_tensors(self, tensors):
         self.buffer.clear()
         if tensors:
             prompts, responses = (
-                [part.tolist() for part in tensors[f"{name}_tokens"].split(tensors[f"{name}_lengths"].tolist())]
+                tensors[f"{name}_tokens"].split(tensors[f"{name}_lengths"].tolist())
                 for name in ("prompt", "response")
             )
-            self.buffer.extend(zip(prompts, responses, strict=True))
+            pairs = zip(prompts, responses, strict=True)
+            self.buffer.extend((prompt.tolist(), response.tolist()) for prompt, response in pairs)

@@ -61,10 +61,16 @@ SOURCES = {
 }
 
 
+TIMEOUT = 600  # seconds that a package client may take
+
+
 def _run(command: list[str], folder: Path) -> None:
     if shutil.which(command[0]) is None:
         raise SourceUnavailable(f"`{command[0]}` is not installed")
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        raise SourceUnavailable(f"`{' '.join(command)}` took more than {TIMEOUT} seconds") from None
     if done.returncode:
         raise SourceUnavailable(f"`{' '.join(command)}` failed: {done.stderr.strip()[-300:]}")
 
@@ -235,3 +241,8 @@ def wordnet() -> tuple[dict[tuple[str, str], Synset], dict[tuple[str, str], list
         entry = digits[sense[0]], word
         counts[entry] = counts.get(entry, 0) + int(count)
     return synsets, senses, counts
+
+
+if __name__ == "__main__":
+    for name in SOURCES:
+        print(f"{name}: {fetch(name)}")

@@ -1,15 +1,16 @@
 """A language small enough to be exact: averaging and collapse for models of sequences, without noise.
 
-It has K phrases, sentences of L words out of V. The teacher knows them all; an n-gram student remembers the last
-words only, so that phrases that share a word get mixed up. All V^L sentences are listed, so every divergence between
-sequence distributions is a sum, and with sentences as the cells of `taid.toy` sequence-level distillation is:
+It has K phrases, sentences of L words out of V. The teacher knows them all; an n-gram student remembers the
+last words only, so that phrases that share a word get mixed up. All V^L sentences are listed, so every
+divergence between sequence distributions is a sum, and with sentences as the cells of `taid.toy`
+sequence-level distillation is:
 
     language = shared_word(count=3)
     student = Ngram(language, memory=1)
     teacher = sentence_logits(language.next_word_logits())
     path = distill(student, teacher, "rkl", student.init(starts=8, seed=0), steps=400)
 
-`distill_tokens` trains as language models are trained: a per-token loss, on the teacher's sentences or on its own.
+`distill_tokens` trains as language models are trained: a loss per token, of the teacher's or its own sentences.
 """
 
 from dataclasses import dataclass
@@ -26,13 +27,18 @@ from taid.toy import Path, descend, expected_loss
 class Language:
     """Phrases [K, L] of word numbers below `words`, their weights [K], and the noise at every word.
 
-    A context is a prefix of 0 … L − 1 words; there are C = 1 + V + … + V^(L−1), shorter first, then in order of words.
+    A context is a prefix of 0 … L − 1 words; there are C = 1 + V + … + V^(L−1), shorter first, then in order
+    of words.
     """
 
     phrases: Tensor
     weights: Tensor
     words: int
     noise: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.phrases.max() >= self.words or len(self.weights) != len(self.phrases):
+            raise ValueError(f"need one weight per phrase and words below {self.words}; got {self}")
 
     @property
     def length(self) -> int:
@@ -65,9 +71,9 @@ class Language:
 def shared_word(count: int, weights: list[float] | None = None, noise: float = 1e-3) -> Language:
     """`count` phrases "a_k m c_k" of three words that share the middle one: a bigram model forgets k at m.
 
-    As the noise falls to 0, with weights w: the bigram model of least forward KL says "a_j m c_k" with probability
-    w_j w_k, so all but Σ w² of its sentences are no phrases, and KL(p ‖ q) is the entropy of w. Under reverse KL every
-    phrase alone is a local optimum, with KL(q ‖ p) = −log w_k.
+    As the noise falls to 0, with weights w: the bigram model of least forward KL says "a_j m c_k" with
+    probability w_j w_k, so all but Σ w² of its sentences are no phrases, and KL(p ‖ q) is the entropy of w.
+    Under reverse KL every phrase alone is a local optimum, with KL(q ‖ p) = −log w_k.
     """
     first = torch.arange(count)
     phrases = torch.stack([first, torch.full_like(first, 2 * count), count + first], dim=-1)
@@ -111,11 +117,13 @@ class Ngram:
         return sentence_logits(self.next_word_logits(parameters))
 
     def closest(self, next_word_logits: Tensor) -> Tensor:
-        """Parameters [states, V] of least forward KL to a teacher [C, V], in closed form: its expected n-gram counts.
+        """Parameters [states, V] of least forward KL to a teacher [C, V], in closed form: its expected n-gram
+        counts.
 
         States that the teacher never visits are left uniform.
         """
-        visits = context_probabilities(next_word_logits).unsqueeze(-1) * next_word_logits.softmax(-1)  # [C, V]
+        often = context_probabilities(next_word_logits).unsqueeze(-1)  # [C, 1]
+        visits = often * next_word_logits.softmax(-1)  # [C, V]
         states = self.states()
         counts = visits.new_zeros(int(states.max()) + 1, visits.shape[-1]).index_add(0, states, visits)
         return torch.where(counts.sum(-1, keepdim=True) > 0, counts, 1.0).log()
@@ -140,10 +148,11 @@ def distill_tokens(
     learning_rate: float = 0.1,
     **options,
 ) -> Path:
-    """Train as language models are trained: the mean per-token loss over contexts, in their exact proportions.
+    """Train as language models are trained: the mean per-token loss over contexts, in their exact
+    proportions.
 
-    The contexts are those of the teacher's sentences, or of the student's own (GKD), whose frequency is then taken as
-    given: no gradient flows through the sampling. Options are the method's of `taid.objectives.METHODS`.
+    The contexts are those of the teacher's sentences, or of the student's own (GKD), whose frequency is then
+    taken as given: no gradient flows through the sampling. `options` are the method's.
     """
     criterion = objective(method, **options)
     teacher_logits = student.language.next_word_logits()  # [C, V]
@@ -160,14 +169,16 @@ def distill_tokens(
 def measure(sentences: Tensor, language: Language) -> dict[str, Tensor]:
     """What students make of the language, from their `sentence_logits` [..., V^L]; every value [...].
 
-    - phrases_covered: phrases with at least half of the teacher's mass; phrase_mass: mass on all phrases
+    - phrase_mass: mass on all phrases; phrases_covered: those with at least half of their share of it
     - entropy, forward_kl, reverse_kl: of whole sentences [nats]
     """
     log_q, log_p = sentences, sentence_logits(language.next_word_logits())
     q, p, phrases = log_q.exp(), log_p.exp(), language.is_phrase().double().T  # [V^L, K]
+    said = q @ phrases  # [..., K]
+    phrase_mass = said.sum(-1)
     return {
-        "phrases_covered": (q @ phrases >= 0.5 * (p @ phrases)).sum(-1),
-        "phrase_mass": (q @ phrases).sum(-1),
+        "phrases_covered": (said >= 0.5 * language.weights * phrase_mass.unsqueeze(-1)).sum(-1),
+        "phrase_mass": phrase_mass,
         "entropy": -(q * log_q).sum(-1),
         "forward_kl": (p * (log_p - log_q)).sum(-1),
         "reverse_kl": (q * (log_q - log_p)).sum(-1),

@@ -1,7 +1,7 @@
-"""Where a teacher's logits come from: a live model, or a cache on disk that serves every run that sees the example.
+"""Where a teacher's logits come from: a live model, or a cache on disk for every run that sees the example.
 
-A teacher is called with a batch and returns logits [n, V] at the n positions that predict an unmasked label, row by
-row, as `response_logits` orders them.
+A teacher is called with a batch and returns logits [n, V] at the n positions that predict an unmasked label, row
+by row, as `response_logits` orders them.
 """
 
 import hashlib
@@ -24,17 +24,19 @@ NOT_FOR_THE_MODEL = ("labels", "index")
 def response_logits(model, batch: dict) -> tuple[Tensor, Tensor]:
     """(logits [n, V], labels [n]) of the n unmasked labels of a causal language model's batch.
 
-    Position i predicts the label at i + 1. Logits before the first label of the batch are never computed where the
-    model takes `logits_to_keep`; with `taid.data.Collator` that leaves little but responses.
+    Position i predicts the label at i + 1; a label in column 0 has no prediction. Logits before the first label
+    of the batch are never computed where the model takes `logits_to_keep`; with `taid.data.Collator` that leaves
+    little but responses.
     """
     labels = batch["labels"][:, 1:]  # [B, L - 1]
     mask = labels != IGNORE
     columns = mask.any(0).nonzero()
     first = int(columns[0]) if len(columns) else labels.shape[1] - 1
     inputs = {name: value for name, value in batch.items() if name not in NOT_FOR_THE_MODEL}
+    keep = labels.shape[1] + 1 - first
     if _takes_logits_to_keep(model):
-        inputs["logits_to_keep"] = labels.shape[1] + 1 - first
-    logits = model(**inputs, use_cache=False).logits[:, -(labels.shape[1] + 1 - first) : -1]  # [B, L - 1 - first, V]
+        inputs["logits_to_keep"] = keep
+    logits = model(**inputs, use_cache=False).logits[:, -keep:-1]  # [B, L - 1 - first, V]
     mask = mask[:, first:]
     return logits[mask], labels[:, first:][mask]
 
@@ -60,8 +62,8 @@ class LiveTeacher:
 class CachedTeacher:
     """Logits of a data set's examples, computed once, kept in fp16 in one memory-mapped file.
 
-    Batches name their examples by "index" [B]. A batch without it (student's samples) goes to the live teacher.
-    fp16 rounds a logit near 10 by at most 0.004, far below what a loss in nats can see.
+    Batches name their examples by "index" [B]. A batch without it (the student's samples) goes to the live
+    teacher. fp16 rounds a logit near 10 by at most 0.004, far below what a loss in nats can see.
     """
 
     def __init__(self, live: LiveTeacher, logits: np.ndarray, offsets: np.ndarray):
@@ -75,8 +77,8 @@ class CachedTeacher:
         labels = int((batch["labels"][:, 1:] != IGNORE).sum())
         if len(rows) != labels:
             raise ValueError(
-                f"the cache holds {len(rows)} positions for a batch of {labels} labels: its examples are not those of "
-                "the cache. Make a cache for this data set, or leave out \"index\" to run the teacher live."
+                f"the cache holds {len(rows)} positions for a batch of {labels} labels: the examples are not those "
+                "of the cache. Make a cache for this data set, or leave out \"index\" to run the teacher live."
             )
         return torch.from_numpy(self.logits[rows]).float().to(batch["labels"].device)
 
@@ -86,13 +88,13 @@ def cached_teacher(
 ) -> CachedTeacher:
     """The cache of `model`'s logits on `examples` in `folder`, computed now unless a whole one is there.
 
-    The key is a digest of the weights and of the examples; the file carries its own digest. One that does not match
-    is rebuilt with a warning. Both files are written whole, the key last.
+    The key is a digest of the weights and of the examples, with one of the file. A cache that does not match is
+    rebuilt with a warning. Both files are written whole, the key last.
 
     Raises ValueError for examples whose "index" is not their position: they would find each other's logits.
     """
     if [e["index"] for e in examples] != list(range(len(examples))):
-        raise ValueError('the "index" of an example must be its position: number a shuffled or chosen subset anew')
+        raise ValueError('the "index" of an example must be its position: number a subset or shuffled set anew')
     folder = Path(folder)
     key = {"weights": _digest_of_weights(model), "examples": _digest_of_examples(examples)}
     offsets = np.cumsum([0] + [len(e["response_ids"]) for e in examples])
@@ -102,7 +104,8 @@ def cached_teacher(
         if meta.read_bytes() == json.dumps(key | {"sha256": _digest_of_file(path)}).encode():
             return CachedTeacher(live, np.load(path, mmap_mode="r"), offsets)
         warnings.warn(
-            f"the logits in {folder} are damaged, or of another teacher or data set: computing them again", stacklevel=2
+            f"the logits in {folder} are damaged, or of another teacher or data set: computing them again",
+            stacklevel=2,
         )
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"logits.{os.getpid()}.partial"
@@ -133,7 +136,8 @@ def _digest_of_weights(model) -> str:
 
 
 def _digest_of_examples(examples: Sequence[dict]) -> str:
-    return hashlib.sha256(json.dumps([[e["prompt_ids"], e["response_ids"]] for e in examples]).encode()).hexdigest()
+    tokens = [[e["prompt_ids"], e["response_ids"]] for e in examples]
+    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
 
 
 def _digest_of_file(path: Path) -> str:

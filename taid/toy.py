@@ -1,7 +1,8 @@
 """Mode averaging and mode collapse where one can see them: a mixture of Gaussians taught to a smaller family.
 
 Everything lives on the cells of a grid. A density becomes one logit per cell, so the teacher is a next-token
-distribution over a vocabulary of V cells, and students train on it by the very objectives of the language models:
+distribution over a vocabulary of V cells, and students train on it by the very objectives of the language
+models:
 
     points = grid(bound=10, count=201)
     teacher = ring_of_modes(count=2, gap=6)
@@ -9,8 +10,9 @@ distribution over a vocabulary of V cells, and students train on it by the very 
     path = distill(student, teacher.logits(points), "taid", student.init(starts=8, seed=0), steps=400)
     measure(student.logits(path.parameters), teacher, points)["valley_mass"]  # [steps + 1, starts]
 
-What TAID does here, exactly: with p_t held fixed, the gradient of KL(p_t ‖ q) is the gradient of `renyi`, the Rényi
-divergence of order t. Its schedule walks from an order near 0, close to t · KL(q ‖ p), to order 1, the forward KL.
+What TAID does here, exactly: with p_t held fixed, the gradient of KL(p_t ‖ q) is the gradient of `renyi`, the
+Rényi divergence of order t. Its schedule walks from an order near 0, close to t · KL(q ‖ p), to order 1, the
+forward KL.
 """
 
 import math
@@ -25,7 +27,7 @@ from taid.evaluation.mass import probability_mass
 from taid.losses import forward_kl, interpolate, reverse_kl
 from taid.objectives import DKD, SFT, TAID, Objective, objective
 
-# --- Distributions ----------------------------------------------------------------------------------------------------
+# --- Distributions ------------------------------------------------------------------------------------------
 
 
 def grid(bound: float, count: int, dim: int = 1) -> Tensor:
@@ -36,7 +38,7 @@ def grid(bound: float, count: int, dim: int = 1) -> Tensor:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Gaussians of diagonal covariance: log-weights [..., K] (up to a constant), means and log-scales [..., K, D]."""
+    """Gaussians of diagonal covariance: log-weights [..., K], up to a constant; means, log-scales [..., K, D]."""
 
     log_weights: Tensor
     means: Tensor
@@ -46,12 +48,12 @@ class Mixture:
         """Log-density at the points [V, D], up to a constant: [..., V]."""
         distance = (points - self.means.unsqueeze(-2)) / self.log_scales.exp().unsqueeze(-2)  # [..., K, V, D]
         log_volume = self.log_scales.sum(-1, keepdim=True)  # [..., K, 1]
-        components = self.log_weights.unsqueeze(-1) - log_volume - 0.5 * distance.square().sum(-1)  # [..., K, V]
-        return components.logsumexp(-2)
+        log_density = -0.5 * distance.square().sum(-1) - log_volume  # [..., K, V]
+        return (self.log_weights.unsqueeze(-1) + log_density).logsumexp(-2)
 
 
 def ring_of_modes(count: int, gap: float, dim: int = 1, weights: list[float] | None = None) -> Mixture:
-    """A teacher with `count` modes of unit scale, neighbours `gap` apart: on a line (dim 1) or a circle (dim 2).
+    """A teacher of `count` modes of unit scale, `gap` apart: on a line (dim 1) or around a circle (dim 2).
 
     Equal weights unless given. Raises ValueError for any other dimension.
     """
@@ -68,7 +70,7 @@ def ring_of_modes(count: int, gap: float, dim: int = 1, weights: list[float] | N
     return Mixture(share.log(), means, torch.zeros_like(means))
 
 
-# --- Students ---------------------------------------------------------------------------------------------------------
+# --- Students -----------------------------------------------------------------------------------------------
 
 
 class Student(Protocol):
@@ -81,7 +83,7 @@ class Student(Protocol):
 
 @dataclass(frozen=True)
 class Gaussians:
-    """Mixtures of k Gaussians; parameters [..., k, 1 + 2D]: log-weight, means, log-scales of each component."""
+    """Mixtures of k Gaussians; parameters [..., k, 1 + 2D] hold a log-weight, D means and D log-scales each."""
 
     points: Tensor  # [V, D]
     components: int = 1
@@ -108,8 +110,8 @@ class Gaussians:
 class Energy:
     """An energy model, logits = features · parameters, features [V, F] and parameters [..., F].
 
-    An exponential family: its forward KL is convex, and least where E_q features = E_p features. With one feature
-    per cell it is the free categorical, which has no capacity gap at all.
+    An exponential family: its forward KL is convex, and least where E_q features = E_p features. With one
+    feature per cell it is the free categorical, which has no capacity gap at all.
     """
 
     features: Tensor
@@ -125,15 +127,19 @@ class Energy:
 
 
 def polynomials(points: Tensor, degree: int) -> Tensor:
-    """Monomials of total degree 1 … `degree` in the points, scaled to [−1, 1]. [V, D] -> [V, F]"""
+    """Products of Legendre polynomials, of total degree 1 … `degree`, in the points scaled to [−1, 1].
+
+    [V, D] -> [V, F]
+    """
+    dim = points.shape[-1]
+    degrees = torch.cartesian_prod(*[torch.arange(degree + 1)] * dim).reshape(-1, dim)
+    total = degrees.sum(-1)
+    chosen = degrees[(total >= 1) & (total <= degree)]  # [F, D]
     unit = points / points.abs().max()
-    exponents = torch.cartesian_prod(*[torch.arange(degree + 1)] * points.shape[-1]).reshape(-1, points.shape[-1])
-    total = exponents.sum(-1)
-    chosen = exponents[(total >= 1) & (total <= degree)]  # [F, D]
-    return (unit.unsqueeze(-2) ** chosen).prod(-1)
+    return torch.special.legendre_polynomial_p(unit.unsqueeze(-2), chosen).prod(-1)
 
 
-# --- Training ---------------------------------------------------------------------------------------------------------
+# --- Training -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ def distill(
 ) -> Path:
     """Train students from `start` [S, ...] on `teacher_logits` [V] by a method of `taid.objectives.METHODS`.
 
-    Labels, where a method wants them, are averaged over exactly: there is no noise. `options` are the method's.
+    Labels, where a method wants them, are averaged over exactly, without noise. `options` are the method's.
     """
     criterion = objective(method, **options)
 
@@ -174,11 +180,11 @@ def descend(
     steps: int,
     learning_rate: float,
 ) -> Path:
-    """Minimise `loss`, parameters [S, ...] -> [S], from `start`: Adam, cosine to zero; `criterion` is what it calls.
+    """Minimise `loss`, [S, ...] -> [S], which calls `criterion`, from `start`; Adam, cosine to zero.
 
-    The S students form one batch: they share the criterion, so TAID's adaptive t follows their mean loss, but each
-    descends its own loss. Adam's β₂ is 0.95: the first gradient of a far start is huge, and 0.999 would remember it
-    for the whole run.
+    The S students form one batch: they share the criterion, so TAID's adaptive t follows their mean loss, but
+    each descends its own loss. Adam's β₂ is 0.95: the first gradient of a far start is huge, and 0.999 would
+    remember it for the whole run.
     """
     parameters = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([parameters, *criterion.parameters()], lr=learning_rate, betas=(0.9, 0.95))
@@ -203,7 +209,7 @@ def order(criterion: Objective) -> float:
 
 
 def expected_loss(criterion: Objective, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Mean of a training objective over labels drawn from the teacher, exactly. [..., V], [..., V] -> [...]"""
+    """Mean of an objective over labels drawn from the teacher, exactly. [..., V], [..., V] -> [...]"""
     shape, cells = student_logits.shape[:-1], student_logits.shape[-1]
     rows = [logits.reshape(-1, cells) for logits in (student_logits, teacher_logits)]
     if not isinstance(criterion, (SFT, DKD)):  # no label enters
@@ -219,33 +225,33 @@ def targets(student_logits: Tensor, teacher_logits: Tensor, t: Tensor) -> Tensor
     return torch.stack([interpolate(s, teacher, x) for s, x in zip(student_logits, t.tolist(), strict=True)])
 
 
-# --- Exact references -------------------------------------------------------------------------------------------------
+# --- Exact references ---------------------------------------------------------------------------------------
 
 
 def renyi(student_logits: Tensor, teacher_logits: Tensor, t: float) -> Tensor:
-    """Rényi divergence of the teacher from the student, log(Σ p^t q^(1−t)) / (t − 1), t in (0, 1): [..., V] -> [...].
+    """Rényi divergence of order t in (0, 1), log(Σ p^t q^(1−t)) / (t − 1), in nats. [..., V] -> [...]
 
-    Its gradient is −E_{p_t}[∇ log q], p_t ∝ q^(1−t) p^t: that of `taid.losses.taid_kl`, whatever the student family.
-    So TAID at a fixed t descends this divergence. Order 1 is the forward KL, and renyi / t tends to the reverse KL
-    as t falls to 0 (van Erven and Harremoës 2014).
+    Its gradient is −E_{p_t}[∇ log q], p_t ∝ q^(1−t) p^t: that of `taid.losses.taid_kl`, whatever the student
+    family. So TAID at a fixed t descends this divergence. Order 1 is the forward KL, and renyi / t tends to
+    the reverse KL as t falls to 0 (van Erven and Harremoës 2014).
     """
     if not 0 < t < 1:
-        raise ValueError(f"order must lie strictly between 0 and 1, got {t}; order 1 is taid.losses.forward_kl")
+        raise ValueError(f"order must lie strictly in (0, 1), got {t}; order 1 is taid.losses.forward_kl")
     log_q, log_p = student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
     return (t * log_p + (1 - t) * log_q).logsumexp(-1) / (t - 1)
 
 
 def moments(logits: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each coordinate, [..., D]: what one Gaussian keeps of the teacher under forward KL."""
+    """Mean and variance of each coordinate, [..., D]: what one Gaussian keeps under forward KL."""
     p = logits.softmax(-1)
     mean = p @ points
     return mean, p @ points.square() - mean.square()
 
 
 def best_mode(teacher: Mixture) -> tuple[Mixture, float]:
-    """What one Gaussian tends to under reverse KL as the modes of the teacher move apart, and its KL(q ‖ p) [nats].
+    """The limit of one Gaussian under reverse KL as the modes move apart, and its KL(q ‖ p) [nats].
 
-    Every mode k is a local optimum with KL(q ‖ p) = −log w_k; the best is the heaviest.
+    Every mode k is then a local optimum with KL(q ‖ p) = −log w_k; the best is the heaviest.
     """
     log_weights = teacher.log_weights.log_softmax(-1)
     k = log_weights.argmax().item()
@@ -253,14 +259,14 @@ def best_mode(teacher: Mixture) -> tuple[Mixture, float]:
     return mode, -log_weights[k].item()
 
 
-# --- Measures ---------------------------------------------------------------------------------------------------------
+# --- Measures -----------------------------------------------------------------------------------------------
 
 
 def regions(teacher: Mixture, points: Tensor, radius: float = 2.0) -> tuple[Tensor, Tensor]:
     """Cells of each mode [K, V] and of the valley between the modes [V], boolean.
 
-    A cell belongs to its nearest mode if that is within `radius` standard deviations. The valley is the cells of no
-    mode that lie no farther from the centre of the modes than the outermost mode does.
+    A cell belongs to its nearest mode, to all of them in a tie, if that is within `radius` standard deviations. The valley is the cells
+    of no mode that lie no farther from the centre of the modes than the outermost mode does.
     """
     away = (points - teacher.means.unsqueeze(-2)) / teacher.log_scales.exp().unsqueeze(-2)  # [K, V, D]
     distance = away.norm(dim=-1)  # [K, V]
@@ -274,8 +280,8 @@ def measure(logits: Tensor, teacher: Mixture, points: Tensor) -> dict[str, Tenso
     """What students [..., V] make of the teacher; every value [...].
 
     - modes_covered: modes on whose cells the student has at least half of the teacher's mass
-    - valley_mass: mass between the modes; head_mass, tail_mass: on the teacher's ten likeliest cells, and on its
-      least likely fifth
+    - valley_mass: mass between the modes; head_mass, tail_mass: on the teacher's ten likeliest cells, and on
+      its least likely fifth
     - entropy [nats], of the distribution over cells; forward_kl, reverse_kl [nats]
     """
     near, valley = regions(teacher, points)

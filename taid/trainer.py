@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from taid.data import IGNORE, write_whole
@@ -26,38 +26,43 @@ STATE, BUFFER = "distillation_state.json", "rollouts-{rank}.safetensors"
 COLUMNS = ("index", "prompt_ids", "response_ids")  # of `taid.data.encode`, read by its Collator
 
 
-def align_vocabularies(
-    student_logits: Tensor, teacher_logits: Tensor, vocab_size: int | None
-) -> tuple[Tensor, Tensor]:
-    """Cut both [n, V] to one vocabulary if they differ only in padding, that is in entries ≥ `vocab_size`, the
-    number of tokens the tokenizer knows (Phi-3 has 32,064 entries for 32,000 tokens).
+def shared_vocabulary(student: int, teacher: int, vocab_size: int | None) -> int:
+    """The smaller of two numbers of entries, if they differ only in padding: in entries ≥ `vocab_size`, the
+    number of tokens that the tokenizer knows (Phi-3 has 32,064 entries for 32,000 tokens).
 
     Raises ValueError, naming both sizes, if a difference is not known to be padding.
     """
-    student, teacher = student_logits.shape[-1], teacher_logits.shape[-1]
-    if student == teacher:
-        return student_logits, teacher_logits
     smaller = min(student, teacher)
-    if vocab_size is None or vocab_size > smaller:
+    if student != teacher and (vocab_size is None or vocab_size > smaller):
         known = "no tokenizer was given" if vocab_size is None else f"the tokenizer has {vocab_size} tokens"
         raise ValueError(
-            f"the student's vocabulary has {student} entries, the teacher's {teacher}, and {known}, so the difference "
-            "is not padding alone. Distil between models of one tokenizer, and pass it as processing_class."
+            f"the student's vocabulary has {student} entries, the teacher's {teacher}, and {known}, so the "
+            "difference is not padding alone. Distil between models of one tokenizer, and pass it as "
+            "processing_class."
         )
-    return student_logits[..., :smaller], teacher_logits[..., :smaller]
+    return smaller
+
+
+def align_vocabularies(
+    student_logits: Tensor, teacher_logits: Tensor, vocab_size: int | None
+) -> tuple[Tensor, Tensor]:
+    """Both [n, V], cut to their `shared_vocabulary`; the same ValueError."""
+    shared = shared_vocabulary(student_logits.shape[-1], teacher_logits.shape[-1], vocab_size)
+    return student_logits[..., :shared], teacher_logits[..., :shared]
 
 
 class DistillationTrainer(Trainer):
     """Trains `model` by `method`, a name of `taid.objectives.METHODS` or an Objective, against `teacher`.
 
-    `teacher`: a causal language model, or a callable from a batch to logits (`taid.teacher.CachedTeacher`); methods
-    without a teacher need none. The loss is the sum over unmasked tokens divided by their number in the whole
-    optimizer step, over micro-batches and ranks; the objective is updated once per optimizer step from that same
-    mean, in training only. Validation (`eval_loss`) is the cross-entropy on the labels [nats/token], the same for
-    all methods and batch sizes; DistiLLM needs it, for without it no student sequence is ever sampled.
+    `teacher`: a causal language model, or a callable from batch to logits (`taid.teacher.CachedTeacher`);
+    methods without a teacher need none. The loss is the sum over unmasked tokens divided by their number in
+    the whole optimizer step, over micro-batches and ranks; the objective is updated once per optimizer step from
+    that mean, in training only. Validation (`eval_loss`) is the cross-entropy on the labels [nats/token], the
+    same for all methods and batch sizes; DistiLLM needs it, for without it no student sequence is sampled.
 
-    Raises ValueError for an unknown method, a missing teacher, a step without any label, vocabularies that differ in
-    more than padding; FloatingPointError, naming the step and the last checkpoint, for a loss that is not finite.
+    Raises ValueError for an unknown method, a missing teacher, a step without any label, vocabularies that
+    differ in more than padding; FloatingPointError, naming the step and the last checkpoint, for a loss that
+    is not finite.
     """
 
     def __init__(self, model: PreTrainedModel, teacher=None, method: str | Objective = "taid", **kwargs):
@@ -71,18 +76,23 @@ class DistillationTrainer(Trainer):
                 f"one process sees {self.args.n_gpu} GPUs: start one process each, torchrun --nproc-per-node="
                 f"{self.args.n_gpu} …, or show it a single one, CUDA_VISIBLE_DEVICES=0"
             )
-        # compute_loss normalises over the whole optimizer step, in a causal model's terms
-        self.model_accepts_loss_kwargs = self._loss_shifts_labels = self.args.average_tokens_across_devices = True
+        # compute_loss normalises over the labels of the whole optimizer step, but those in column 0
+        self.model_accepts_loss_kwargs = self._loss_shifts_labels = True
+        self.args.average_tokens_across_devices = True
+        tokenizer = self.processing_class
+        self._vocab_size = len(tokenizer) if isinstance(tokenizer, PreTrainedTokenizerBase) else None
         if isinstance(teacher, torch.nn.Module):
+            sizes = (model.config.get_text_config().vocab_size for model in (self.model, teacher))
+            shared_vocabulary(*sizes, self._vocab_size)
             teacher = LiveTeacher(teacher.to(self.args.device))
         self.teacher = teacher
-        self._step_loss: Tensor | float = 0.0  # this rank's share of the step's mean loss
-        self._validation = torch.zeros(2, device=self.args.device)  # this rank's sum of losses, number of labels
+        self._step_loss = torch.zeros((), device=self.args.device)  # this rank's share of the step's mean loss
+        self._validation = torch.zeros(2, device=self.args.device)  # this rank's losses and labels, summed
         self.add_callback(_ObjectiveCallback(self))
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The micro-batches of one optimizer step, with rollouts in place of data where the method wants them."""
-        self._step_loss = 0.0
+        """The micro-batches of one optimizer step, rollouts in place of data where the method has them."""
+        self._step_loss.zero_()
         for parameter in self.objective.parameters():
             parameter.grad = None  # the Trainer zeroes the model's alone
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -95,16 +105,16 @@ class DistillationTrainer(Trainer):
                 batches[i] = self.objective.rollouts(model, batch, self._progress(), seed)
             count = self._get_num_items_in_batch(batches, device)
         if batches and count is None:
-            raise ValueError("the batches have no labels: let the collator add them, −100 where nothing is learned")
+            raise ValueError(f"the batches have no labels: let the collator add them, {IGNORE} off the response")
         if batches and not count:
             raise ValueError(
-                f"every label of optimizer step {self.state.global_step + 1} is {IGNORE}: nothing to learn from. Check "
-                "that truncation leaves the responses, and that the collator masks prompts only."
+                f"every label of optimizer step {self.state.global_step + 1} is {IGNORE}: nothing to learn from. "
+                "Check that truncation leaves the responses, and that the collator masks prompts only."
             )
         return batches, count
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Sum of the objective over the batch's unmasked tokens / their number in the optimizer step [nats]."""
+        """The objective's sum over the batch's labels / their number in the whole optimizer step [nats]."""
         logits, labels = response_logits(model, inputs)  # [n, V], [n]
         if not model.training:
             losses = cross_entropy(logits.float(), labels, reduction="none")
@@ -112,15 +122,14 @@ class DistillationTrainer(Trainer):
             return (losses.mean(), {"loss": losses.mean()}) if return_outputs else losses.mean()
         teacher_logits = None
         if self.objective.uses_teacher:
-            vocab_size = None if self.processing_class is None else len(self.processing_class)
-            logits, teacher_logits = align_vocabularies(logits, self.teacher(inputs), vocab_size)
+            logits, teacher_logits = align_vocabularies(logits, self.teacher(inputs), self._vocab_size)
         loss = self.objective(logits, teacher_logits, labels).sum() / num_items_in_batch
-        self._step_loss = self._step_loss + loss.detach()
-        loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks, the count is over all
+        self._step_loss += loss.detach()
+        loss = loss * self.accelerator.num_processes  # for gradients are averaged over ranks
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def create_optimizer(self, model=None):
-        """The Trainer's optimizer, with the objective's own parameters (CTKD's temperature) as a further group."""
+        """The Trainer's, with the objective's parameters (CTKD's temperature) as a further group."""
         optimizer = super().create_optimizer(model)
         known = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         own = [p for p in self.objective.parameters() if p.requires_grad and p not in known]
@@ -150,31 +159,32 @@ class DistillationTrainer(Trainer):
         return metrics
 
     def train(self, resume_from_checkpoint=None, **kwargs):
-        """As the Trainer's; `resume_from_checkpoint=True` takes the last whole checkpoint, passing over one that a
-        kill cut short. Raises ValueError if there is none."""
+        """As the Trainer's; `resume_from_checkpoint=True` takes the last whole checkpoint, passing over one
+        that a kill cut short. Raises ValueError if there is none."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
-                raise ValueError(f"{self.args.output_dir} has no whole checkpoint: leave out resume_from_checkpoint")
+                raise ValueError(f"no whole checkpoint in {self.args.output_dir}: train from the beginning")
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _set_signature_columns_if_needed(self):
+        """The columns that `remove_unused_columns`, on by default, leaves to the collator."""
         super()._set_signature_columns_if_needed()
-        self._signature_columns = list({*self._signature_columns, *COLUMNS})  # or remove_unused_columns takes them
+        self._signature_columns = list({*self._signature_columns, *COLUMNS})
 
     def _progress(self) -> float:
         return min(1.0, self.state.global_step / max(self.state.max_steps, 1))
 
     def _finish_step(self) -> None:
         """Before the optimizer moves: check the step's loss, and let the objective see it."""
-        loss = float(self.accelerator.reduce(torch.as_tensor(self._step_loss, device=self.args.device), "sum"))
+        loss = self.accelerator.reduce(self._step_loss, "sum").item()
         step = self.state.global_step + 1
         if not math.isfinite(loss):
             last = last_checkpoint(self.args.output_dir)
-            kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved before (see save_steps)"
+            kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved (see save_steps)"
             raise FloatingPointError(
-                f"the loss of optimizer step {step} is {loss}; the student is as before that step, and {kept}. Lower "
-                "the learning rate, or look for NaN or infinite logits in the teacher."
+                f"the loss of optimizer step {step} is {loss}; the student is as before that step, and {kept}. "
+                "Lower the learning rate, or look for NaN or infinite logits in the teacher."
             )
         for parameter in self.objective.parameters():  # outside the model that data parallelism knows
             if parameter.grad is not None:
@@ -185,8 +195,8 @@ class DistillationTrainer(Trainer):
         run = self._get_output_dir(trial)
         folder = Path(run) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            (folder / STATE).unlink(missing_ok=True)  # of an earlier run: not whole while it is written over
-        limit, self.args.save_total_limit = self.args.save_total_limit, None  # none goes before this one is whole
+            (folder / STATE).unlink(missing_ok=True)  # an earlier run's is not whole while it is written over
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # none goes before this is whole
         super()._save_checkpoint(model, trial)
         self.args.save_total_limit = limit
         rollouts = self.objective.rollouts
@@ -205,7 +215,7 @@ class DistillationTrainer(Trainer):
         folder = Path(resume_from_checkpoint)
         if not (folder / STATE).exists():
             raise ValueError(
-                f"{folder} has no {STATE}: it was cut short, or is not of a DistillationTrainer; resume from another"
+                f"{folder} has no {STATE}: it was cut short, or is not of a DistillationTrainer; take another"
             )
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         state = json.loads((folder / STATE).read_text())
@@ -229,5 +239,6 @@ class _ObjectiveCallback(TrainerCallback):
 def last_checkpoint(output_dir: str) -> str | None:
     """The newest whole checkpoint of a DistillationTrainer in `output_dir`, or None."""
     states = Path(output_dir).glob(f"checkpoint-*/{STATE}")
-    steps = {int(step): state.parent for state in states if (step := state.parent.name.split("-")[1]).isdigit()}
-    return str(steps[max(steps)]) if steps else None
+    numbered = {state.parent.name.split("-")[1]: state.parent for state in states}
+    steps = [number for number in numbered if number.isdigit()]
+    return str(numbered[max(steps, key=int)]) if steps else None

@@ -1,4 +1,4 @@
-"""Tiny models of the families that we train, a tokenizer and ragged examples; nothing comes from a network or a cache."""
+"""Tiny models of the families that we train, a tokenizer and ragged examples: no network, no cache."""
 
 import random
 from pathlib import Path
@@ -18,11 +18,12 @@ torch.set_num_threads(1)  # the models are tiny, and a fork must not meet a pool
 
 
 def tiny_model(family: str = "llama", seed: int = 0, vocab_size: int = VOCAB):
-    """A random model of ≈ 10,000 parameters, with weights large enough that two seeds disagree by 1 nat/token."""
+    """A random model of 7,000 parameters, with weights so large that two seeds disagree by 1 nat/token."""
     options = {} if family == "gpt_neox" else {"num_key_value_heads": 2}
     config = CONFIG_MAPPING[family](
         vocab_size=vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=64, initializer_range=0.3, bos_token_id=None, eos_token_id=END, pad_token_id=PAD, **options,
+        max_position_embeddings=128, initializer_range=0.3, bos_token_id=None, eos_token_id=END,
+        pad_token_id=PAD, **options,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -40,7 +41,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_examples(count: int = 64, seed: int = 0) -> list[dict]:
     """Examples as of `taid.data.encode`; responses of 1 to 9 tokens, so that no two batches weigh alike."""
     rng = random.Random(seed)
-    words = lambda low, high: [rng.randrange(2, VOCAB) for _ in range(rng.randint(low, high))]  # noqa: E731
+
+    def words(low: int, high: int) -> list[int]:
+        return [rng.randrange(2, VOCAB) for _ in range(rng.randint(low, high))]
+
     return [{"index": i, "prompt_ids": words(2, 6), "response_ids": words(0, 8) + [END]} for i in range(count)]
 
 
@@ -48,14 +52,15 @@ def tiny_trainer(
     folder: Path, method="taid", *, student=None, teacher="llama", steps: int = 4, batch: int = 4,
     examples=None, validation=None, collator=None, tokenizer=None, optimizers=(None, None), **arguments,
 ) -> DistillationTrainer:
-    """A trainer on the CPU that writes below `folder`; student and teacher are fresh models of seeds 0 and 1."""
+    """A trainer on the CPU that writes below `folder`; student and teacher are fresh, of seeds 0 and 1."""
     return DistillationTrainer(
         student or tiny_model(seed=0),
         tiny_model(teacher, seed=1) if isinstance(teacher, str) else teacher,
         method,
         args=TrainingArguments(**{
-            "output_dir": str(folder), "max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": 1e-2,
-            "logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True, "use_cpu": True,
+            "output_dir": str(folder), "max_steps": steps, "per_device_train_batch_size": batch,
+            "learning_rate": 1e-2, "logging_steps": 1, "save_strategy": "no", "report_to": "none",
+            "disable_tqdm": True, "use_cpu": True,
         } | arguments),
         train_dataset=tiny_examples() if examples is None else examples,
         eval_dataset=validation,

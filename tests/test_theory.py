@@ -243,7 +243,8 @@ def test_paper_corollary_clears_every_round_and_implies_ours():
             signal = theory.paper_corollary(last, condition)
             assert theory.paper_theorem(signal * (1 + ROUNDING), condition, last).all()
             assert not theory.paper_theorem(signal * 0.99, condition, 10**4 * last).all()
-            assert signal > theory.non_collapse_bound(theory.linear_schedule(last))
+            bound = theory.non_collapse_bound(theory.linear_schedule(last))
+            assert bound * (bound - 1) < last and signal > bound
     # its smallest price, κ = 1, in the limit of long runs: √2 / 0.76515
     ratio = theory.paper_corollary(10**6, 1) / theory.non_collapse_bound(theory.linear_schedule(10**6))
     np.testing.assert_allclose(ratio, np.sqrt(2) / theory.DAWSON_SLOPE, rtol=1e-3)
@@ -300,12 +301,12 @@ def test_first_student_may_break_what_holds_for_the_teacher():
 
 
 @tiers
-def test_positive_start_makes_the_bound_independent_of_length(direction, eigenvalues, schedule):
-    """λ rising from λ_0 > 0: r₀ > 1/λ_0 is enough for any T, and any first student within 1/λ_0."""
+def test_positive_weights_make_the_bound_independent_of_length(direction, eigenvalues, schedule):
+    """No λ below t_start: r₀ > 1 / t_start is enough for any T, and any first student that near."""
     for t_start in (0.2, 0.4):  # the paper's
-        rising = t_start + (1 - t_start) * np.sort(schedule)
-        assert theory.non_collapse_bound(rising, start=1 / t_start) <= (1 + 1e-15) / t_start
-        assert first_collapse(direction * (1 + ROUNDING) / t_start, eigenvalues, rising) == NEVER
+        raised = t_start + (1 - t_start) * schedule
+        assert theory.non_collapse_bound(raised, start=1 / t_start) <= (1 + 1e-15) / t_start
+        assert first_collapse(direction * (1 + ROUNDING) / t_start, eigenvalues, raised) == NEVER
 
 
 def test_positive_start_is_the_limit_of_long_runs():

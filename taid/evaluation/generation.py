@@ -12,7 +12,8 @@ def generate(
     model, tokenizer, examples: Sequence[dict], max_new_tokens: int, temperature: float = 0.0, seed: int = 0,
     batch_size: int = 256,
 ) -> list[str]:
-    """One response per example of `taid.data.encode`; temperature 0 is greedy. Sampling depends on `seed` alone."""
+    """One response per example of `taid.data.encode`; temperature 0 is greedy. Sampling depends on `seed` and
+    `batch_size`, not on the global generator, which stays as it is."""
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
     device = next(model.parameters()).device
     model.eval()

@@ -1,8 +1,9 @@
 """Where a student's probability lies: on the top of a ranking of the vocabulary, or far down in it (Table 3).
 
-The paper's text was not at hand; of its Table 3 we know "head: mass of the top-10 tokens; tail: mass of the tokens in
-the 80–100th percentile", but not whose ranking counts. So the ranking is an argument, and our reading is the
-teacher's, token by token: it asks what the student does with what the teacher holds likely or unlikely.
+The paper's text was not at hand; of its Table 3 we know "head: mass of the top-10 tokens; tail: mass of the
+tokens in the 80–100th percentile", but not whose ranking counts. So the ranking is an argument. Our reading is
+the teacher's, token by token: what does the student do with what the teacher holds likely or unlikely? The
+paper's heads (0.22) look low for ten tokens chosen anew at every position: it may have ranked them only once.
 
     probability_mass(student, teacher)                         ranked by the teacher at every token (ours)
     probability_mass(student, student)                         ranked by the student itself
@@ -18,11 +19,11 @@ from torch import Tensor
 def probability_mass(
     logits: Tensor, ranking: Tensor, head: int = 10, tail: float = 0.8
 ) -> tuple[Tensor, Tensor]:
-    """Mass of softmax(logits [..., V]) on the `head` top tokens of a ranking, and on those past its share `tail`.
+    """Mass of softmax(logits [..., V]) on the `head` top tokens of a ranking, and past its share `tail`.
 
-    `ranking` are logits, [..., V] or [V], highest first; ties keep the vocabulary's order. The tail is the ranks from
-    `tail` · V on, rounded. Both masses are [...], in [0, 1], in fp64. Padding entries (−∞) fill the tail's ranks with
-    nothing: cut them off first. Raises ValueError where head and tail would overlap.
+    `ranking` are logits, [..., V] or [V], highest first; ties keep the vocabulary's order. The tail is the
+    ranks from `tail` · V on, rounded. Both masses are [...], in [0, 1], in fp64. Padding entries (−∞) fill
+    the tail's ranks with nothing: cut them off first. Raises ValueError where head and tail would overlap.
     """
     first = round(tail * logits.shape[-1])
     if not 0 < head <= first:
@@ -37,7 +38,9 @@ def mass_by_rank(logits: Tensor, ranking: Tensor) -> Tensor:
 
 
 def log_mean_probability(logits: Tensor) -> Tensor:
-    """log of the mean of softmax(logits) over all tokens: one ranking of the vocabulary. [..., V] -> [V], fp64"""
+    """log of the mean of softmax(logits) over all tokens: one ranking of the vocabulary. [..., V] -> [V],
+    fp64
+    """
     rows = logits.double().log_softmax(-1).flatten(0, -2)  # [n, V]
     return rows.logsumexp(0) - math.log(len(rows))
 

@@ -1,0 +1,56 @@
+# Reproduction of TAID (arXiv 2501.16937). `make help` lists everything.
+SCALE ?= cpu
+SEEDS ?= 1
+WORKERS ?= 2
+# Your own runs go to runs/<scale>; `RESULTS=results` adds to the committed reference rows instead.
+RESULTS ?= runs/$(SCALE)
+PYTHON ?= python3.11
+export TAID_CACHE ?= $(CURDIR)/.cache
+export HF_HUB_OFFLINE ?= 1
+
+PY = .venv/bin/python
+STAMP = .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data test test-slow table1 theory mode-collapse claims report clean
+
+help: ## this list
+	@echo "make TARGET [SCALE=smoke|cpu] [SEEDS=n] [WORKERS=2] [RESULTS=folder]"
+	@echo
+	@printf "  %-15s %-58s %s\n" target "what" "minutes on two cores (smoke / cpu)"
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\) | \(.*\)/  \1|\2|\3/p; s/^\([a-z0-9-]*\):.*## \([^|]*\)$$/  \1|\2|/p' $(MAKEFILE_LIST) \
+	  | awk -F'|' '{ printf "%-17s %-58s %s\n", $$1, $$2, $$3 }'
+
+setup: $(STAMP) data ## virtual environment, pinned packages, texts fetched and checked | 3
+
+$(STAMP): requirements.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11, or name yours: make PYTHON=python3 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+data: $(STAMP) ## fetch the public texts and check their digests | 0.2
+	$(PY) -m taid.sources
+
+test: setup ## the test suite | 5
+	$(PY) -m pytest -q
+
+test-slow: setup ## the slow tests: notebooks, thousand-example properties, kills | 10
+	$(PY) -m pytest -q -m slow
+
+table1: setup ## Table 1: instruction tuning, 11 methods, 3 pairs | 2 / 40 for one seed, 15 each further
+	$(PY) paper_experiments/01_table1_instruction_tuning.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
+	$(PY) -m analysis table1 --scale $(SCALE) --results $(RESULTS)
+
+theory: setup ## the theorem, the sharp bound, the phase diagram | 1 / 5
+	$(PY) paper_experiments/11_theory.py --scale $(SCALE) --results $(RESULTS)
+
+claims: setup ## the paper's claims, judged on the committed rows | 0.1
+	$(PY) -m analysis claims
+
+report: setup ## render the committed rows in results/ again | 0.1
+	$(PY) -m analysis table1 --scale cpu --results results
+
+clean: ## remove caches, keep results
+	rm -rf .cache runs build *.egg-info .pytest_cache

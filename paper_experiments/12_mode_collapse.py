@@ -1,0 +1,118 @@
+"""Mode averaging and mode collapse, where they are exact: Gaussians and a language of phrases, no noise.
+
+Claims of the paper: forward KL averages, reverse KL collapses, TAID balances the two. Beyond it: at t = 1 TAID is
+the forward KL, so `task` "end" shows what its path leaves behind, and "then KL" which optimum the path led to.
+
+    python paper_experiments/12_mode_collapse.py                # cpu: 6 minutes on one core, into results/
+    python paper_experiments/12_mode_collapse.py --scale smoke  # 10 seconds, into .cache/smoke/
+
+A row is a mean over the starts that one seed draws. The notebook notebooks/mode_collapse.ipynb shows the same.
+"""
+
+import argparse
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from taid import synthetic, toy
+from taid.results import Row, append, config_hash, finished, provenance
+
+
+@dataclass(frozen=True)
+class Scale:
+    seeds: int
+    starts: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Modes of unit scale, `gap` apart, for a student of fewer Gaussians."""
+
+    modes: int
+    gap: float
+    components: int
+    dim: int = 1
+
+
+SCALES = {"smoke": Scale(1, 2, 10), "cpu": Scale(5, 16, 300)}
+PROBLEMS = (
+    Problem(2, 6, 1), Problem(2, 8, 1), Problem(3, 6, 2), Problem(4, 5, 2), Problem(5, 5, 3), Problem(6, 4, 3),
+    Problem(5, 5, 1, dim=2), Problem(5, 5, 2, dim=2),
+)  # fmt: skip
+METHODS = {method: {} for method in ("kl", "rkl", "tvd", "adaptive_kl", "gjs", "skew_kl", "skew_rkl", "ctkd")}
+METHODS |= {"taid": {"t_start": 0.2}, "taid_no_adaptive": {"t_start": 0.0}}
+SENTENCES = ("whole", "teacher", "student")  # what the loss compares: sentences, or tokens of whose sentences
+UNITS = {"modes_covered": "modes", "phrases_covered": "phrases", "entropy": "nats"}
+UNITS |= {"forward_kl": "nats", "reverse_kl": "nats"}  # all others are probabilities
+LOWER_IS_BETTER = {"valley_mass", "tail_mass", "entropy", "forward_kl", "reverse_kl"}  # the teacher's are the aim
+
+
+def gaussians(problem: Problem, method: str, seed: int, scale: Scale) -> dict[str, dict]:
+    points = toy.grid(14, 113) if problem.dim == 1 else toy.grid(9, 31, problem.dim)
+    teacher = toy.ring_of_modes(problem.modes, problem.gap, problem.dim)
+    student, logits = toy.Gaussians(points, problem.components), teacher.logits(points)
+    start = student.init(scale.starts, seed)
+    end = toy.distill(student, logits, method, start, scale.steps, **METHODS[method]).parameters[-1]
+    settled = toy.distill(student, logits, "kl", end, scale.steps, learning_rate=0.05).parameters[-1]
+    ends = {"end": end, "then KL": settled}
+    return {task: toy.measure(student.logits(found), teacher, points) for task, found in ends.items()}
+
+
+def language(sentences: str, method: str, seed: int, scale: Scale) -> dict[str, dict]:
+    phrases = synthetic.shared_word(3, weights=[0.5, 0.3, 0.2])
+    student = synthetic.Ngram(phrases, memory=1)
+    start, options = student.init(scale.starts, seed), METHODS[method]
+    if sentences == "whole":
+        teacher = synthetic.sentence_logits(phrases.next_word_logits())
+        path = toy.distill(student, teacher, method, start, scale.steps, **options)
+    else:
+        path = synthetic.distill_tokens(student, method, start, scale.steps, sentences, **options)
+    return {"end": synthetic.measure(student.logits(path.parameters[-1]), phrases)}
+
+
+def names(problem: Problem | str) -> tuple[str, str]:
+    """Of the teacher and the student, as in the rows."""
+    if isinstance(problem, str):
+        return "3 phrases", "bigram, sentences" if problem == "whole" else f"bigram, tokens of the {problem}"
+    return f"{problem.modes} modes, gap {problem.gap:g}, {problem.dim}-D", f"Gaussians: {problem.components}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scale", choices=SCALES, default="cpu")
+    parser.add_argument("--out", type=Path, help="folder of the rows (default: results, or .cache/smoke)")
+    arguments = parser.parse_args()
+    scale = SCALES[arguments.scale]
+    folder = arguments.out or Path(".cache/smoke" if arguments.scale == "smoke" else "results")
+    path = folder / "mode_collapse.jsonl"
+    torch.set_num_threads(1)
+    done = finished(path)
+    cells = [(gaussians, problem) for problem in PROBLEMS] + [(language, level) for level in SENTENCES]
+    for study, problem in cells:
+        teacher, student = names(problem)
+        for method, options in METHODS.items():
+            for seed in range(scale.seeds):
+                config = {"teacher": teacher, "student": student, "method": method, "seed": seed}
+                config |= {"starts": scale.starts, "steps": scale.steps, **options}
+                if config_hash(config) in done:
+                    continue
+                begin = time.perf_counter()
+                measured = study(problem, method, seed, scale)
+                seconds = time.perf_counter() - begin
+                append(path, [
+                    Row(
+                        "mode_collapse", arguments.scale, method, teacher, student, task, seed, metric,
+                        values.double().mean().item(), UNITS.get(metric, "probability"),
+                        metric not in LOWER_IS_BETTER, config, config_hash(config), seconds=seconds,
+                        **asdict(provenance()),
+                    )
+                    for task, metrics in measured.items() for metric, values in metrics.items()
+                ])  # fmt: skip
+        print(f"{teacher} → {student}: done", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The probability-mass study (Table 3): where the mass of Table 1's students lies.
+
+Measured on the response tokens of the test split, teacher-forced, under three rankings of the vocabulary, for we do not
+know whose the paper means (see `taid.evaluation.mass`). The metrics `head` and `tail` rank by the teacher at every
+token, our main reading; `…_own` ranks by the student itself; `…_marginal` once, by the teacher's mean distribution.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from taid import instruction_tuning as study
+from taid import models, results
+from taid.evaluation.mass import log_mean_probability, mass_by_rank, probability_mass
+from taid.teacher import response_logits
+
+CLAIMED = ("kl", "rkl", "taid")  # the paper's Table 3
+BATCH = 256  # examples
+
+
+def ranks(vocab_size: int, count: int = 40) -> list[int]:
+    """About `count` ranks from 1 to V, evenly spaced in the logarithm."""
+    return sorted({round(rank) for rank in np.geomspace(1, vocab_size, count)})
+
+
+def learning_rates(rows: Sequence[results.Row], scale: str, teacher: str) -> dict[tuple[str, int], float]:
+    """(method, seed) -> the learning rate that Table 1 chose for a student of this teacher that it has trained.
+
+    Raises ValueError if one of the methods of the paper's Table 3 has no student at all.
+    """
+    table1 = [row for row in rows if (row.experiment, row.scale, row.teacher) == ("table1", scale, teacher)]
+    rates = {(row.method, row.seed): row.config["learning_rate"] for row in table1}
+    if missing := set(CLAIMED) - {method for method, _ in rates}:
+        names = ", ".join(sorted(missing))
+        raise ValueError(f"no rows of Table 1 tell a learning rate for {names}: run `make table1 SCALE={scale}` first")
+    return rates
+
+
+def measure(run: study.Run) -> tuple[dict[tuple[str, str], float], float]:
+    """A job: ({(metric, task): value}, seconds) of the run's student, or of the teacher itself (method "teacher")."""
+    started = time.perf_counter()
+    here = study.bench(run.scale)
+    model = here.teacher(run.teacher) if run.method == "teacher" else here.distilled(run)[0]
+    batches = [here.collator(here.test[at : at + BATCH]) for at in range(0, len(here.test), BATCH)]
+    values = masses(model, here.cached_teacher(run.teacher, "test"), batches, len(here.tokenizer))
+    return values, time.perf_counter() - started
+
+
+@torch.no_grad()
+def masses(
+    model, teacher: Callable[[dict], Tensor], batches: Sequence[dict], vocab_size: int
+) -> dict[tuple[str, str], float]:
+    """{(metric, task): mean over response tokens}: head and tail by each ranking, with the task "average", and the
+    mass at some ranks of the teacher's, "mass_at_rank", with the rank as the task. `teacher` as in `taid.teacher`.
+    """
+    model.eval()
+    targets = [teacher(batch)[:, :vocab_size] for batch in batches]  # [n, V] each; padding would fill the tail
+    marginal = _marginal(targets)
+    sums, at_rank = {}, torch.zeros(vocab_size, dtype=torch.float64)
+    for batch, target in zip(batches, targets, strict=True):
+        logits = response_logits(model, batch)[0][:, :vocab_size]
+        for suffix, ranking in {"": target, "_own": logits, "_marginal": marginal}.items():
+            for part, mass in zip(("head", "tail"), probability_mass(logits, ranking), strict=True):
+                sums[part + suffix] = sums.get(part + suffix, 0.0) + mass.sum().item()
+        at_rank += mass_by_rank(logits, target) * len(target)
+    count = sum(map(len, targets))
+    values = {(metric, "average"): total / count for metric, total in sums.items()}
+    return values | {("mass_at_rank", str(r)): at_rank[r - 1].item() / count for r in ranks(vocab_size)}
+
+
+def _marginal(batches: Sequence[Tensor]) -> Tensor:
+    """log of the mean distribution over the tokens of all batches of logits, [n, V] each -> [V]."""
+    total = torch.stack([log_mean_probability(logits) + math.log(len(logits)) for logits in batches])
+    return total.logsumexp(0) - math.log(sum(map(len, batches)))
+
+
+def rows(run: study.Run, experiment: str, values: dict[tuple[str, str], float], seconds: float) -> list[results.Row]:
+    """The rows of one cell. Mass is neither good nor bad, so `higher_is_better`, which a row must state, is False."""
+    config = run.config() | {"experiment": experiment}
+    shared = dict(
+        experiment=experiment, scale=run.scale, method=run.method, teacher=run.teacher,
+        student=models.PAIRS[run.teacher], seed=run.seed, unit="probability", higher_is_better=False,
+        config=config, config_hash=results.config_hash(config), seconds=round(seconds, 2), **asdict(results.provenance()),
+    )
+    return [results.Row(metric=metric, task=task, value=value, **shared) for (metric, task), value in values.items()]

@@ -1,0 +1,222 @@
+"""What is measured is what is said: each measure against a slow, plain one of its own, written without batches."""
+
+import pytest
+import torch
+from conftest import END, FAMILIES, PAD, VOCAB, tiny_examples, tiny_model
+from scipy.stats import chisquare
+
+from taid.data import Collator
+from taid.evaluation import scores
+from taid.evaluation.generation import distinct_bigrams, generate
+from taid.evaluation.likelihood import held_out_loss, kl_to_teacher
+from taid.evaluation.scores import Judge, by_category, category_scores, evaluate
+from taid.instructions import CATEGORIES, Instruction
+from taid.teacher import LiveTeacher
+
+EXAMPLES = tiny_examples(24)
+NEW_TOKENS = 16
+
+
+# --- generation
+
+
+@torch.no_grad()
+def by_hand(model, tokenizer, prompt: list[int]) -> str:
+    """Argmax after argmax, the whole sequence anew for each token: no cache, no batch, no padding."""
+    ids = list(prompt)
+    for _ in range(NEW_TOKENS):
+        ids.append(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax().item())
+        if ids[-1] == END:
+            break
+    return tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_is_the_argmax_in_any_batch(family, tokenizer):
+    """Prompts of 2 to 6 tokens share batches, so that padding, position ids and cache would show."""
+    model = tiny_model(family).eval()
+    expected = [by_hand(model, tokenizer, e["prompt_ids"]) for e in EXAMPLES]
+    assert len(set(expected)) > 10, "the model says the same to all"
+    assert min(len(text.split()) for text in expected) < NEW_TOKENS, "no response ends before it is cut"
+    for size in (1, 5, 64):
+        assert generate(model, tokenizer, EXAMPLES, NEW_TOKENS, batch_size=size) == expected
+    assert generate(model, tokenizer, EXAMPLES[::-1], NEW_TOKENS) == expected[::-1]
+
+
+def test_sampling_depends_on_the_seed_alone(tokenizer):
+    model = tiny_model()
+    torch.manual_seed(1)
+    first = generate(model, tokenizer, EXAMPLES, NEW_TOKENS, temperature=0.7, seed=5)
+    state = torch.manual_seed(2).get_state()
+    assert generate(model, tokenizer, EXAMPLES, NEW_TOKENS, temperature=0.7, seed=5) == first
+    assert torch.equal(torch.get_rng_state(), state), "the global generator has moved"
+    assert generate(model, tokenizer, EXAMPLES, NEW_TOKENS, temperature=0.7, seed=6) != first
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.5])
+def test_sampling_follows_the_softmax(tokenizer, temperature):
+    """Oracle: softmax(logits / T), whole (no top-k, no top-p): χ² over 6,000 first tokens of one prompt."""
+    model, count = tiny_model().eval(), 6000
+    prompt = EXAMPLES[0]["prompt_ids"]
+    said = generate(model, tokenizer, [EXAMPLES[0]] * count, 1, temperature, seed=0, batch_size=2000)
+    with torch.no_grad():
+        expected = (model(torch.tensor([prompt])).logits[0, -1].double() / temperature).softmax(-1)
+    words = ["", *(f"w{i}" for i in range(2, VOCAB))]  # padding and end are both silent
+    expected = torch.cat([expected[:2].sum(0, keepdim=True), expected[2:]]) * count
+    common = expected > 5  # χ² wants five expected counts per cell; the others share one with silence
+    common[0] = False
+    observed = torch.tensor([said.count(word) for word in words], dtype=torch.float64)
+    cells = [torch.cat([x[common], x[~common].sum(0, keepdim=True)]).numpy() for x in (observed, expected)]
+    assert cells[0].sum() == count and chisquare(*cells).pvalue > 1e-3  # seeds are fixed: passes or fails for good
+
+
+def test_entries_beyond_the_tokenizer_are_silent(tokenizer):
+    """A padded vocabulary (Phi-3's) may be sampled from where nothing was learned."""
+    model = tiny_model(vocab_size=2 * VOCAB)
+    said = generate(model, tokenizer, EXAMPLES, NEW_TOKENS, temperature=2.0)
+    assert {word for text in said for word in text.split()} <= {f"w{i}" for i in range(2, VOCAB)}
+
+
+def test_distinct_bigrams_by_hand():
+    assert distinct_bigrams(["a b a b", "b a"]) == 2 / 4  # ab, ba, ab | ba
+    assert distinct_bigrams(["a b c", "", "d"]) == 1.0
+    assert distinct_bigrams(["a", ""]) == distinct_bigrams([]) == 0.0
+
+
+# --- likelihood
+
+
+@torch.no_grad()
+def alone(model, example: dict) -> torch.Tensor:
+    """fp64 log-probabilities [R, V] at the positions that predict the response, of one sequence without padding."""
+    ids = torch.tensor([example["prompt_ids"] + example["response_ids"]])
+    logits = model.double()(ids, use_cache=False).logits[0]
+    return logits.log_softmax(-1)[len(example["prompt_ids"]) - 1 : -1]
+
+
+def loss_alone(model, example: dict) -> float:
+    responses = torch.tensor(example["response_ids"])
+    return -alone(model, example).gather(1, responses[:, None]).mean().item()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_held_out_loss_is_that_of_each_example_alone(family):
+    model = tiny_model(family).eval()
+    expected = [loss_alone(tiny_model(family).eval(), example) for example in EXAMPLES]
+    for size in (1, 7, 256):
+        found = held_out_loss(model, EXAMPLES, Collator(PAD), batch_size=size)
+        assert found == pytest.approx(expected, rel=1e-4)  # fp32 against fp64, losses up to 9 nats
+    assert held_out_loss(model, [], Collator(PAD)) == []
+
+
+def test_kl_to_teacher_is_the_mean_over_tokens():
+    """Oracle: Σ p (log p − log q) in fp64, every token weighing alike however long its response."""
+    student, teacher = tiny_model("llama", 0).eval(), tiny_model("phi3", 1).eval()
+    found = kl_to_teacher(student, LiveTeacher(teacher), EXAMPLES, Collator(PAD), VOCAB, batch_size=7)
+    each = [
+        (p.exp() * (p - q)).sum(-1)
+        for e in EXAMPLES
+        for p, q in [(alone(tiny_model("phi3", 1).eval(), e), alone(tiny_model("llama", 0).eval(), e))]
+    ]
+    assert found == pytest.approx(torch.cat(each).mean().item(), rel=1e-4)
+
+
+def test_kl_of_a_model_to_itself_is_zero():
+    model = tiny_model().eval()
+    assert kl_to_teacher(model, LiveTeacher(model), EXAMPLES, Collator(PAD), VOCAB) == pytest.approx(0, abs=1e-6)
+
+
+def test_kl_takes_padding_of_the_vocabulary_and_no_other_difference():
+    student, teacher = tiny_model(), LiveTeacher(tiny_model("phi3", vocab_size=VOCAB + 8))
+    assert kl_to_teacher(student, teacher, EXAMPLES, Collator(PAD), VOCAB) > 0
+    with pytest.raises(ValueError, match=f"{VOCAB} entries, the teacher's {VOCAB + 8}"):
+        kl_to_teacher(student, teacher, EXAMPLES, Collator(PAD), VOCAB + 4)
+
+
+# --- scores
+
+TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+
+
+@pytest.fixture
+def chat(tokenizer):
+    tokenizer.chat_template = TEMPLATE
+    yield tokenizer
+    tokenizer.chat_template = None
+
+
+PROSE = [Instruction("novel", f"w{i} w{i + 1}", f"w{i + 2}") for i in range(2, 12)]
+
+
+@pytest.fixture
+def judge(chat):
+    model, collator = tiny_model(), Collator(PAD)
+    ends = {
+        end: {"novel": scores.log_likelihood(model, chat, collator, PROSE, responses)}
+        for end, responses in (("human", human_responses(model, chat)), ("untrained", ["w3 w3 w3 w3"] * len(PROSE)))
+    }
+    assert ends["human"]["novel"] > ends["untrained"]["novel"]
+    return Judge(model, chat, collator, **ends)
+
+
+def human_responses(model, tokenizer) -> list[str]:
+    """Likely ones: what the judge itself would say."""
+    examples = [{"prompt_ids": tokenizer(item.prompt)["input_ids"]} for item in PROSE]
+    return generate(model, tokenizer, examples, 2)
+
+
+def test_the_judges_scale_ends_at_0_and_10(judge, chat):
+    human, untrained = human_responses(judge.model, chat), ["w3 w3 w3 w3"] * len(PROSE)
+    assert judge.score("novel", PROSE, human) == 10
+    assert judge.score("novel", PROSE, untrained) == 0
+
+
+def test_the_judge_is_linear_in_the_log_likelihood_and_cut(judge, chat, monkeypatch):
+    low, high = judge.untrained["novel"], judge.human["novel"]
+    for share, expected in ((-1, 0), (0, 0), (0.25, 2.5), (0.5, 5), (1, 10), (3, 10)):
+        monkeypatch.setattr(scores, "log_likelihood", lambda *a, at=low + share * (high - low): at)
+        assert judge.score("novel", PROSE, ["w5"] * len(PROSE)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_log_likelihood_weighs_responses_alike(chat):
+    """A long response counts as a short one does: the mean over responses of the mean over their tokens."""
+    model, collator = tiny_model(), Collator(PAD)
+    one, other = ([scores.log_likelihood(model, chat, collator, [i], [r])] for i, r in ((PROSE[0], "w9"), (PROSE[1], "w4 " * 9)))
+    both = scores.log_likelihood(model, chat, collator, PROSE[:2], ["w9", "w4 " * 9])
+    assert both == pytest.approx((one[0] + other[0]) / 2, rel=1e-5)
+
+
+def test_categories_keep_their_order_and_pairs():
+    items = [Instruction(c, f"{c} {i}", "") for i in range(2) for c in reversed(CATEGORIES)]
+    found = by_category(items, [item.prompt for item in items])
+    assert list(found) == list(CATEGORIES)
+    for category, (chosen, responses) in found.items():
+        assert [item.prompt for item in chosen] == responses == [f"{category} 0", f"{category} 1"]
+    assert list(by_category(items[:1], ["x"])) == [items[0].category]
+
+
+def test_category_scores_by_hand(judge):
+    items = [Instruction("kind", "w2", "a", ("a",))] * 4 + [Instruction("opposite", "w2", "b", ("b", "c"))] * 2 + PROSE
+    responses = ["a", "A ", "b", ""] + ["c", "a"] + ["w3 w3 w3 w3"] * len(PROSE)
+    assert category_scores(judge, items, responses) == {"kind": 5.0, "opposite": 5.0, "novel": 0.0}
+
+
+def test_the_headline_is_greedy_for_answers_and_sampled_for_prose(chat, monkeypatch):
+    """A student that answers right greedily only, and writes well sampled only, has 10 in both."""
+    items = [Instruction("kind", "w2", "right", ("right",)), Instruction("novel", "w2", "good"), Instruction("novel", "w3", "good")]
+    asked = []
+
+    def fake(model, tokenizer, examples, max_new_tokens, temperature=0.0, seed=0):
+        asked.append((len(examples), max_new_tokens, temperature, seed))
+        return ["wrong", "good", "good"] if temperature else ["right", "bad", "bad"]
+
+    monkeypatch.setattr(scores, "generate", fake)
+    monkeypatch.setattr(scores, "log_likelihood", lambda m, t, c, i, responses: -1.0 if responses == ["good"] * 2 else -3.0)
+    judge = Judge(None, chat, None, human={"novel": -1.0}, untrained={"novel": -3.0})
+    assert evaluate(None, chat, judge, items, seed=4) == {
+        "score_greedy": {"kind": 10.0, "novel": 0.0},
+        "score_sampled": {"kind": 0.0, "novel": 10.0},
+        "score": {"kind": 10.0, "novel": 10.0},
+        "distinct_bigrams": {"all": 0.0},
+    }
+    assert asked == [(3, 16, 0.0, 0), (3, 16, 0.7, 4)]  # MT-Bench's temperature for writing

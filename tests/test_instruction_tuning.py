@@ -1,0 +1,238 @@
+"""The study of Table 1 at the scale "smoke": what it measures, what it caches, and what its rows say.
+
+Its numbers mean nothing here, two steps of training; that they are complete, repeatable and well named does.
+"""
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from taid import instruction_tuning as study
+from taid import models, results, sources
+from taid.instruction_tuning import SETTINGS, SMOKE, UNITS, Run, method_options
+from taid.instructions import CATEGORIES
+from taid.objectives import METHODS, TABLE1
+
+ROOT = Path(__file__).parents[1]
+RUN = Run("smoke", "taid", "stablelm-zephyr", seed=0, learning_rate=3e-3)
+OF_STUDENTS = set(UNITS) - {"train_seconds"}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache of its own, which shares the texts only."""
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "sources").symlink_to({sources.fetch(name).parent for name in sources.SOURCES}.pop())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TAID_CACHE", str(folder))
+        study.bench.cache_clear()
+        yield folder
+    study.bench.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def measured(cache):
+    return study.measure(RUN, "test")
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(study, "fit", refuse)
+
+
+# --- what is measured
+
+
+def test_every_named_metric_is_measured(measured):
+    values, seconds = measured
+    of_categories = {"score", "score_greedy", "score_sampled"}
+    expected = {(metric, "average") for metric in UNITS} | {(m, c) for m in of_categories for c in CATEGORIES}
+    assert set(values) == expected
+    assert all(math.isfinite(value) for value in values.values()) and seconds > 0
+    for metric in of_categories:
+        points = [values[metric, category] for category in CATEGORIES]
+        assert all(0 <= value <= 10 for value in points)
+        assert values[metric, "average"] == pytest.approx(sum(points) / len(CATEGORIES))
+    assert 0 <= values["distinct_bigrams", "average"] <= 1
+    assert values["kl_to_teacher", "average"] > 0
+    assert 0.5 < values["held_out_loss", "average"] / math.log(SMOKE.vocab_size) < 1.5  # hardly trained: near uniform
+
+
+def test_a_second_call_trains_nothing_and_says_the_same(measured, no_training):
+    study.bench.cache_clear()  # as in a new process: only what is on disk is left
+    assert study.measure(RUN, "test")[0] == measured[0]
+
+
+def test_the_teacher_is_its_own_teacher(measured):
+    values, _ = study.measure(replace(RUN, method="teacher", learning_rate=0.0), "test")
+    assert set(metric for metric, _ in values) == OF_STUDENTS
+    assert values["kl_to_teacher", "average"] == pytest.approx(0, abs=1e-5)  # its cached logits are rounded to fp16
+
+
+def test_the_untrained_student_is_the_judges_zero(measured, no_training):
+    """Its sampled responses are those that the scale was made with."""
+    values, _ = study.measure(replace(RUN, method="untrained", learning_rate=0.0), "test")
+    assert set(metric for metric, _ in values) == OF_STUDENTS
+    judge = study.bench("smoke").judge_of("pythia", 0, "test")
+    for category in ("novel", "voyage", "speech"):
+        assert judge.human[category] != judge.untrained[category]
+        if judge.human[category] > judge.untrained[category]:  # two steps make no judge: the scale may be upside down
+            assert values["score", category] == pytest.approx(0, abs=1e-3)
+
+
+def test_students_of_two_seeds_differ(measured):
+    here = study.bench("smoke")
+    assert any((a != b).any() for a, b in zip(here.student("pythia", 0).parameters(), here.student("pythia", 1).parameters(), strict=True))
+
+
+# --- data
+
+
+def test_copies_of_a_question_share_its_place_in_the_cache(cache):
+    here = study.bench("smoke")
+    assert [e["index"] for e in here.train] == list(range(len(here.train)))
+    count = {i: sum(e["index"] == i for e in here.stream) for i in range(len(here.train))}
+    for i, item in enumerate(here.data.train):
+        assert count[i] == (SMOKE.question_copies if item.answers else 1)
+    assert all(e is here.train[e["index"]] for e in here.stream)
+
+
+def test_pretraining_mixes_the_dictionary_in(cache):
+    here = study.bench("smoke")
+    windows = here.windows("train")
+    prose = study.pack(here.tokenizer, here.data.text["train"], SMOKE.window)
+    assert 1 - len(prose) / len(windows) == pytest.approx(SMOKE.dictionary_share, abs=1e-3)
+    assert all(len(w["prompt_ids"] + w["response_ids"]) == SMOKE.window for w in windows)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_text_survives_the_tokenizer(cache, split):
+    """A verified answer that came back changed could never be right."""
+    here = study.bench("smoke")
+    for item, example in zip(getattr(here.data, split), getattr(here, split), strict=True):
+        assert here.tokenizer.decode(example["response_ids"], skip_special_tokens=True).strip() == item.response
+        assert here.tokenizer.decode(example["prompt_ids"], skip_special_tokens=True).strip() == item.prompt
+
+
+# --- the cache
+
+
+def test_a_damaged_model_is_an_error_and_not_a_result(measured, cache):
+    """Written whole, so only a disk can damage it: loading says so, and nothing is measured on it."""
+    (weights,) = (study.bench("smoke").folder / "runs").glob(f"{study._digest(RUN.config())}/*.safetensors")
+    whole = weights.read_bytes()
+    try:
+        weights.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(Exception, match="(?i)incomplete|invalid|deserializ|header|corrupt"):
+            study.measure(RUN, "test")
+    finally:
+        weights.write_bytes(whole)
+
+
+def test_a_kill_while_saving_leaves_no_model(tmp_path):
+    class Cut:
+        def save_pretrained(self, folder):
+            folder.mkdir()
+            (folder / "model.safetensors").write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study._save_whole(Cut(), tmp_path / "models" / "a")
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+# --- settings and runs
+
+
+def test_an_unknown_scale_or_teacher_names_the_known_ones():
+    with pytest.raises(ValueError, match="unknown scale 'huge' for the instruction-tuning study; known: smoke, cpu"):
+        study.setting("huge")
+    with pytest.raises(ValueError, match="unknown teacher 'gpt-4'; known pairs: phi-3-mini → tinyllama, llama-2 → tinyllama, stablelm"):
+        study.check_teacher("gpt-4")
+
+
+def variants(value):
+    """The dataclass or number with one number in it changed, each in turn."""
+    if is_dataclass(value):
+        for field in fields(value):
+            for changed in variants(getattr(value, field.name)):
+                yield replace(value, **{field.name: changed})
+    elif isinstance(value, tuple):
+        yield value[:-1]
+    elif not isinstance(value, str):
+        yield value * 2 if value else 1
+
+
+def test_a_run_is_named_by_every_hyperparameter_of_its_setting(monkeypatch):
+    hashes, changed = [results.config_hash(RUN.config())], list(variants(SMOKE))
+    for setting in changed:
+        monkeypatch.setitem(SETTINGS, "smoke", setting)
+        hashes.append(results.config_hash(RUN.config()))
+    assert len(changed) > 30 and len(set(hashes)) == len(hashes)
+
+
+def test_a_run_is_named_by_what_it_is():
+    runs = [RUN, replace(RUN, scale="cpu"), replace(RUN, method="kl"), replace(RUN, teacher="llama-2"), replace(RUN, seed=1), replace(RUN, learning_rate=1e-2)]
+    assert len({results.config_hash(run.config()) for run in runs}) == len(runs)
+
+
+@pytest.mark.parametrize("teacher", models.PAIRS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_takes_its_options(method, teacher):
+    study.objectives.objective(method, **method_options(replace(RUN, method=method, teacher=teacher)))
+
+
+def test_options_are_the_papers_per_pair():
+    """Paper, section 6.1: t_start 0.4 for Phi-3, else 0.2. α · N as in its run of 16,239 updates at α = 5e-4."""
+    t_start = {t: method_options(Run("cpu", m, t, 0, 1e-3))["t_start"] for t in models.PAIRS for m in ("taid", "taid_no_adaptive")}
+    assert t_start == {"phi-3-mini": 0.4, "llama-2": 0.2, "stablelm-zephyr": 0.2}
+    for setting in SETTINGS.values():
+        assert setting.alpha * setting.distil.steps == pytest.approx(5e-4 * 16_239)
+    skew = {t: method_options(Run("cpu", "distillm", t, 0, 1e-3))["loss"] for t in models.PAIRS}
+    assert skew == {"phi-3-mini": "skew_kl", "llama-2": "skew_rkl", "stablelm-zephyr": "skew_kl"}
+
+
+# --- rows
+
+
+def test_rows_are_complete(measured, tmp_path):
+    values, seconds = measured
+    rows = study.rows(RUN, "table1", values, seconds)
+    assert {(row.metric, row.task): row.value for row in rows} == values
+    for row in rows:
+        assert (row.method, row.teacher, row.student, row.seed, row.scale) == ("taid", "stablelm-zephyr", "pythia", 0, "smoke")
+        assert (row.unit, row.higher_is_better) == UNITS[row.metric]
+        assert row.config["learning_rate"] == 3e-3 and row.config["experiment"] == "table1"
+        assert row.config_hash == results.config_hash(row.config)
+    results.append(tmp_path / "rows.jsonl", rows)
+    assert list(results.read(tmp_path / "rows.jsonl")) == rows
+    assert rows[0].config_hash != study.rows(RUN, "table1_one_rate", values, seconds)[0].config_hash
+
+
+@pytest.mark.slow
+def test_the_script_fills_table_1_and_does_nothing_twice(cache, tmp_path):
+    """Every method on every pair under both protocols, from a cache that may be warm; the second run adds no byte."""
+    script = [sys.executable, "paper_experiments/01_table1_instruction_tuning.py", "--scale", "smoke", "--results", str(tmp_path)]
+    environment = os.environ | {"TAID_CACHE": str(cache)}
+    subprocess.run(script, cwd=ROOT, env=environment, check=True, capture_output=True)
+    path = tmp_path / "table1.jsonl"
+    rows, content = list(results.read(path)), path.read_bytes()
+    cells = {(row.experiment, row.method, row.teacher) for row in rows}
+    assert cells == {
+        *((e, m, t) for e in ("table1", "table1_one_rate", "table1_search") for m in TABLE1 for t in models.PAIRS),
+        *(("table1", reference, t) for reference in ("teacher", "untrained") for t in models.PAIRS),
+    }
+    rates = {row.config["learning_rate"] for row in rows if row.experiment == "table1_search"}
+    assert rates == set(SMOKE.learning_rates)
+    assert len({row.config["learning_rate"] for row in rows if row.experiment == "table1_one_rate"}) == 1
+    again = subprocess.run(script, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    assert path.read_bytes() == content
+    assert "/" not in again.stdout.replace(str(ROOT), "").split("learning rates")[-1] or "seed 0" not in again.stdout

@@ -1,0 +1,59 @@
+"""Jobs over processes: all are done, errors come through and stop the rest, progress is told."""
+
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from taid import jobs
+
+
+def square(x: int, folder: str) -> tuple[int, str | None]:
+    if x < 0:
+        raise ValueError(f"no square for {x}")
+    (Path(folder) / str(x)).touch()
+    return x * x, os.environ.get("OMP_NUM_THREADS")
+
+
+def slow_square(x: int, folder: str) -> tuple[int, str | None]:
+    time.sleep(0.2)
+    return square(x, folder)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 9])
+def test_every_job_is_done_once_and_told(workers, tmp_path, capsys):
+    todo = [(x, str(tmp_path)) for x in range(4)]
+    found = list(jobs.run(square, todo, workers, "squares"))
+    assert sorted(found) == [(job, (job[0] ** 2, "1")) for job in todo], "single-threaded results, with their jobs"
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"[squares {done}/4" for done in (1, 2, 3, 4)]
+    assert all(re.fullmatch(r"\[squares \d/4, \d+:\d\d, \d+:\d\d left\] \d .*", line) for line in lines)
+    assert "0:00 left" in lines[-1]
+
+
+def test_no_jobs_start_no_process():
+    assert list(jobs.run(square, [], 2, "none")) == []
+
+
+def test_an_error_comes_through_and_the_rest_is_not_started(tmp_path):
+    """What finished before is kept. A worker and its queue hold two further jobs at most, which cannot be called back."""
+    todo = [(1, str(tmp_path)), (-1, str(tmp_path)), *((x, str(tmp_path)) for x in range(2, 12))]
+    running = jobs.run(slow_square, todo, 1, "squares")
+    assert next(running)[0] == todo[0]
+    with pytest.raises(ValueError, match="no square for -1"):
+        list(running)
+    assert (tmp_path / "1").exists() and len(list(tmp_path.iterdir())) <= 3
+
+
+def test_leaving_early_stops_the_rest(tmp_path):
+    running = jobs.run(slow_square, [(x, str(tmp_path)) for x in range(12)], 1, "squares")
+    next(running)
+    running.close()
+    assert len(list(tmp_path.iterdir())) <= 3
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.9, "0:59"), (60, "1:00"), (3725, "62:05")])
+def test_the_clock(seconds, text):
+    assert jobs.clock(seconds) == text

@@ -1,0 +1,122 @@
+"""Objectives: what a name of the paper's tables stands for, and the state that it keeps."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from taid import losses
+from taid.objectives import METHODS, TABLE1, TAID, Objective, objective
+from taid.schedule import Adaptive
+
+TABLE = Path(__file__).parents[1] / "analysis" / "paper" / "table1_instruction_tuning.csv"
+
+
+def logits(n: int = 7, vocab: int = 11) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (3 * torch.randn(n, vocab, generator=generator) for _ in range(2))
+    return student, teacher, torch.randint(vocab, (n,), generator=generator)
+
+
+def test_table_1_is_the_papers():
+    with open(TABLE, newline="") as file:
+        published = [row["method"] for row in csv.DictReader(file)]
+    assert len(TABLE1) == 11 and set(TABLE1) == set(published)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    with pytest.raises(ValueError, match="unknown method 'KL'; known: " + ", ".join(METHODS)):
+        objective("KL")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_are_per_token_and_reach_the_student_alone(method):
+    student, teacher, labels = logits()
+    student.requires_grad_(), teacher.requires_grad_()
+    values = objective(method)(student, teacher, labels)
+    assert values.shape == labels.shape and (values > 0).all()
+    values.sum().backward()
+    assert student.grad.abs().sum() > 0 and teacher.grad is None
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("sft", "ctkd", "dkd")])
+def test_a_name_is_the_divergence_of_that_name(method):
+    """Oracle: `taid.losses.LOSSES`, tested on its own; TAID's at the t of its state."""
+    student, teacher, labels = logits()
+    built = objective(method)
+    t = (built.state.t,) if isinstance(built, TAID) else ()
+    assert torch.equal(built(student, teacher, labels), losses.LOSSES[method](student, teacher, *t))
+
+
+def test_taid_moves_with_its_schedule_and_not_with_its_losses():
+    built, schedule = objective("taid", t_start=0.2, alpha=0.5), Adaptive(t_start=0.2, alpha=0.5)
+    state = schedule.init()
+    student, teacher, labels = logits()
+    for step, loss in enumerate((0.9, 0.7, 0.8), start=1):
+        built(student, teacher, labels)
+        assert built.state == state
+        assert torch.equal(built(student, teacher, labels), losses.taid_kl(student, teacher, state.t))
+        built.update(loss, step / 10)
+        state = schedule.update(state, loss, step / 10)
+    names = ("t", "momentum", "sigmoid_momentum", "floor_share")
+    assert list(built.logs().items()) == [(name, getattr(state, name)) for name in names]
+
+
+def test_taid_without_adaptive_update_is_linear_and_ends_at_t_end():
+    built = objective("taid_no_adaptive", t_start=0.2, t_end=0.9)
+    ts = []
+    for step in range(1, 6):
+        built.update(1.0, step / 5)
+        ts.append(built.state.t)
+    assert ts == pytest.approx([0.34, 0.48, 0.62, 0.76, 0.9])
+
+
+def test_ctkd_reverses_the_gradient_of_its_temperature_as_it_progresses():
+    """λ = (1 − cos(π · progress)) / 2: 0 at the start, 1/2 half-way, 1 at the end. Oracle: the derivative of
+    τ² KL by central differences in fp64."""
+    built = objective("ctkd")
+    student, teacher, labels = logits()
+    student, teacher = student.double(), teacher.double()
+    theta = built.temperature.theta
+
+    def value(at: float) -> Tensor:
+        tau = 1 + 20 * torch.sigmoid(torch.tensor(at, dtype=torch.float64))
+        return losses.ctkd(student, teacher, tau).sum()
+
+    slope = (value(1 + 1e-4) - value(1 - 1e-4)) / 2e-4
+    for progress, factor in ((0.0, 0.0), (0.5, 0.5), (1.0, 1.0)):
+        theta.grad = None
+        built.update(1.0, progress)
+        built(student, teacher, labels).sum().backward()
+        assert theta.grad.item() == pytest.approx(-factor * slope.item(), rel=1e-4, abs=1e-9)  # θ is fp32
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_state_goes_through_json_unchanged(method):
+    trained, restored = objective(method), objective(method)
+    for step in range(1, 8):
+        trained.update(1 / step, step / 30)
+    for parameter in trained.parameters():
+        torch.nn.init.constant_(parameter, 1 / 3)
+    restored.load_state_dict(json.loads(json.dumps(trained.state_dict())))
+    assert restored.state_dict() == trained.state_dict()
+    assert restored.logs() == trained.logs()
+    student, teacher, labels = logits()
+    assert torch.equal(restored(student, teacher, labels), trained(student, teacher, labels))
+
+
+def test_objectives_of_one_name_share_no_state():
+    one, other = objective("taid"), objective("taid")
+    one.update(1.0, 0.5)
+    assert other.state.updates == 0 and one.state.updates == 1
+
+
+def test_a_subclass_that_forgets_its_loss_is_told():
+    class Mine(Objective):
+        pass
+
+    with pytest.raises(TypeError, match="Mine does not say what it minimises"):
+        Mine()(*logits())

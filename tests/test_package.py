@@ -1,0 +1,51 @@
+"""The library alone installs, names what it exports, and loads it on first use."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import taid
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", taid.__all__)
+def test_exports_are_the_modules_own(name):
+    assert getattr(taid, name) is getattr(import_module(taid._EXPORTS[name]), name)
+
+
+def test_torch_comes_with_the_trainer_and_not_before():
+    code = (
+        "import sys, taid; before = 'torch' in sys.modules; taid.DistillationTrainer; "
+        "print(before, 'torch' in sys.modules, taid.DistillationTrainer.__module__)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "True", "taid.trainer"]
+
+
+def test_an_unknown_attribute_names_the_exports():
+    with pytest.raises(AttributeError, match="no attribute 'Distiller'; it exports DistillationTrainer, METHODS, LOSSES"):
+        taid.Distiller  # noqa: B018
+    assert not hasattr(taid, "nope")
+    with pytest.raises(ImportError, match="Distiller"):
+        exec("from taid import Distiller")
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_taid_alone(tmp_path):
+    """Built from a copy as `pip install .` does; every module of taid, evaluation included, and nothing beside it."""
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "*.egg-info", "build", "runs", "__pycache__"))
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(source)]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
+    assert wheel.name == f"taid-{taid.__version__}-py3-none-any.whl"
+    modules = {path.relative_to(ROOT) for path in (ROOT / "taid").rglob("*.py")}
+    assert {name for name in names if ".dist-info" not in name.parts[0]} == modules
+    assert any(name.name == "LICENSE" for name in names)

@@ -1,0 +1,297 @@
+"""Texts are fetched once, checked against a digest, and parsed as their formats say. Packages and clients are made up
+here; only the tests of the real texts read the cache, or fill it."""
+
+import hashlib
+import json
+import struct
+import subprocess
+import tarfile
+import zlib
+
+import pytest
+
+from taid import sources
+from taid.sources import SOURCES, Source, SourceUnavailable, fetch
+
+TEXT = {"a.txt": b"call me ishmael", "b.txt": b"it is a truth"}
+
+
+def write(folder, files: dict[str, bytes]):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache, and a source "toy" whose true content is TEXT."""
+    monkeypatch.setenv("TAID_CACHE", str(tmp_path / "cache"))
+    sha256 = sources.digest(write(tmp_path / "true", TEXT), "*.txt")
+    monkeypatch.setitem(SOURCES, "toy", Source("npm", "toy@1.0", "package/data", "*.txt", sha256, "CC0"))
+    return tmp_path / "cache" / "sources" / "toy"
+
+
+@pytest.fixture
+def package(monkeypatch):
+    """What a download unpacks (change it to make the package change), and the list of downloads so far."""
+    files, downloads = dict(TEXT), []
+
+    def download(source, folder):
+        downloads.append(source.package)
+        write(folder / source.folder, files)
+
+    monkeypatch.setattr(sources, "_download", download)
+    return files, downloads
+
+
+@pytest.fixture
+def clients(tmp_path, monkeypatch):
+    """Puts shell scripts in the place of package clients; without any, no client is installed."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+
+    def install(name: str, script: str):
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+
+    return install
+
+
+# --- fetch
+
+
+def test_a_source_is_downloaded_once(cache, package):
+    assert fetch("toy") == fetch("toy") == cache
+    assert {path.name: path.read_bytes() for path in cache.iterdir()} == TEXT
+    assert package[1] == ["toy@1.0"]
+    assert [path.name for path in cache.parent.iterdir()] == ["toy"], "scratch folders are left behind"
+
+
+def test_files_put_there_by_hand_need_no_client(cache, clients):
+    write(cache, TEXT | {"notes.md": b"mine"})
+    assert fetch("toy") == cache
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "a.txt").write_bytes(b"call me"),
+        lambda folder: (folder / "a.txt").unlink(),
+        lambda folder: (folder / "a.txt").rename(folder / "c.txt"),
+        lambda folder: (folder / "c.txt").write_bytes(b"more"),
+    ],
+    ids=["truncated", "missing", "renamed", "added"],
+)
+def test_a_damaged_cache_is_fetched_again(cache, package, damage):
+    damage(fetch("toy"))
+    fetch("toy")
+    assert {path.name: path.read_bytes() for path in cache.iterdir()} == TEXT
+    assert len(package[1]) == 2
+
+
+def test_a_changed_package_is_refused(cache, package):
+    package[0]["a.txt"] = b"call me maybe"
+    with pytest.raises(SourceUnavailable) as error:
+        fetch("toy")
+    for part in ("toy@1.0", SOURCES["toy"].sha256, "has changed", f"put the files `*.txt` of the npm package toy@1.0 into {cache}"):
+        assert part in str(error.value)
+    assert not cache.exists()
+
+
+def test_a_changed_package_does_not_replace_a_damaged_cache(cache, package):
+    write(cache, {"a.txt": b"mine"})
+    package[0]["a.txt"] = b"call me maybe"
+    with pytest.raises(SourceUnavailable):
+        fetch("toy")
+    assert (cache / "a.txt").read_bytes() == b"mine"
+
+
+def test_an_unknown_source_names_the_known_ones():
+    with pytest.raises(ValueError, match="unknown source 'bible'; known: wordnet, austen, moby_dick, sotu"):
+        fetch("bible")
+
+
+# --- package clients
+
+
+@pytest.mark.parametrize(("client", "command"), [("npm", "npm"), ("apt", "apt-get")])
+def test_a_missing_client_is_named(cache, clients, monkeypatch, client, command):
+    monkeypatch.setitem(SOURCES, "toy", Source(client, "toy", "data", "*.txt", "0" * 64, "CC0"))
+    with pytest.raises(SourceUnavailable) as error:
+        fetch("toy")
+    for part in (f"tried the cache ({cache}), then {client}", f"`{command}` is not installed", "put the files"):
+        assert part in str(error.value)
+
+
+def test_a_failing_client_is_quoted(cache, clients):
+    clients("npm", "echo 'E404 not found' >&2; exit 1")
+    with pytest.raises(SourceUnavailable, match="`npm pack --silent toy@1.0` failed: E404 not found"):
+        fetch("toy")
+
+
+def test_a_client_that_hangs_is_given_up(cache, clients, monkeypatch):
+    def hang(command, **options):
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    clients("npm", "")
+    monkeypatch.setattr(subprocess, "run", hang)
+    with pytest.raises(SourceUnavailable, match="`npm pack --silent toy@1.0` took more than 600 seconds"):
+        fetch("toy")
+
+
+def test_npm_packages_are_unpacked(cache, clients, tmp_path):
+    packed = tmp_path / "toy-1.0.tgz"
+    with tarfile.open(packed, "w:gz") as archive:
+        archive.add(write(tmp_path / "files", TEXT), arcname="package/data")
+    clients("npm", f'/bin/cp "{packed}" .')
+    assert sorted(path.name for path in fetch("toy").iterdir()) == ["a.txt", "b.txt"]
+
+
+def test_apt_lists_are_updated_where_there_are_none(cache, clients, tmp_path, monkeypatch):
+    """`apt-get download` fails until `apt-get update` has run, as on a fresh machine."""
+    monkeypatch.setitem(SOURCES, "toy", Source("apt", "toy", "usr/share", "*.txt", SOURCES["toy"].sha256, "CC0"))
+    true, called = tmp_path / "true", tmp_path / "called"
+    clients(
+        "apt-get",
+        f'echo "$1" >> "{called}"\n[ "$1" = update ] && exit 0\n'
+        f'/bin/grep -q update "{called}" || exit 100\n: > toy.deb',
+    )
+    clients("dpkg-deb", f'/bin/mkdir -p "$3/usr" && /bin/cp -r "{true}" "$3/usr/share"')
+    assert sorted(path.name for path in fetch("toy").iterdir()) == ["a.txt", "b.txt"]
+    assert called.read_text().split() == ["download", "update", "download"]
+
+
+# --- formats
+
+
+def r_database(*vectors: list[str], kind: int = 16) -> bytes:
+    """Chunks of an R lazy-load database, written from R Internals 1.8: header, version 3, encoding, one vector each."""
+
+    def integers(*values):
+        return struct.pack(f">{len(values)}i", *values)
+
+    chunks = []
+    for lines in vectors:
+        data = b"X\n" + integers(3, 0x040201, 0x030500, 5) + b"UTF-8" + integers(kind, len(lines))
+        for line in lines:
+            data += integers(0x040009, len(line.encode())) + line.encode()  # CHARSXP, ASCII or UTF-8
+        chunks.append(struct.pack(">I", len(data)) + zlib.compress(data))
+    return b"".join(chunks)
+
+
+def test_the_r_reader_reads_what_r_writes():
+    vectors = [["EMMA", "", "naïve — “quoted”", "x" * 300], [], ["one"]]
+    assert sources._r_character_vectors(r_database(*vectors)) == vectors
+
+
+def test_the_r_reader_refuses_other_objects():
+    with pytest.raises(ValueError, match="type 13, expected a character vector"):
+        sources._r_character_vectors(r_database(["a"], kind=13))  # INTSXP
+    data = zlib.compress(b"RDX3\n")
+    with pytest.raises(ValueError, match="XDR"):
+        sources._r_character_vectors(struct.pack(">I", 5) + data)
+
+
+def test_austen_is_cut_at_its_chapters(tmp_path, monkeypatch):
+    novels = [["EMMA", "by Jane Austen", "CHAPTER I", "Emma Woodhouse,", "handsome", "Chapter 2", "Mr. Weston"], ["PERSUASION", "Chapter 1", "Sir"]]
+    (tmp_path / "Rdata.rdb").write_bytes(r_database(*novels))
+    monkeypatch.setattr(sources, "fetch", lambda name: tmp_path)
+    documents = sources.austen()
+    assert list(documents.values()) == ["Emma Woodhouse,\nhandsome\n", "Mr. Weston\n", "Sir\n"]
+    assert [name.split(" / ")[0] for name in documents] == ["Emma", "Emma", "Persuasion"]
+
+
+def test_moby_dick_is_its_chapters_alone(tmp_path, monkeypatch):
+    """The package also holds the whole book as data.txt: were it a document, no split would be clean."""
+    write(tmp_path, {"chapter_1.txt": b"LOOMINGS.\n\nCall me\n\nIshmael.", "data.txt": b"ALL\n\nCall me Ishmael.", "chapter_1.json": b"{}"})
+    monkeypatch.setattr(sources, "fetch", lambda name: tmp_path)
+    assert sources.moby_dick() == {"chapter_1": "Call me\n\nIshmael."}
+
+
+def test_speeches_keep_their_names(tmp_path, monkeypatch):
+    write(tmp_path, {"1790_washington_n.json": json.dumps({"year": 1790, "text": "Fellow citizens"}).encode()})
+    monkeypatch.setattr(sources, "fetch", lambda name: tmp_path)
+    assert sources.sotu() == {"1790_washington_n": "Fellow citizens"}
+
+
+# wndb(5WN): offset, lexicographer file, type, words in hexadecimal, pointers in decimal, frames of verbs, gloss
+WORDNET = {
+    "data.noun": "  1 This software and database is being provided ...\n"
+    '00000100 05 n 02 dog 0 Canis_familiaris 0 001 @ 00000200 n 0000 | a pet; "the dog barked all night"  \n'
+    "00000200 03 n 01 animal 0 000 | a living organism | or so  \n",
+    "data.verb": "00000300 30 v 01 rise 0 001 ! 00000400 v 0101 02 + 02 00 + 22 01 | go up  \n"
+    "00000400 30 v 0a " + " ".join(f"w{i} 0" for i in range(10)) + " 000 00 | go down  \n",
+    "data.adj": "00000500 00 s 01 galore(ip) 0 001 & 00000500 a 0000 | in great numbers  \n",
+    "data.adv": "00000600 02 r 01 well 0 000 | in a good way  \n",
+    "index.noun": "  1 This software ...\ndog n 2 3 @ ~ + 2 1 00000100 00000200  \nanimal n 1 0 1 1 00000200  \n",
+    "index.verb": "rise v 1 1 ! 1 1 00000300  \n",
+    "index.adj": "galore a 1 1 & 1 0 00000500  \n",
+    "index.adv": "well r 1 0 1 1 00000600  \n",
+    "cntlist.rev": "dog%1:05:00:: 1 42\ndog%1:03:00:: 2 3\nrise%2:30:00:: 1 7\ngalore%5:00:00:many:00 1 1\nwell%4:02:00:: 1 9\n",
+}
+
+
+@pytest.fixture
+def wordnet(tmp_path, monkeypatch):
+    write(tmp_path, {name: content.encode() for name, content in WORDNET.items()})
+    monkeypatch.setattr(sources, "fetch", lambda name: tmp_path)
+    return sources.wordnet()
+
+
+def test_wordnet_synsets(wordnet):
+    synsets, _, _ = wordnet
+    assert len(synsets) == 6
+    dog = synsets["n", "00000100"]
+    assert (dog.category, dog.words, dog.pointers) == ("animal", ("dog", "Canis_familiaris"), (("@", "00000200", "n", "0000"),))
+    assert dog.gloss == 'a pet; "the dog barked all night"'
+    assert synsets["n", "00000200"].gloss == "a living organism | or so"
+    assert synsets["n", "00000200"].category == "thing"  # lexnames(5WN): 03 is noun.Tops
+    assert synsets["v", "00000300"].pointers == (("!", "00000400", "v", "0101"),), "frames are not pointers"
+    assert synsets["v", "00000400"].words == tuple(f"w{i}" for i in range(10)), "the count of words is hexadecimal"
+    assert synsets["a", "00000500"].words == ("galore",), "without its syntactic marker"
+    assert synsets["v", "00000300"].category == ""
+
+
+def test_wordnet_senses_and_counts(wordnet):
+    _, senses, counts = wordnet
+    assert senses["n", "dog"] == ["00000100", "00000200"]
+    assert senses["n", "animal"] == ["00000200"]
+    assert senses["r", "well"] == ["00000600"]
+    assert counts == {("n", "dog"): 45, ("v", "rise"): 7, ("a", "galore"): 1, ("r", "well"): 9}
+
+
+# --- the real texts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_packages_still_carry_the_known_texts(name, tmp_path, monkeypatch):
+    """Downloaded afresh; the digest is computed here as `sha256sum` would, over names and contents."""
+    monkeypatch.setenv("TAID_CACHE", str(tmp_path))
+    files = sorted(fetch(name).glob(SOURCES[name].pattern), key=lambda path: path.name)
+    whole = b"".join(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest() for path in files)
+    assert hashlib.sha256(whole).hexdigest() == SOURCES[name].sha256
+
+
+def test_the_real_wordnet_is_whole():
+    """Oracle: wnstats(7WN) of WordNet 3.0, synsets and unique strings by part of speech."""
+    synsets, senses, _ = sources.wordnet()
+    assert {p: sum(part == p for part, _ in synsets) for p in "nvar"} == {"n": 82_115, "v": 13_767, "a": 18_156, "r": 3_621}
+    assert {p: sum(part == p for part, _ in senses) for p in "nvar"} == {"n": 117_798, "v": 11_529, "a": 21_479, "r": 4_481}
+
+
+def test_the_real_prose_is_whole():
+    """Oracles: the chapters of the printed novels; Moby-Dick's 135; a speech for most years from 1790 on."""
+    novels = [name.split(" / ")[0] for name in sources.austen()]
+    assert {title: novels.count(title) for title in novels} == {
+        "Sense And Sensibility": 50, "Pride And Prejudice": 61, "Mansfield Park": 48, "Emma": 55, "Northanger Abbey": 31, "Persuasion": 24,
+    }  # fmt: skip
+    chapters = sources.moby_dick()
+    assert len(chapters) == 135
+    assert any("Call me Ishmael." in text for text in chapters.values())
+    assert max(map(len, chapters.values())) < sum(map(len, chapters.values())) / 20, "a document is no chapter"
+    speeches = sources.sotu()
+    assert len(speeches) == 233
+    assert min(map(len, speeches.values())) > 1000
