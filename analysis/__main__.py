@@ -2,7 +2,7 @@
 
     python -m analysis table1 [--scale cpu] [--results results]   # writes table1.md and .png beside the rows
     python -m analysis table3 [--scale cpu] [--results results]
-    python -m analysis claims [--scale cpu] [--results results]   # every claim of the tables with rows, judged
+    python -m analysis claims [--scale cpu] [--results results]   # every claim with rows, judged
 """
 
 import argparse

@@ -81,7 +81,7 @@ def best(scores: Scores, method: str, rivals: tuple[str, ...]) -> Verdict:
 
 
 def holds_in_paper(claim: Claim, numbers: dict[str, float]) -> bool:
-    """Whether the paper's own numbers (method → score, higher is better) satisfy the claim, taken as exact."""
+    """Whether the paper's own numbers (method → score, higher is better) satisfy the claim, as exact."""
     exact = {method: {0: number, 1: number} for method, number in numbers.items()}
     return claim.predicate(exact).outcome == "supported"
 

@@ -68,14 +68,18 @@ def paper_beside_ours(
 
 
 def mass_by_rank(
-    ax: Axes, curves: Mapping[str, Mapping[int, float]], colours: Mapping[str, str], bands: Mapping[str, tuple[int, int]]
+    ax: Axes,
+    curves: Mapping[str, Mapping[int, float]],
+    colours: Mapping[str, str],
+    bands: Mapping[str, tuple[int, int]],
 ) -> Axes:
-    """Probability over rank, one line per method on logarithmic axes; `bands` of ranks, labelled, behind them."""
+    """Probability over rank, a line per method, on logarithmic axes; labelled `bands` of ranks behind."""
     for label, (first, last) in bands.items():
         ax.axvspan(first, last, color=BAND, linewidth=0)
         ax.text(last, 1.01, label, transform=ax.get_xaxis_transform(), ha="right", va="bottom", fontsize=9)
     for method, masses in curves.items():
-        ax.plot(masses.keys(), masses.values(), color=colours.get(method, "black"), linewidth=1.6, label=name(method))
+        colour = colours.get(method, "black")
+        ax.plot(masses.keys(), masses.values(), color=colour, linewidth=1.6, label=name(method))
     ax.set(xscale="log", yscale="log", xlabel="rank", ylabel="mean probability")
     ax.margins(x=0)
     ax.spines[["top", "right"]].set_visible(False)

@@ -133,8 +133,9 @@ def learning_rates(frame: pd.DataFrame) -> str:
     """The validation score at each rate of the grid, in bold at the rate behind the headline."""
     by_pair = scores(frame, "table1_search", "score") or scores(frame, "table1", "score")
     rates = grid(frame, "table1", "table1_search")
-    validation = {rate: scores(frame[frame.learning_rate == rate], "table1_search", "score") for rate in rates}
-    headlines = {rate: scores(frame[frame.learning_rate == rate], "table1", "score") for rate in rates}
+    by_rate = {rate: frame[frame.learning_rate == rate] for rate in rates}
+    validation = {rate: scores(rows, "table1_search", "score") for rate, rows in by_rate.items()}
+    headlines = {rate: scores(rows, "table1", "score") for rate, rows in by_rate.items()}
 
     def cell(pair: Pair, method: str, rate: float) -> str:
         values = validation[rate].get(pair, {}).get(method)

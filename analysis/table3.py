@@ -46,20 +46,20 @@ def preamble(frame: pd.DataFrame, scale: str) -> str:
     warning = "**Scale smoke: the numbers mean nothing. They show that everything runs, and no more.**\n\n"
     return (
         f"{warning if scale == 'smoke' else ''}"
-        "*Head*: mass on the ten tokens that a ranking of the vocabulary puts first. *Tail*: mass on its 80–100th percentile."
-        f" *Paper*: Phi-3-mini → TinyLlama, V = 32,000. *Ours ({scale})*: Table 1's students of {pair_name(PAIR)},"
-        f" V = {vocabulary(frame):,}, teacher-forced on the test responses, mean over tokens."
-        " Whose ranking the paper means we do not know, so claims are judged under three; the vocabularies differ, so"
-        " compare the order within a column, not numbers across columns."
-        f" Seeds: {seeds(frame)}; ± is half of the 95% t-interval over them; the tail's mean and interval are taken of its"
-        " logarithm. A dash means no rows.\n\n"
+        "*Head*: mass on the ten tokens that a ranking of the vocabulary puts first. *Tail*: mass on its"
+        f" 80–100th percentile. *Paper*: {pair_name(PAIR)}, V = 32,000. *Ours ({scale})*: Table 1's students"
+        f" of that pair, V = {vocabulary(frame):,}, teacher-forced on the test responses, mean over tokens."
+        " Whose ranking the paper means we do not know, so claims are judged under three; the vocabularies"
+        " differ, so compare the order within a column, not numbers across columns."
+        f" Seeds: {seeds(frame)}; ± is half of the 95% t-interval over them; the tail's mean and interval are"
+        " taken of its logarithm. A dash means no rows.\n\n"
         "![Mean probability by rank](table3.png)\n\n"
         "*Figure*: mean probability at the ranks of the teacher, who ranks anew at every token.\n"
     )
 
 
 def reading(frame: pd.DataFrame, scale: str, suffix: str) -> str:
-    """Method × part under one ranking, the paper's mass and ours in columns of their own; the teacher's own last."""
+    """Method × part under one ranking, the paper's mass and ours in columns of their own; teacher last."""
     head, tail = (ours(frame, part + suffix) for part in ("head", "tail"))
     if not head:
         return ""
@@ -78,7 +78,7 @@ def reading(frame: pd.DataFrame, scale: str, suffix: str) -> str:
 
 
 def log_value(values: Mapping[int, float], seeds: int) -> str:
-    """ "3.9e-06 [3.1e-06, 4.9e-06]": geometric mean with the 95% interval over seeds; their number as in `value`."""
+    """ "3.90e-06 [3.10e-06, 4.91e-06]": geometric mean with its 95% interval; seeds as in `value`."""
     estimate = mean_interval([math.log(v) for v in values.values()])
     middle, low, high = (scientific(math.exp(x)) for x in (estimate.mean, estimate.low, estimate.high))
     count = f" ({plural(estimate.n, 'seed')})" if estimate.n == 1 or estimate.n != seeds else ""
@@ -94,7 +94,7 @@ FORMATS = {"head": lambda mass: number(mass, 3), "tail": scientific}
 
 def verdicts(frame: pd.DataFrame) -> Iterable[tuple[str, Claim, bool, Verdict]]:
     """Every claim under every ranking that has rows; all compare logarithms of masses."""
-    paper = {part: {method: math.log(mass) for method, mass in by.items()} for part, by in reference.table3().items()}
+    paper = {part: {m: math.log(mass) for m, mass in by.items()} for part, by in reference.table3().items()}
     for suffix, ranking in READINGS.items():
         for part, part_claims in TABLE3.items():
             if not (masses := ours(frame, part + suffix)):
@@ -107,9 +107,9 @@ def verdicts(frame: pd.DataFrame) -> Iterable[tuple[str, Claim, bool, Verdict]]:
 def claims(frame: pd.DataFrame) -> str:
     """All verdicts and the rule behind them; empty without rows."""
     rule = (
-        "Differences are of the logarithm of the mass, paired by seed: 0.69 is a factor of two. *Supported*: the 95%"
-        " interval lies wholly where the claim has it (within ± 0.69; above 0.69; above 0 for every rival)."
-        " *Contradicted*: wholly elsewhere, Bonferroni-corrected over rivals. Else *inconclusive*.\n"
+        "Differences are of the logarithm of the mass, paired by seed: 0.69 is a factor of two. *Supported*:"
+        " the 95% interval lies wholly where the claim has it (within ± 0.69; above 0.69; above 0 for every"
+        " rival). *Contradicted*: wholly elsewhere, Bonferroni-corrected over rivals. Else *inconclusive*.\n"
     )
     judged = list(verdicts(frame))
     return f"{claims_table(judged)}\n{rule}" if judged else ""
@@ -117,10 +117,10 @@ def claims(frame: pd.DataFrame) -> str:
 
 def draw(frame: pd.DataFrame) -> Figure:
     """Mean probability by the teacher's rank, a line per method and the teacher's own in black."""
-    curves, last = by_rank(frame), vocabulary(frame)
+    last = vocabulary(frame)
     figure = Figure(figsize=(8, 4.6), dpi=110, layout="constrained")
     bands = {"head": (1, 10), "tail": (round(0.8 * last), last)}
-    ax = figures.mass_by_rank(figure.subplots(), curves, COLOURS, bands)
+    ax = figures.mass_by_rank(figure.subplots(), by_rank(frame), COLOURS, bands)
     ax.set_xlabel("rank of the token by the teacher")
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     return figure
@@ -128,21 +128,15 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 def by_rank(frame: pd.DataFrame) -> dict[str, dict[int, float]]:
     """Method → rank → mass there, the mean over seeds."""
-    measured = {rank: ours(frame, "mass_at_rank", str(rank)) for rank in ranks(frame)}
-    return {
-        method: {rank: mean_interval(list(by[method].values())).mean for rank, by in measured.items() if method in by}
-        for method in (*METHODS, "teacher")
-        if any(method in by for by in measured.values())
-    }
-
-
-def ranks(frame: pd.DataFrame) -> list[int]:
-    return sorted(map(int, frame.task[frame.metric == "mass_at_rank"].unique()))
+    chosen = frame[frame.metric == "mass_at_rank"].astype({"task": int})
+    means = chosen.groupby(["method", "task"]).value.mean()  # ranks ascend
+    present = set(chosen.method)
+    return {method: means[method].to_dict() for method in (*METHODS, "teacher") if method in present}
 
 
 def vocabulary(frame: pd.DataFrame) -> int:
-    """V, the last of the ranks."""
-    return max(ranks(frame))
+    """V, the last of the measured ranks."""
+    return frame.task[frame.metric == "mass_at_rank"].astype(int).max()
 
 
 def ours(frame: pd.DataFrame, metric: str, task: str = "average") -> Scores:

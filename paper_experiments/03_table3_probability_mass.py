@@ -2,12 +2,12 @@
 
 Claim of the paper: in the tail of the vocabulary KL ≈ TAID ≫ RKL; in the head RKL has the most.
 
-    python paper_experiments/03_table3_probability_mass.py --scale smoke              # 1 minute, after Table 1's
-    python paper_experiments/03_table3_probability_mass.py --scale cpu --seeds 5      # see `make help`
+    python paper_experiments/03_table3_probability_mass.py --scale smoke           # 1 minute, after Table 1's
+    python paper_experiments/03_table3_probability_mass.py --scale cpu --seeds 5   # see `make help`
     python -m analysis table3
 
-The students are Table 1's, at the learning rates that it chose; those that are missing are trained now. KL, RKL and TAID
-are measured at every seed, the other methods at the seeds at which Table 1 has trained them, and the teacher once.
+The students are Table 1's, at the learning rates that it chose; those that are missing are trained now. KL,
+RKL and TAID are measured at every seed, the other methods at Table 1's seeds, and the teacher once.
 """
 
 import argparse
@@ -45,6 +45,6 @@ if __name__ == "__main__":
     parser.add_argument("--scale", default="cpu", help="smoke or cpu")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 … n − 1")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of Table 1's rows and of the new")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of Table 1's rows")
     arguments = parser.parse_args()
     main(arguments.scale, arguments.seeds, arguments.workers, arguments.results)

@@ -1,12 +1,14 @@
 """Mode averaging and mode collapse, where they are exact: Gaussians and a language of phrases, no noise.
 
-Claims of the paper: forward KL averages, reverse KL collapses, TAID balances the two. Beyond it: at t = 1 TAID is
-the forward KL, so `task` "end" shows what its path leaves behind, and "then KL" which optimum the path led to.
+Claims of the paper: forward KL averages, reverse KL collapses, TAID balances the two. Beyond it: at t = 1
+TAID is the forward KL, so `task` "end" shows what its path leaves behind, and "then KL" which optimum the
+path led to.
 
     python paper_experiments/12_mode_collapse.py                # cpu: 6 minutes on one core, into results/
     python paper_experiments/12_mode_collapse.py --scale smoke  # 10 seconds, into .cache/smoke/
 
-A row is a mean over the starts that one seed draws. The notebook notebooks/mode_collapse.ipynb shows the same.
+A row is a mean over the starts that one seed draws. The notebook notebooks/mode_collapse.ipynb shows the
+same.
 """
 
 import argparse
@@ -39,15 +41,15 @@ class Problem:
 
 SCALES = {"smoke": Scale(1, 2, 10), "cpu": Scale(5, 16, 300)}
 PROBLEMS = (
-    Problem(2, 6, 1), Problem(2, 8, 1), Problem(3, 6, 2), Problem(4, 5, 2), Problem(5, 5, 3), Problem(6, 4, 3),
-    Problem(5, 5, 1, dim=2), Problem(5, 5, 2, dim=2),
+    Problem(2, 6, 1), Problem(2, 8, 1), Problem(3, 6, 2), Problem(4, 5, 2), Problem(5, 5, 3),
+    Problem(6, 4, 3), Problem(5, 5, 1, dim=2), Problem(5, 5, 2, dim=2),
 )  # fmt: skip
 METHODS = {method: {} for method in ("kl", "rkl", "tvd", "adaptive_kl", "gjs", "skew_kl", "skew_rkl", "ctkd")}
 METHODS |= {"taid": {"t_start": 0.2}, "taid_no_adaptive": {"t_start": 0.0}}
 SENTENCES = ("whole", "teacher", "student")  # what the loss compares: sentences, or tokens of whose sentences
 UNITS = {"modes_covered": "modes", "phrases_covered": "phrases", "entropy": "nats"}
 UNITS |= {"forward_kl": "nats", "reverse_kl": "nats"}  # all others are probabilities
-LOWER_IS_BETTER = {"valley_mass", "tail_mass", "entropy", "forward_kl", "reverse_kl"}  # the teacher's are the aim
+LOWER_IS_BETTER = {"valley_mass", "tail_mass", "entropy", "forward_kl", "reverse_kl"}
 
 
 def gaussians(problem: Problem, method: str, seed: int, scale: Scale) -> dict[str, dict]:

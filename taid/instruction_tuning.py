@@ -76,12 +76,12 @@ CPU = Setting(
     dictionary_share=0.5,
     longest=(22, 12),
     question_copies=3,
-    pretrain_student=Training(600, 24, 5e-3, warmup_steps=20),
-    pretrain_teacher=Training(800, 24, 3e-3, warmup_steps=50),
-    tune_teacher=Training(400, 64, 3e-3, warmup_steps=50),
+    pretrain_student=Training(900, 24, 5e-3, warmup_steps=20),
+    pretrain_teacher=Training(1000, 24, 3e-3, warmup_steps=50),
+    tune_teacher=Training(500, 64, 3e-3, warmup_steps=50),
     pretrain_judge=Training(600, 24, 3e-3, warmup_steps=50),
     tune_judge=Training(200, 64, 2e-3, warmup_steps=50),
-    distil=Training(400, 48, 5e-3),
+    distil=Training(300, 48, 5e-3),
     learning_rates=(1e-3, 3e-3, 1e-2),
     validations=5,
 )
@@ -195,6 +195,7 @@ class Bench:
         ]
         return self._model(name, 0, phases)
 
+    @cache
     def judge(self):
         """The zoo's largest model, trained on prose of documents that no teacher or student has seen."""
         phases = [
@@ -203,6 +204,7 @@ class Bench:
         ]
         return self._model("judge", 1, phases)
 
+    @cache
     def cached_teacher(self, name: str, split: str) -> CachedTeacher:
         """The teacher with its logits on the examples of "train", "validation" or "test" from disk."""
         return cached_teacher(

@@ -42,7 +42,12 @@ def run(function: Callable, jobs: Sequence[tuple], workers: int, title: str) -> 
 
 
 def evaluate(
-    cells: Mapping[tuple, Sequence[str]], measure: Callable, rows: Callable, path: Path, workers: int, title: str
+    cells: Mapping[tuple, Sequence[str]],
+    measure: Callable,
+    rows: Callable,
+    path: Path,
+    workers: int,
+    title: str,
 ) -> None:
     """Run the jobs with cells that `path` has no rows of, and append their rows as they finish.
 
@@ -51,8 +56,10 @@ def evaluate(
     rows(run, experiment, values, seconds) the cell's rows.
     """
     finished = results.finished(path)
-    hashes = {job: [results.config_hash(job[0].config() | {"experiment": e}) for e in cells[job]] for job in cells}
-    todo = [job for job in cells if not finished.issuperset(hashes[job])]
+    todo = [
+        job for job, experiments in cells.items()
+        if any(results.config_hash(job[0].config() | {"experiment": e}) not in finished for e in experiments)
+    ]  # fmt: skip
     for job, (values, seconds) in run(measure, todo, workers, title):
         for experiment in cells[job]:
             results.append(path, rows(job[0], experiment, values, seconds))

@@ -168,7 +168,7 @@ METHODS: dict[str, Callable[..., Objective]] = {
     "skew_kl": partial(Divergence, losses.skew_kl),
     "skew_rkl": partial(Divergence, losses.skew_rkl),
 }
-"""The first eleven are Table 1's, in its order. Options are a method's own: `METHODS["taid"](t_start=0.2)`."""
+"""The first eleven are Table 1's, in its order. Options are its own: `objective("taid", t_start=0.2)`."""
 
 TABLE1 = tuple(METHODS)[:11]
 

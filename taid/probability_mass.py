@@ -1,8 +1,8 @@
 """The probability-mass study (Table 3): where the mass of Table 1's students lies.
 
-Measured on the response tokens of the test split, teacher-forced, under three rankings of the vocabulary, for we do not
-know whose the paper means (see `taid.evaluation.mass`). The metrics `head` and `tail` rank by the teacher at every
-token, our main reading; `…_own` ranks by the student itself; `…_marginal` once, by the teacher's mean distribution.
+Measured on the response tokens of the test split, teacher-forced, under three rankings of the vocabulary, for
+we do not know whose the paper means (see `taid.evaluation.mass`). The metrics `head` and `tail` rank by the
+teacher at every token, our main reading; `…_own` by the student itself; `…_marginal` once, by the teacher's mean.
 """
 
 import math
@@ -29,7 +29,7 @@ def ranks(vocab_size: int, count: int = 40) -> list[int]:
 
 
 def learning_rates(rows: Sequence[results.Row], scale: str, teacher: str) -> dict[tuple[str, int], float]:
-    """(method, seed) -> the learning rate that Table 1 chose for a student of this teacher that it has trained.
+    """(method, seed) -> the learning rate of the students of this teacher that Table 1 has trained.
 
     Raises ValueError if one of the methods of the paper's Table 3 has no student at all.
     """
@@ -37,12 +37,12 @@ def learning_rates(rows: Sequence[results.Row], scale: str, teacher: str) -> dic
     rates = {(row.method, row.seed): row.config["learning_rate"] for row in table1}
     if missing := set(CLAIMED) - {method for method, _ in rates}:
         names = ", ".join(sorted(missing))
-        raise ValueError(f"no rows of Table 1 tell a learning rate for {names}: run `make table1 SCALE={scale}` first")
+        raise ValueError(f"Table 1 has no learning rate for {names}: run `make table1 SCALE={scale}` first")
     return rates
 
 
 def measure(run: study.Run) -> tuple[dict[tuple[str, str], float], float]:
-    """A job: ({(metric, task): value}, seconds) of the run's student, or of the teacher itself (method "teacher")."""
+    """A job: ({(metric, task): value}, seconds) of a run's student; of the teacher for the method "teacher"."""
     started = time.perf_counter()
     here = study.bench(run.scale)
     model = here.teacher(run.teacher) if run.method == "teacher" else here.distilled(run)[0]
@@ -55,11 +55,12 @@ def measure(run: study.Run) -> tuple[dict[tuple[str, str], float], float]:
 def masses(
     model, teacher: Callable[[dict], Tensor], batches: Sequence[dict], vocab_size: int
 ) -> dict[tuple[str, str], float]:
-    """{(metric, task): mean over response tokens}: head and tail by each ranking, with the task "average", and the
-    mass at some ranks of the teacher's, "mass_at_rank", with the rank as the task. `teacher` as in `taid.teacher`.
+    """{(metric, task): mean over response tokens}; `teacher` as in `taid.teacher`.
+
+    Head and tail by each ranking have the task "average"; "mass_at_rank", by the teacher's, has the rank.
     """
     model.eval()
-    targets = [teacher(batch)[:, :vocab_size] for batch in batches]  # [n, V] each; padding would fill the tail
+    targets = [teacher(batch)[:, :vocab_size] for batch in batches]  # [n, V]; padding would fill the tail
     marginal = _marginal(targets)
     sums, at_rank = {}, torch.zeros(vocab_size, dtype=torch.float64)
     for batch, target in zip(batches, targets, strict=True):
@@ -79,12 +80,15 @@ def _marginal(batches: Sequence[Tensor]) -> Tensor:
     return total.logsumexp(0) - math.log(sum(map(len, batches)))
 
 
-def rows(run: study.Run, experiment: str, values: dict[tuple[str, str], float], seconds: float) -> list[results.Row]:
-    """The rows of one cell. Mass is neither good nor bad, so `higher_is_better`, which a row must state, is False."""
+def rows(
+    run: study.Run, experiment: str, values: dict[tuple[str, str], float], seconds: float
+) -> list[results.Row]:
+    """The rows of one cell. Mass is neither good nor bad; `higher_is_better` must be stated and is False."""
     config = run.config() | {"experiment": experiment}
     shared = dict(
         experiment=experiment, scale=run.scale, method=run.method, teacher=run.teacher,
         student=models.PAIRS[run.teacher], seed=run.seed, unit="probability", higher_is_better=False,
-        config=config, config_hash=results.config_hash(config), seconds=round(seconds, 2), **asdict(results.provenance()),
-    )
-    return [results.Row(metric=metric, task=task, value=value, **shared) for (metric, task), value in values.items()]
+        config=config, config_hash=results.config_hash(config), seconds=round(seconds, 2),
+        **asdict(results.provenance()),
+    )  # fmt: skip
+    return [results.Row(metric=m, task=task, value=value, **shared) for (m, task), value in values.items()]

@@ -25,8 +25,8 @@ def prompts_of(batch: dict) -> list[list[int]]:
     prompts = [ids[:n][mask[:n]].tolist() for ids, mask, n in rows]
     if not all(prompts):
         raise ValueError(
-            f"rollouts need a prompt (labels {IGNORE}) before a response (labelled) in every row, and one row "
-            "lacks either: drop it, or let the collator mask its prompt"
+            f"rollouts need a prompt (labels {IGNORE}) before a response (labelled) in each row, and one row "
+            "has none: drop it, or let the collator mask its prompt"
         )
     return prompts
 
@@ -131,8 +131,8 @@ class GKDRollouts:
 class DistiLLMRollouts:
     """DistiLLM (Ko et al. 2024): an adaptive share of student sequences, most of them replayed from a buffer.
 
-    The threshold φ starts at 0 and rises by 0.1, up to 1, whenever the validation loss has not fallen since the
-    last measurement. A batch uses student sequences with probability φ: fresh ones with probability
+    The threshold φ starts at 0 and rises by 0.1, up to 1, whenever the validation loss has not fallen since
+    the last measurement. A batch uses student sequences with probability φ: fresh ones with probability
     φ (1 − progress), or as long as the buffer is not full, else a draw from the buffer, which keeps the last
     `capacity` sequences.
     """

@@ -1,7 +1,7 @@
 """Where a teacher's logits come from: a live model, or a cache on disk for every run that sees the example.
 
-A teacher is called with a batch and returns logits [n, V] at the n positions that predict an unmasked label, row
-by row, as `response_logits` orders them.
+A teacher is called with a batch and returns logits [n, V] at the n positions that predict an unmasked label,
+row by row, as `response_logits` orders them.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ NOT_FOR_THE_MODEL = ("labels", "index")
 def response_logits(model, batch: dict) -> tuple[Tensor, Tensor]:
     """(logits [n, V], labels [n]) of the n unmasked labels of a causal language model's batch.
 
-    Position i predicts the label at i + 1; a label in column 0 has no prediction. Logits before the first label
-    of the batch are never computed where the model takes `logits_to_keep`; with `taid.data.Collator` that leaves
-    little but responses.
+    Position i predicts the label at i + 1, so a label in column 0 counts as masked. Logits before the first
+    label of the batch are never computed where the model takes `logits_to_keep`; with `taid.data.Collator`
+    that leaves little but responses.
     """
     labels = batch["labels"][:, 1:]  # [B, L - 1]
     mask = labels != IGNORE
@@ -77,8 +77,8 @@ class CachedTeacher:
         labels = int((batch["labels"][:, 1:] != IGNORE).sum())
         if len(rows) != labels:
             raise ValueError(
-                f"the cache holds {len(rows)} positions for a batch of {labels} labels: the examples are not those "
-                "of the cache. Make a cache for this data set, or leave out \"index\" to run the teacher live."
+                f"the cache holds {len(rows)} positions for a batch of {labels} labels: the examples are not "
+                "those of the cache. Make one for this data set, or leave out 'index' to run the teacher live."
             )
         return torch.from_numpy(self.logits[rows]).float().to(batch["labels"].device)
 
@@ -88,13 +88,13 @@ def cached_teacher(
 ) -> CachedTeacher:
     """The cache of `model`'s logits on `examples` in `folder`, computed now unless a whole one is there.
 
-    The key is a digest of the weights and of the examples, with one of the file. A cache that does not match is
-    rebuilt with a warning. Both files are written whole, the key last.
+    The key is a digest of the weights and of the examples, with one of the file. A cache that does not match
+    is rebuilt with a warning. Both files are written whole, the key last.
 
     Raises ValueError for examples whose "index" is not their position: they would find each other's logits.
     """
     if [e["index"] for e in examples] != list(range(len(examples))):
-        raise ValueError('the "index" of an example must be its position: number a subset or shuffled set anew')
+        raise ValueError("the 'index' of an example must be its position: number a subset or new order anew")
     folder = Path(folder)
     key = {"weights": _digest_of_weights(model), "examples": _digest_of_examples(examples)}
     offsets = np.cumsum([0] + [len(e["response_ids"]) for e in examples])

@@ -56,9 +56,9 @@ class DistillationTrainer(Trainer):
 
     `teacher`: a causal language model, or a callable from batch to logits (`taid.teacher.CachedTeacher`);
     methods without a teacher need none. The loss is the sum over unmasked tokens divided by their number in
-    the whole optimizer step, over micro-batches and ranks; the objective is updated once per optimizer step from
-    that mean, in training only. Validation (`eval_loss`) is the cross-entropy on the labels [nats/token], the
-    same for all methods and batch sizes; DistiLLM needs it, for without it no student sequence is sampled.
+    the whole optimizer step, over micro-batches and ranks; the objective is updated once per optimizer step
+    from that mean, in training only. Validation (`eval_loss`) is the cross-entropy on the labels, in nats per
+    token, for all methods and batch sizes alike; DistiLLM needs it: without it no student sequence is sampled.
 
     Raises ValueError for an unknown method, a missing teacher, a step without any label, vocabularies that
     differ in more than padding; FloatingPointError, naming the step and the last checkpoint, for a loss that
@@ -86,7 +86,7 @@ class DistillationTrainer(Trainer):
             shared_vocabulary(*sizes, self._vocab_size)
             teacher = LiveTeacher(teacher.to(self.args.device))
         self.teacher = teacher
-        self._step_loss = torch.zeros((), device=self.args.device)  # this rank's share of the step's mean loss
+        self._step_loss = torch.zeros((), device=self.args.device)  # this rank's share of the step's mean
         self._validation = torch.zeros(2, device=self.args.device)  # this rank's losses and labels, summed
         self.add_callback(_ObjectiveCallback(self))
 
@@ -105,10 +105,10 @@ class DistillationTrainer(Trainer):
                 batches[i] = self.objective.rollouts(model, batch, self._progress(), seed)
             count = self._get_num_items_in_batch(batches, device)
         if batches and count is None:
-            raise ValueError(f"the batches have no labels: let the collator add them, {IGNORE} off the response")
+            raise ValueError(f"the batches have no labels: let the collator add them, {IGNORE} on prompts")
         if batches and not count:
             raise ValueError(
-                f"every label of optimizer step {self.state.global_step + 1} is {IGNORE}: nothing to learn from. "
+                f"every label of optimizer step {self.state.global_step + 1} is {IGNORE}: nothing to learn. "
                 "Check that truncation leaves the responses, and that the collator masks prompts only."
             )
         return batches, count
@@ -181,9 +181,9 @@ class DistillationTrainer(Trainer):
         step = self.state.global_step + 1
         if not math.isfinite(loss):
             last = last_checkpoint(self.args.output_dir)
-            kept = f"the last good checkpoint is {last}" if last else "no checkpoint was saved (see save_steps)"
+            kept = f"the last checkpoint is {last}" if last else "there is no checkpoint (see save_steps)"
             raise FloatingPointError(
-                f"the loss of optimizer step {step} is {loss}; the student is as before that step, and {kept}. "
+                f"the loss of optimizer step {step} is {loss}; the student is as before it, and {kept}. "
                 "Lower the learning rate, or look for NaN or infinite logits in the teacher."
             )
         for parameter in self.objective.parameters():  # outside the model that data parallelism knows

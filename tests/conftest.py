@@ -1,5 +1,6 @@
 """Tiny models of the families that we train, a tokenizer and ragged examples: no network, no cache."""
 
+import gc
 import random
 from pathlib import Path
 
@@ -15,15 +16,16 @@ VOCAB, PAD, END = 48, 0, 1
 FAMILIES = ("llama", "phi3", "stablelm", "gpt_neox", "qwen2")
 
 torch.set_num_threads(1)  # the models are tiny, and a fork must not meet a pool of threads
+gc.freeze()  # the Trainer collects garbage in every run: what is imported is none
 
 
 def tiny_model(family: str = "llama", seed: int = 0, vocab_size: int = VOCAB):
     """A random model of 7,000 parameters, with weights so large that two seeds disagree by 1 nat/token."""
     options = {} if family == "gpt_neox" else {"num_key_value_heads": 2}
     config = CONFIG_MAPPING[family](
-        vocab_size=vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=128, initializer_range=0.3, bos_token_id=None, eos_token_id=END,
-        pad_token_id=PAD, **options,
+        vocab_size=vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=128, initializer_range=0.3,
+        bos_token_id=None, eos_token_id=END, pad_token_id=PAD, **options,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -45,7 +47,9 @@ def tiny_examples(count: int = 64, seed: int = 0) -> list[dict]:
     def words(low: int, high: int) -> list[int]:
         return [rng.randrange(2, VOCAB) for _ in range(rng.randint(low, high))]
 
-    return [{"index": i, "prompt_ids": words(2, 6), "response_ids": words(0, 8) + [END]} for i in range(count)]
+    return [
+        {"index": i, "prompt_ids": words(2, 6), "response_ids": words(0, 8) + [END]} for i in range(count)
+    ]
 
 
 def tiny_trainer(

@@ -7,6 +7,7 @@ import torch
 from conftest import END, PAD, VOCAB, tiny_examples, tiny_model
 from safetensors.torch import load_file, save_file
 
+from taid import rollouts as rollouts_module
 from taid.data import IGNORE, Collator
 from taid.rollouts import DistiLLMRollouts, GKDRollouts, prompts_of, sample_responses, to_batch
 from taid.teacher import response_logits
@@ -29,6 +30,15 @@ def chatty(family: str = "llama"):
     head.bias = torch.nn.Parameter(torch.zeros(VOCAB))
     head.bias.data[END] = 3.0
     return model
+
+
+@pytest.fixture
+def free_sampling(monkeypatch):
+    """For tests that count many decisions to sample and never look at a sample."""
+    def end_at_once(model, prompts, max_new_tokens, seed):
+        return [[END]] * len(prompts)
+
+    monkeypatch.setattr(rollouts_module, "sample_responses", end_at_once)
 
 
 # Prompts
@@ -99,8 +109,8 @@ def test_the_end_is_learned_and_nothing_after_it(family):
 
 @pytest.mark.parametrize("family", STUDENTS)
 def test_samples_follow_the_models_own_probabilities(family):
-    """χ² of 2,000 first tokens against softmax(logits) of the unpadded prompt: with 47 degrees of freedom 99.99%
-    are below 92. A model's generation_config (here a repetition penalty and top-k 1) must not bend them."""
+    """χ² of 2,000 first tokens against softmax(logits) of the unpadded prompt: with 47 degrees of freedom
+    99.99% are below 92. A model's generation_config (a repetition penalty, top-k 1) must not bend them."""
     model = tiny_model(family)
     model.generation_config.repetition_penalty = 50.0
     model.generation_config.top_k = 1
@@ -145,7 +155,7 @@ def test_a_model_without_padding_token_is_told(student):
 # GKD
 
 
-def test_gkd_samples_the_share_that_it_should(student, batch):
+def test_gkd_samples_the_share_that_it_should(student, batch, free_sampling):
     """300 draws with probability 0.3: 90 ± 4 · 7.9 holds for all but 1 seed in 10,000."""
     rollouts = GKDRollouts(max_new_tokens=1, probability=0.3)
     changed = sum(rollouts(student, batch, 0.0, seed) is not batch for seed in range(300))
@@ -184,8 +194,8 @@ def test_no_student_sequence_before_validation_calls_for_them(student, batch):
     assert not rollouts.buffer
 
 
-def test_fresh_sequences_give_way_to_replayed_ones_as_training_proceeds(student, batch):
-    """With a full buffer, fresh ones come with probability φ (1 − progress), replayed ones with φ · progress."""
+def test_fresh_sequences_give_way_to_replayed_ones_as_training_proceeds(student, batch, free_sampling):
+    """With a full buffer fresh ones have probability φ (1 − progress), replayed ones φ · progress."""
     for progress in (0.0, 0.5, 1.0):
         rollouts = DistiLLMRollouts(max_new_tokens=1, capacity=4, threshold=0.6)
         rollouts.buffer.extend([([5], [END])] * 4)

@@ -23,8 +23,8 @@ CLAIMS = {claim.name: (part, claim) for part, claims in TABLE3.items() for claim
 
 def row(value: float, **fields) -> Row:
     default = Row(
-        experiment="table3", scale="cpu", method="taid", teacher="phi-3-mini", student="tinyllama", task="average",
-        seed=0, metric="head", value=value, unit="probability", higher_is_better=False,
+        experiment="table3", scale="cpu", method="taid", teacher="phi-3-mini", student="tinyllama",
+        task="average", seed=0, metric="head", value=value, unit="probability", higher_is_better=False,
         config={"learning_rate": 0.01}, config_hash="0", seconds=1.0, **asdict(HERE),
     )  # fmt: skip
     return replace(default, **fields)
@@ -34,7 +34,7 @@ def row(value: float, **fields) -> Row:
 
 
 def probabilities(model, example: dict) -> np.ndarray:
-    """softmax over the V real entries at the response's positions, one example without padding, in fp64: [n, V]"""
+    """softmax over the V real entries at one example's response positions, without padding, fp64: [n, V]"""
     ids, first = example["prompt_ids"] + example["response_ids"], len(example["prompt_ids"])
     with torch.no_grad():
         logits = model.eval()(torch.tensor([ids])).logits[0, first - 1 : -1, :VOCAB].double().numpy()
@@ -43,13 +43,15 @@ def probabilities(model, example: dict) -> np.ndarray:
 
 
 def test_masses_agree_with_a_loop_over_tokens():
-    """Oracle: numpy, one example at a time. Ragged batches, a student with 16 padded entries; V = 48, so that the
-    tail holds the ranks from round(38.4) = 38 on."""
-    student, teacher = tiny_model(seed=0, vocab_size=VOCAB + 16), tiny_model("phi3", seed=1, vocab_size=VOCAB + 8)
+    """Oracle: numpy, one example at a time. Ragged batches, padded vocabularies; V = 48, so that the tail
+    holds the ranks from round(38.4) = 38 on."""
+    student = tiny_model(seed=0, vocab_size=VOCAB + 16)
+    teacher = tiny_model("phi3", seed=1, vocab_size=VOCAB + 8)
     examples = tiny_examples(11)
     q = np.concatenate([probabilities(student, example) for example in examples])
     p = np.concatenate([probabilities(teacher, example) for example in examples])
-    orders = {"": np.argsort(-p), "_own": np.argsort(-q), "_marginal": np.tile(np.argsort(-p.mean(0)), (len(q), 1))}
+    overall = np.tile(np.argsort(-p.mean(0)), (len(q), 1))
+    orders = {"": np.argsort(-p), "_own": np.argsort(-q), "_marginal": overall}
 
     batches = [Collator(PAD)(examples[at : at + 4]) for at in (0, 4, 8)]
     found = probability_mass.masses(student, LiveTeacher(teacher), batches, VOCAB)
@@ -110,9 +112,9 @@ def test_only_missing_cells_run_and_each_experiment_gets_its_rows(tmp_path, monk
         return {("head", "average"): 0.5}, 2.0
 
     def rows(run, experiment, values, seconds):
-        config = run.config() | {"experiment": experiment}
-        fields = dict(experiment=experiment, seed=run.seed, config_hash=results.config_hash(config), seconds=seconds)
-        return [row(value, metric=metric, task=task, **fields) for (metric, task), value in values.items()]
+        key = results.config_hash(run.config() | {"experiment": experiment})
+        [value] = values.values()
+        return [row(value, experiment=experiment, seed=run.seed, config_hash=key, seconds=seconds)]
 
     path = tmp_path / "rows.jsonl"
     jobs.evaluate({(Run(0), "test"): ["a"], (Run(1), "test"): ["a"]}, measure, rows, path, 1, "first")
@@ -128,7 +130,7 @@ NOISE = (-0.01, 0.0, 0.01)
 
 
 def scores_with(gap: float) -> dict[str, dict[int, float]]:
-    """Log masses of two methods, `gap` apart: a paired interval of ± 4.303 · 0.01 / √3 = ± 0.025 around it."""
+    """Log masses of two methods: a paired interval of gap ± 4.303 · 0.01 / √3 = gap ± 0.025."""
     return {"taid": {seed: gap + e for seed, e in enumerate(NOISE)}, "kl": dict.fromkeys(range(3), 0.0)}
 
 
@@ -163,8 +165,9 @@ def logs(part: str) -> dict[str, float]:
 
 @pytest.mark.parametrize(
     ("name", "method", "factor"),
-    [("KL ≈ TAID in the tail", "taid", 2.1), ("KL ≈ TAID in the tail", "taid", 0.5), ("KL ≫ RKL in the tail", "kl", 0.4),
-     ("TAID ≫ RKL in the tail", "rkl", 2.5), ("RKL is highest in the head", "taid", 1.05)],
+    [("KL ≈ TAID in the tail", "taid", 2.1), ("KL ≈ TAID in the tail", "taid", 0.5),
+     ("KL ≫ RKL in the tail", "kl", 0.4), ("TAID ≫ RKL in the tail", "rkl", 2.5),
+     ("RKL is highest in the head", "taid", 1.05)],
 )  # fmt: skip
 def test_the_papers_numbers_satisfy_each_claim_and_others_would_not(name, method, factor):
     """Tails of 40.2, 8.1, 39.0 in 1e-7: ratios 0.97, 5.0, 4.8; heads of 0.216, 0.227, 0.218."""
@@ -179,13 +182,14 @@ def test_the_papers_numbers_satisfy_each_claim_and_others_would_not(name, method
 HEAD = {"kl": 0.5, "rkl": 0.6, "taid": 0.52, "teacher": 0.55}
 TAIL = {"kl": 4e-5, "rkl": 1e-6, "taid": 3.9e-5, "teacher": 2e-5}
 SUFFIXES = ("", "_own", "_marginal")
+RANKS = (1, 4, 40, 400, 2048)
 
 
 def table_rows(seeds: int, tail: dict[str, float] = TAIL, **fields) -> list[Row]:
     """Masses with factors of e^0.01 between seeds, equal by every ranking; the teacher once; five ranks."""
     masses = {"head": ("average", HEAD), "tail": ("average", tail)}
     measured = [(part + s, task, by) for part, (task, by) in masses.items() for s in SUFFIXES]
-    measured += [("mass_at_rank", str(rank), {m: h / rank for m, h in HEAD.items()}) for rank in (1, 4, 40, 400, 2048)]
+    measured += [("mass_at_rank", str(rank), {m: h / rank for m, h in HEAD.items()}) for rank in RANKS]
     return [
         row(mass * math.exp(0.01 * seed), metric=metric, task=task, method=method, seed=seed, **fields)
         for metric, task, by in measured
@@ -208,7 +212,8 @@ def line_of(markdown: str, start: str) -> list[str]:
 def test_paper_and_ours_stand_side_by_side_with_the_teacher_beside_them(tmp_path):
     text = table3.render(frame_of(tmp_path, table_rows(3)), "cpu")
     # The tail's logarithms have s = 0.01: the interval is e^(0.01 ± 4.303 · 0.01 / √3), 3.94e-5 to 4.14e-5.
-    assert line_of(text, "KL") == ["KL", "0.216", "0.505 ± 0.013", "4.02e-06", "4.04e-05 [3.94e-05, 4.14e-05]"]
+    ours = ["0.505 ± 0.013", "4.04e-05 [3.94e-05, 4.14e-05]"]
+    assert line_of(text, "KL") == ["KL", "0.216", ours[0], "4.02e-06", ours[1]]
     assert line_of(text, "teacher") == ["teacher", "—", "0.550", "—", "2.00e-05"]
     assert "V = 2,048" in text and "Seeds: 3" in text and "mean nothing" not in text
     assert text.count("**supported**") == 12  # four claims by three rankings
@@ -221,7 +226,8 @@ def test_claims_flip_with_the_data(tmp_path):
 
 
 def test_a_partial_file_renders_what_it_has(tmp_path):
-    partial = [r for r in table_rows(1, scale="smoke") if r.method in ("kl", "teacher") and not r.metric.endswith("_own")]
+    whole = table_rows(1, scale="smoke")
+    partial = [r for r in whole if r.method in ("kl", "teacher") and not r.metric.endswith("_own")]
     text = table3.render(frame_of(tmp_path, partial, "smoke"), "smoke")
     assert line_of(text, "KL")[2:] == ["0.500 (1 seed)", "4.02e-06", "4.00e-05 (1 seed)"]
     assert "| RKL |" not in text and "no rows for RKL" in text and "mean nothing" in text
@@ -246,6 +252,6 @@ def test_the_figure_draws_a_line_per_method_over_the_ranks(tmp_path):
 
 
 def test_references_have_no_learning_rate_in_table_1(tmp_path):
-    written = [row(1.0, experiment="table1", metric="score"),
-               row(9.0, experiment="table1", metric="score", method="teacher", config={"learning_rate": 0.0})]  # fmt: skip
+    student = row(1.0, experiment="table1", metric="score")
+    written = [student, replace(student, method="teacher", config={"learning_rate": 0.0})]
     assert "Learning rates: 0.01." in table1.headline(frame_of(tmp_path, written), "cpu", "table1")

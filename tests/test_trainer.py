@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import FAMILIES, PAD, VOCAB, tiny_examples, tiny_model, tiny_trainer
 from torch.nn.functional import cross_entropy
 from transformers import (
@@ -442,6 +443,7 @@ def replaying(folder):
 def _rank(rank: int, folder: Path) -> None:
     """What each of two processes does; the first leaves its findings in `folder`."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    AcceleratorState._reset_state(reset_partial_state=True)  # the parent's single process, inherited by fork
     meeting = f"file://{folder / 'meeting'}"
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     found = {}
@@ -463,7 +465,7 @@ def _rank(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(_rank, args=(folder,), nprocs=2)
+    torch.multiprocessing.start_processes(_rank, args=(folder,), nprocs=2, start_method="fork")
     return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
 
 

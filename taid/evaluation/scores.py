@@ -4,8 +4,9 @@ Verified categories: 10 × the share of responses that the verifier accepts.
 Judged categories: the mean log-likelihood per token of the responses under a judge model, on a scale on which the
 untrained student's responses get 0 and the human ones 10.
 
-The headline follows MT-Bench's own temperatures (FastChat's `temperature_config`: 0 where there is a right answer,
-0.7 for writing): verified categories are answered greedily, judged ones sampled.
+The headline follows MT-Bench in answering greedily where there is a right answer and sampling where there is not. It
+samples at temperature 1, not at MT-Bench's 0.7: likelihood rewards blandness, and at 0.7 every tuned model is likelier
+than people are (the scale's ceiling), whereas at 1 a model that writes as people do scores 10.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from taid.evaluation.generation import distinct_bigrams, generate
 from taid.evaluation.likelihood import held_out_loss
 from taid.instructions import CATEGORIES, JUDGED, VERIFIED, Instruction
 
-TEMPERATURE = 0.7
+TEMPERATURE = 1.0
 MAX_NEW_TOKENS = 16
 
 
