@@ -9,10 +9,12 @@ export TAID_CACHE ?= $(CURDIR)/.cache
 export HF_HUB_OFFLINE ?= 1
 
 PY = .venv/bin/python
+# a smoke run leaves the committed notebooks alone
+NOTEBOOK = $(if $(filter smoke,$(SCALE)),@: skipped,.venv/bin/jupyter-execute --inplace)
 STAMP = .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data test test-slow table1 theory mode-collapse claims report clean
+.PHONY: help setup data test test-slow table1 table3 theory mode-collapse claims report clean
 
 help: ## this list
 	@echo "make TARGET [SCALE=smoke|cpu] [SEEDS=n] [WORKERS=2] [RESULTS=folder]"
@@ -43,8 +45,17 @@ table1: setup ## Table 1: instruction tuning, 11 methods, 3 pairs | 2 / 40 for o
 	$(PY) paper_experiments/01_table1_instruction_tuning.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis table1 --scale $(SCALE) --results $(RESULTS)
 
-theory: setup ## the theorem, the sharp bound, the phase diagram | 1 / 5
+table3: setup ## Table 3: head and tail mass of Table 1's students | 0.5 / 3 after table1
+	$(PY) paper_experiments/03_table3_probability_mass.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
+	$(PY) -m analysis table3 --scale $(SCALE) --results $(RESULTS)
+
+theory: setup ## the theorem, the sharp bound, phase diagram; then the notebook | 0.1 / 2
 	$(PY) paper_experiments/11_theory.py --scale $(SCALE) --results $(RESULTS)
+	$(NOTEBOOK) notebooks/theory.ipynb
+
+mode-collapse: setup ## mixtures of Gaussians: averaging and collapse; then the notebook | 0.3 / 8
+	$(PY) paper_experiments/12_mode_collapse.py --scale $(SCALE) --results $(RESULTS)
+	$(NOTEBOOK) notebooks/mode_collapse.ipynb
 
 claims: setup ## the paper's claims, judged on the committed rows | 0.1
 	$(PY) -m analysis claims
@@ -52,5 +63,5 @@ claims: setup ## the paper's claims, judged on the committed rows | 0.1
 report: setup ## render the committed rows in results/ again | 0.1
 	$(PY) -m analysis table1 --scale cpu --results results
 
-clean: ## remove caches, keep results
-	rm -rf .cache runs build *.egg-info .pytest_cache
+clean: ## remove caches and trained models, keep all rows
+	rm -rf .cache build *.egg-info .pytest_cache

@@ -5,7 +5,7 @@ reverse to the forward KL; the adaptive schedule is an open loop. Derivations: d
 Figures: notebooks/theory.ipynb.
 
     python paper_experiments/11_theory.py                # cpu: 1 minute on one core, into results/
-    python paper_experiments/11_theory.py --scale smoke  # 3 seconds, into .cache/smoke/
+    python paper_experiments/11_theory.py --scale smoke --results runs/smoke  # 3 seconds, not to be kept
 """
 
 import argparse
@@ -105,13 +105,12 @@ def cell(study, scale: str) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", choices=SCALES, default="cpu")
-    parser.add_argument("--out", type=Path, help="folder of theory.jsonl (default: results, or .cache/smoke)")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the rows")
     arguments = parser.parse_args()
-    folder = arguments.out or Path(".cache/smoke" if arguments.scale == "smoke" else "results")
     for study in (phase_diagram, tightness, objective, open_loop):
         rows = cell(study, arguments.scale)
-        if rows[0].config_hash not in finished(folder / "theory.jsonl"):
-            append(folder / "theory.jsonl", rows)
+        if rows[0].config_hash not in finished(arguments.results / "theory.jsonl"):
+            append(arguments.results / "theory.jsonl", rows)
         for row in rows:
             print(f"{row.method:18}{row.task:16}{row.metric:36}{row.value:12.6g} {row.unit}")
 

@@ -10,13 +10,15 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from statistics import mean
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from taid import instructions, jobs, models, objectives, results, schedule, sources
@@ -70,7 +72,7 @@ class Setting:
 
 CPU = Setting(
     scale="cpu",
-    size=instructions.Size(words=260, passages=3500, validation=60, test=200),
+    size=instructions.Size(words=260, passages=3300, validation=60, test=200),
     vocab_size=2048,
     window=64,
     dictionary_share=0.5,
@@ -93,8 +95,8 @@ SMOKE = replace(
     pretrain_student=Training(2, 4, 5e-3),
     pretrain_teacher=Training(2, 4, 3e-3),
     tune_teacher=Training(2, 8, 3e-3),
-    pretrain_judge=Training(2, 4, 3e-3),
-    tune_judge=Training(2, 8, 3e-3),
+    pretrain_judge=Training(16, 8, 3e-3),  # it has to tell text from noise
+    tune_judge=Training(8, 8, 3e-3),
     distil=Training(4, 8, 5e-3),
     learning_rates=(3e-3, 1e-2),
     validations=2,
@@ -172,7 +174,7 @@ class Bench:
         folder = self.folder / "tokenizer"
         if not folder.exists():
             texts = [f"{i.prompt} {i.response}" for i in self.data.train] + list(self.data.text["train"][:20_000])
-            _save_whole(train_tokenizer(texts, self.settings.vocab_size, self.data.words), folder)
+            _save_whole(train_tokenizer(texts, self.settings.vocab_size, self.data.words), None, folder)
         return PreTrainedTokenizerFast.from_pretrained(folder)
 
     def windows(self, prose: str) -> list[dict]:
@@ -212,33 +214,36 @@ class Bench:
         )
 
     def _model(self, name: str, seed: int, phases):
-        folder = self.folder / "models" / f"{name}-{seed}"
-        if not folder.exists():
+        def train():
             model = models.scale_model(name, len(self.tokenizer), self.tokenizer, seed)
             for number, (training, examples) in enumerate(phases):
-                work = self.folder / "work" / f"{name}-{seed}-{number}"
                 title = f"{name} seed {seed}, phase {number + 1} of {len(phases)}"
-                fit(model, examples(), self.collator, training, seed=seed, checkpoints=work, title=title)
-            _save_whole(model, folder)
-            shutil.rmtree(self.folder / "work" / f"{name}-{seed}-0", ignore_errors=True)
-        return _load(folder)
+                fit(model, examples(), self.collator, training, seed=seed, checkpoints=work / str(number), title=title)
+            return model, None
+
+        work = self.folder / "work" / f"{name}-{seed}"
+        model = _cached(self.folder / "models" / f"{name}-{seed}", train)
+        shutil.rmtree(work, ignore_errors=True)
+        return model
 
     def distilled(self, run: Run) -> tuple[torch.nn.Module, dict]:
         """(student, {"seconds": of training, "logs": the objective's last}) of a run, trained now unless cached."""
-        folder = self.folder / "runs" / _digest(run.config())
-        if not folder.exists():
+
+        def train():
             student = self.student(models.PAIRS[run.teacher], run.seed)
             objective = objectives.objective(run.method, **method_options(run))
             started = time.perf_counter()
             trainer = fit(
                 student, self.stream, self.collator, replace(self.settings.distil, learning_rate=run.learning_rate),
-                seed=run.seed, objective=objective, teacher=self.cached_teacher(run.teacher, "train") if objective.uses_teacher else None,
-                tokenizer=self.tokenizer,
-                validation=self.validation if objective.rollouts is not None else None, validations=self.settings.validations,
+                seed=run.seed, objective=objective, tokenizer=self.tokenizer,
+                teacher=self.cached_teacher(run.teacher, "train") if objective.uses_teacher else None,
+                validation=self.validation if objective.rollouts is not None else None,
+                validations=self.settings.validations,
             )
-            record = {"seconds": time.perf_counter() - started, "logs": trainer.objective.logs()}
-            _save_whole(student, folder, record)
-        return _load(folder), json.loads((folder / "record.json").read_text())
+            return student, {"seconds": time.perf_counter() - started, "logs": trainer.objective.logs()}
+
+        folder = self.folder / "runs" / _digest(run.config())
+        return _cached(folder, train), json.loads((folder / "record.json").read_text())
 
     def judge_of(self, student: str, seed: int, split: str) -> scores.Judge:
         """The judge with its scale for the responses of one pre-trained student on one split."""
@@ -252,7 +257,7 @@ class Bench:
             ends = {}
             for end, responses in (("human", [i.response for i in items]), ("untrained", untrained)):
                 ends[end] = {
-                    category: scores.log_likelihood(model, self.tokenizer, self.collator, *chosen)
+                    category: mean(scores.log_likelihoods(model, self.tokenizer, self.collator, *chosen))
                     for category, chosen in scores.by_category(items, responses).items()
                 }
             write_whole(path, json.dumps(ends))
@@ -266,9 +271,8 @@ class Bench:
         values = {("distinct_bigrams", "average"): found.pop("distinct_bigrams")["all"]}
         for metric, by_category in found.items():
             values |= {(metric, category): value for category, value in by_category.items()}
-            values[metric, "average"] = sum(by_category.values()) / len(by_category)
-        losses = likelihood.held_out_loss(model, examples, self.collator)
-        values["held_out_loss", "average"] = sum(losses) / len(losses)
+            values[metric, "average"] = mean(by_category.values())
+        values["held_out_loss", "average"] = mean(likelihood.held_out_loss(model, examples, self.collator))
         values["kl_to_teacher", "average"] = likelihood.kl_to_teacher(
             model, self.cached_teacher(teacher, split), examples, self.collator, len(self.tokenizer)
         )
@@ -380,11 +384,19 @@ class _Progress(TrainerCallback):
             print(f"  {self.title}: step {state.global_step} of {state.max_steps}, {left} left", flush=True)
 
 
-def _load(folder: Path):
+def _cached(folder: Path, train: Callable[[], tuple[PreTrainedModel, dict | None]]) -> PreTrainedModel:
+    """The model in `folder`; if there is none, or a damaged one, the model and record that `train` makes, kept there."""
+    if folder.exists():
+        try:
+            return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+        except Exception as error:  # whatever the loader finds wrong
+            warnings.warn(f"the model in {folder} is damaged ({error}): training it again", stacklevel=2)
+            shutil.rmtree(folder)
+    _save_whole(*train(), folder)
     return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
 
 
-def _save_whole(thing, folder: Path, record: dict | None = None) -> None:
+def _save_whole(thing, record: dict | None, folder: Path) -> None:
     """`save_pretrained` into a temporary folder, then rename: a kill leaves a whole model or none."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:

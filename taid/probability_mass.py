@@ -2,7 +2,7 @@
 
 Measured on the response tokens of the test split, teacher-forced, under three rankings of the vocabulary, for
 we do not know whose the paper means (see `taid.evaluation.mass`). The metrics `head` and `tail` rank by the
-teacher at every token, our main reading; `…_own` by the student itself; `…_marginal` once, by the teacher's mean.
+teacher at every token, our main reading; `…_own` by the student; `…_marginal` once, by the teacher's mean.
 """
 
 import math
@@ -42,7 +42,7 @@ def learning_rates(rows: Sequence[results.Row], scale: str, teacher: str) -> dic
 
 
 def measure(run: study.Run) -> tuple[dict[tuple[str, str], float], float]:
-    """A job: ({(metric, task): value}, seconds) of a run's student; of the teacher for the method "teacher"."""
+    """A job: ({(metric, task): value}, seconds) of a run's student, or of the teacher ("teacher")."""
     started = time.perf_counter()
     here = study.bench(run.scale)
     model = here.teacher(run.teacher) if run.method == "teacher" else here.distilled(run)[0]

@@ -179,8 +179,8 @@ def austen() -> dict[str, str]:
 
 def moby_dick() -> dict[str, str]:
     """Herman Melville's Moby-Dick by chapter, headings removed."""
-    folder = fetch("moby_dick")
-    return {p.stem: p.read_text(encoding="utf-8").split("\n\n", 1)[-1] for p in sorted(folder.glob("*.txt"))}
+    chapters = sorted(fetch("moby_dick").glob(SOURCES["moby_dick"].pattern))  # data.txt holds the whole book again
+    return {p.stem: p.read_text(encoding="utf-8").split("\n\n", 1)[-1] for p in chapters}
 
 
 def sotu() -> dict[str, str]:

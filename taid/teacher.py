@@ -78,7 +78,7 @@ class CachedTeacher:
         if len(rows) != labels:
             raise ValueError(
                 f"the cache holds {len(rows)} positions for a batch of {labels} labels: the examples are not "
-                "those of the cache. Make one for this data set, or leave out 'index' to run the teacher live."
+                "those of the cache. Make one for this data set, or leave out 'index' for a live teacher."
             )
         return torch.from_numpy(self.logits[rows]).float().to(batch["labels"].device)
 

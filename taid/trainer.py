@@ -58,7 +58,7 @@ class DistillationTrainer(Trainer):
     methods without a teacher need none. The loss is the sum over unmasked tokens divided by their number in
     the whole optimizer step, over micro-batches and ranks; the objective is updated once per optimizer step
     from that mean, in training only. Validation (`eval_loss`) is the cross-entropy on the labels, in nats per
-    token, for all methods and batch sizes alike; DistiLLM needs it: without it no student sequence is sampled.
+    token, for all methods and batch sizes alike; DistiLLM needs it: without it no student text is sampled.
 
     Raises ValueError for an unknown method, a missing teacher, a step without any label, vocabularies that
     differ in more than padding; FloatingPointError, naming the step and the last checkpoint, for a loss that

@@ -219,4 +219,4 @@ def test_the_headline_is_greedy_for_answers_and_sampled_for_prose(chat, monkeypa
         "score": {"kind": 10.0, "novel": 10.0},
         "distinct_bigrams": {"all": 0.0},
     }
-    assert asked == [(3, 16, 0.0, 0), (3, 16, 0.7, 4)]  # MT-Bench's temperature for writing
+    assert asked == [(3, scores.MAX_NEW_TOKENS, 0.0, 0), (3, scores.MAX_NEW_TOKENS, scores.TEMPERATURE, 4)]

@@ -2,7 +2,7 @@
 
 Verified categories: 10 × the share of responses that the verifier accepts.
 Judged categories: the mean log-likelihood per token of the responses under a judge model, on a scale on which the
-untrained student's responses get 0 and the human ones 10.
+untrained student's responses get 0 and the human ones 10; a response counts once, however often it is given.
 
 The headline follows MT-Bench in answering greedily where there is a right answer and sampling where there is not. It
 samples at temperature 1, not at MT-Bench's 0.7: likelihood rewards blandness, and at 0.7 every tuned model is likelier
@@ -11,6 +11,7 @@ than people are (the scale's ceiling), whereas at 1 a model that writes as peopl
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import mean
 
 from taid.data import encode
 from taid.evaluation.generation import distinct_bigrams, generate
@@ -34,7 +35,8 @@ def verified(instructions: Sequence[Instruction], responses: Sequence[str]) -> f
 class Judge:
     """A language model that scores prose by its likelihood.
 
-    `untrained` and `human` hold, by category, the mean log-likelihoods per token of the two ends of the scale.
+    `untrained` and `human` hold, by category, the mean log-likelihoods per token of the two ends of the scale. Raises
+    ValueError where they are not apart: then the judge cannot tell text from noise.
     """
 
     model: object
@@ -43,18 +45,31 @@ class Judge:
     human: dict[str, float]
     untrained: dict[str, float]
 
+    def __post_init__(self):
+        for category, high in self.human.items():
+            if not high > self.untrained[category]:
+                raise ValueError(
+                    f"the judge finds human responses ({high:.2f} nats/token) no likelier than an untrained student's "
+                    f"({self.untrained[category]:.2f}) in {category!r}: train it longer"
+                )
+
     def score(self, category: str, instructions: Sequence[Instruction], responses: Sequence[str]) -> float:
-        """10 (ℓ − ℓ_untrained) / (ℓ_human − ℓ_untrained), cut to [0, 10]."""
-        mean = log_likelihood(self.model, self.tokenizer, self.collator, instructions, responses)
+        """10 (ℓ − ℓ_untrained) / (ℓ_human − ℓ_untrained), cut to [0, 10], ℓ the mean over responses.
+
+        A response that was given to an earlier prompt as well counts ℓ_untrained: what answers every prompt answers
+        none. (Without this "of the", said to everything, scored 9 to 10.)
+        """
         low, high = self.untrained[category], self.human[category]
-        return min(10.0, max(0.0, 10 * (mean - low) / (high - low)))
+        likelihoods = log_likelihoods(self.model, self.tokenizer, self.collator, instructions, responses)
+        first = {response: i for i, response in reversed(list(enumerate(responses)))}
+        counted = [l if first[r] == i else low for i, (l, r) in enumerate(zip(likelihoods, responses, strict=True))]
+        return min(10.0, max(0.0, 10 * (mean(counted) - low) / (high - low)))
 
 
-def log_likelihood(model, tokenizer, collator, instructions, responses: Sequence[str]) -> float:
-    """Mean over responses of their log-likelihood per token under `model`, end of sequence included [nats/token]."""
+def log_likelihoods(model, tokenizer, collator, instructions, responses: Sequence[str]) -> list[float]:
+    """Log-likelihood per token of each response under `model`, end of sequence included [nats/token]."""
     examples = encode(tokenizer, [i.prompt for i in instructions], responses)
-    losses = held_out_loss(model, examples, collator)
-    return -sum(losses) / len(losses)
+    return [-loss for loss in held_out_loss(model, examples, collator)]
 
 
 def by_category(instructions: Sequence[Instruction], responses: Sequence[str]) -> dict[str, tuple[list, list]]:

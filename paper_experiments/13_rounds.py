@@ -1,0 +1,45 @@
+"""Repeated rounds: does the theory's picture carry over to (small) language models?
+
+Claim of the theory: self-distillation loses the teacher's signal round after round; TAID's rounds, which mix
+the teacher in again with a weight λ_t = t/T, keep it; so does a constant λ > 0. See docs/theory.md, section 6.
+
+    python paper_experiments/13_rounds.py --scale smoke           # half a minute, after Table 1's
+    python paper_experiments/13_rounds.py --scale cpu --seeds 3   # see `make help`
+    python -m analysis rounds
+
+Every round starts from the seed's pre-trained student and sees one stream of batches, at the learning rate that
+Table 1 chose for KL on this pair. A chain of rounds is one job; finished chains are skipped.
+"""
+
+import argparse
+from pathlib import Path
+
+from taid import instruction_tuning as study
+from taid import jobs, models, results, rounds
+
+
+def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
+    rate = rounds.learning_rate(results.read(folder / "table1.jsonl"), scale)
+    study.bench(scale)  # the data, before any worker wants them
+
+    student = models.PAIRS[rounds.TEACHER]
+    zoo = [("teacher", rounds.TEACHER, 0), *[("student", student, seed) for seed in range(seeds)]]
+    logits = [("logits", rounds.TEACHER, split) for split in ("train", "validation")]
+    for title, todo in (("models", zoo), ("teacher logits", logits)):
+        list(jobs.run(study.prepare, [(scale, *job) for job in todo], workers, title))
+
+    cells = {
+        (rounds.Chain(variant, study.Run(scale, "kl", rounds.TEACHER, seed, rate)),): ["rounds"]
+        for seed in range(seeds) for variant in rounds.VARIANTS
+    }  # fmt: skip
+    jobs.evaluate(cells, rounds.measure, rounds.rows, folder / "rounds.jsonl", workers, "rounds")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Repeated rounds of distillation.")
+    parser.add_argument("--scale", default="cpu", help="smoke or cpu")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 … n − 1")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of Table 1's rows")
+    arguments = parser.parse_args()
+    main(arguments.scale, arguments.seeds, arguments.workers, arguments.results)
