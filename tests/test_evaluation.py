@@ -1,5 +1,7 @@
 """What is measured is what is said: each measure against a slow, plain one of its own, written without batches."""
 
+from statistics import mean
+
 import pytest
 import torch
 from conftest import END, FAMILIES, PAD, VOCAB, tiny_examples, tiny_model
@@ -146,44 +148,58 @@ def chat(tokenizer):
 
 
 PROSE = [Instruction("novel", f"w{i} w{i + 1}", f"w{i + 2}") for i in range(2, 12)]
+NOISE = [f"w3 w3 w3 w{40 - i}" for i in range(len(PROSE))]
 
 
 @pytest.fixture
 def judge(chat):
     model, collator = tiny_model(), Collator(PAD)
     ends = {
-        end: {"novel": scores.log_likelihood(model, chat, collator, PROSE, responses)}
-        for end, responses in (("human", human_responses(model, chat)), ("untrained", ["w3 w3 w3 w3"] * len(PROSE)))
+        end: {"novel": mean(scores.log_likelihoods(model, chat, collator, PROSE, responses))}
+        for end, responses in (("human", human_responses(model, chat)), ("untrained", NOISE))
     }
     assert ends["human"]["novel"] > ends["untrained"]["novel"]
     return Judge(model, chat, collator, **ends)
 
 
 def human_responses(model, tokenizer) -> list[str]:
-    """Likely ones: what the judge itself would say."""
+    """Likely ones, all different: what the judge itself would say, and the prompt's own word."""
     examples = [{"prompt_ids": tokenizer(item.prompt)["input_ids"]} for item in PROSE]
-    return generate(model, tokenizer, examples, 2)
+    said = generate(model, tokenizer, examples, 2)
+    return [f"{text} {item.response}" for text, item in zip(said, PROSE, strict=True)]
 
 
 def test_the_judges_scale_ends_at_0_and_10(judge, chat):
-    human, untrained = human_responses(judge.model, chat), ["w3 w3 w3 w3"] * len(PROSE)
-    assert judge.score("novel", PROSE, human) == 10
-    assert judge.score("novel", PROSE, untrained) == 0
+    assert judge.score("novel", PROSE, human_responses(judge.model, chat)) == 10
+    assert judge.score("novel", PROSE, NOISE) == 0
 
 
-def test_the_judge_is_linear_in_the_log_likelihood_and_cut(judge, chat, monkeypatch):
+def test_the_judge_is_linear_in_the_log_likelihood_and_cut(judge, monkeypatch):
     low, high = judge.untrained["novel"], judge.human["novel"]
+    different = [f"w{i}" for i in range(len(PROSE))]
     for share, expected in ((-1, 0), (0, 0), (0.25, 2.5), (0.5, 5), (1, 10), (3, 10)):
-        monkeypatch.setattr(scores, "log_likelihood", lambda *a, at=low + share * (high - low): at)
-        assert judge.score("novel", PROSE, ["w5"] * len(PROSE)) == pytest.approx(expected, abs=1e-9)
+        monkeypatch.setattr(scores, "log_likelihoods", lambda *a, at=low + share * (high - low): [at] * len(PROSE))
+        assert judge.score("novel", PROSE, different) == pytest.approx(expected, abs=1e-9)
 
 
-def test_log_likelihood_weighs_responses_alike(chat):
-    """A long response counts as a short one does: the mean over responses of the mean over their tokens."""
+def test_a_response_counts_once(judge, monkeypatch):
+    """Ten human-like responses of which n are different score n points."""
+    monkeypatch.setattr(scores, "log_likelihoods", lambda *a: [judge.human["novel"]] * len(PROSE))
+    for n in (1, 4, 10):
+        assert judge.score("novel", PROSE, [f"w{i % n}" for i in range(10)]) == pytest.approx(n, abs=1e-9)
+
+
+def test_a_judge_that_cannot_tell_text_from_noise_is_refused():
+    with pytest.raises(ValueError, match="'novel': train it longer"):
+        Judge(None, None, None, human={"novel": -3.0}, untrained={"novel": -3.0})
+
+
+def test_log_likelihoods_are_per_token(chat):
+    """−held_out_loss of prompt and response, whatever stands in the batch beside it."""
     model, collator = tiny_model(), Collator(PAD)
-    one, other = ([scores.log_likelihood(model, chat, collator, [i], [r])] for i, r in ((PROSE[0], "w9"), (PROSE[1], "w4 " * 9)))
-    both = scores.log_likelihood(model, chat, collator, PROSE[:2], ["w9", "w4 " * 9])
-    assert both == pytest.approx((one[0] + other[0]) / 2, rel=1e-5)
+    responses = ["w9", "w4 " * 9]
+    alone = [scores.log_likelihoods(model, chat, collator, [i], [r])[0] for i, r in zip(PROSE, responses)]
+    assert scores.log_likelihoods(model, chat, collator, PROSE[:2], responses) == pytest.approx(alone, rel=1e-5)
 
 
 def test_categories_keep_their_order_and_pairs():
@@ -197,26 +213,26 @@ def test_categories_keep_their_order_and_pairs():
 
 def test_category_scores_by_hand(judge):
     items = [Instruction("kind", "w2", "a", ("a",))] * 4 + [Instruction("opposite", "w2", "b", ("b", "c"))] * 2 + PROSE
-    responses = ["a", "A ", "b", ""] + ["c", "a"] + ["w3 w3 w3 w3"] * len(PROSE)
+    responses = ["a", "A ", "b", ""] + ["c", "a"] + NOISE
     assert category_scores(judge, items, responses) == {"kind": 5.0, "opposite": 5.0, "novel": 0.0}
 
 
 def test_the_headline_is_greedy_for_answers_and_sampled_for_prose(chat, monkeypatch):
     """A student that answers right greedily only, and writes well sampled only, has 10 in both."""
-    items = [Instruction("kind", "w2", "right", ("right",)), Instruction("novel", "w2", "good"), Instruction("novel", "w3", "good")]
+    items = [Instruction("kind", "w2", "right", ("right",)), *(Instruction("novel", f"w{i}", "good") for i in (2, 3))]
     asked = []
 
     def fake(model, tokenizer, examples, max_new_tokens, temperature=0.0, seed=0):
         asked.append((len(examples), max_new_tokens, temperature, seed))
-        return ["wrong", "good", "good"] if temperature else ["right", "bad", "bad"]
+        return ["wrong", "good 1", "good 2"] if temperature else ["right", "bad 1", "bad 2"]
 
     monkeypatch.setattr(scores, "generate", fake)
-    monkeypatch.setattr(scores, "log_likelihood", lambda m, t, c, i, responses: -1.0 if responses == ["good"] * 2 else -3.0)
+    monkeypatch.setattr(scores, "log_likelihoods", lambda *a: [-1.0 if "good" in r else -3.0 for r in a[-1]])
     judge = Judge(None, chat, None, human={"novel": -1.0}, untrained={"novel": -3.0})
     assert evaluate(None, chat, judge, items, seed=4) == {
         "score_greedy": {"kind": 10.0, "novel": 0.0},
         "score_sampled": {"kind": 0.0, "novel": 10.0},
         "score": {"kind": 10.0, "novel": 10.0},
-        "distinct_bigrams": {"all": 0.0},
+        "distinct_bigrams": {"all": 1.0},
     }
     assert asked == [(3, scores.MAX_NEW_TOKENS, 0.0, 0), (3, scores.MAX_NEW_TOKENS, scores.TEMPERATURE, 4)]
