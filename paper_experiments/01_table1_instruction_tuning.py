@@ -27,7 +27,8 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
     settings, path = study.setting(scale), folder / "table1.jsonl"
     study.bench(scale)  # the data, before any worker wants them
 
-    zoo = [("judge", "judge", 0), *[("teacher", teacher, 0) for teacher in models.PAIRS]]
+    widest_first = sorted(models.PAIRS, key=lambda teacher: models.SCALE_MODELS[teacher][1], reverse=True)
+    zoo = [("judge", "judge", 0), *[("teacher", teacher, 0) for teacher in widest_first]]
     zoo += [("student", s, seed) for seed in range(seeds) for s in sorted(set(models.PAIRS.values()))]
     logits = [("logits", teacher, split) for split in ("train", "validation", "test") for teacher in models.PAIRS]
     for title, todo in (("models", zoo), ("teacher logits", logits)):
@@ -39,18 +40,19 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
     ]
     cells = {(run, "validation"): ["table1_search"] for run in grid}
     jobs.evaluate(cells, study.measure, study.rows, path, workers, "learning rates")
+    by_hash = {results.config_hash(run.config() | {"experiment": "table1_search"}): run for run in grid}
     found = {
-        (row.method, row.teacher, row.config["learning_rate"]): row.value
+        by_hash[row.config_hash]: row.value
         for row in results.read(path)
-        if (row.experiment, row.scale, row.metric, row.task) == ("table1_search", scale, "score", "average")
+        if row.config_hash in by_hash and (row.metric, row.task) == ("score", "average")
     }
-    one_rate = max(settings.learning_rates, key=lambda rate: mean(v for key, v in found.items() if key[2] == rate))
+    one_rate = max(settings.learning_rates, key=lambda rate: mean(v for r, v in found.items() if r.learning_rate == rate))
 
     for seed in range(seeds):
         cells = {}
         for teacher in models.PAIRS:
             for method in TABLE1:
-                own_rate = max(settings.learning_rates, key=lambda rate: found[method, teacher, rate])
+                own_rate = max(settings.learning_rates, key=lambda rate: found[study.Run(scale, method, teacher, 0, rate)])
                 for experiment, rate in (("table1", own_rate), ("table1_one_rate", one_rate)):
                     run = study.Run(scale, method, teacher, seed, rate)
                     cells.setdefault((run, "test"), []).append(experiment)

@@ -315,7 +315,10 @@ def measure(run: Run, split: str) -> tuple[dict[tuple[str, str], float], float]:
     else:
         model, record = here.distilled(run)
         extra["train_seconds", "average"] = record["seconds"]
-    return here.measure(model, run.teacher, run.seed, split) | extra, time.perf_counter() - started
+    values = here.measure(model, run.teacher, run.seed, split) | extra
+    if split == "validation":  # it only chooses: the averages are enough to keep
+        values = {(metric, task): value for (metric, task), value in values.items() if task == "average"}
+    return values, time.perf_counter() - started
 
 
 def rows(run: Run, experiment: str, values: dict[tuple[str, str], float], seconds: float) -> list[results.Row]:

@@ -401,8 +401,8 @@ def test_a_checkpoint_cut_short_is_passed_over(tmp_path):
 
 @pytest.mark.parametrize("again", [False, True], ids=["in a new folder", "over an earlier run"])
 def test_a_kill_while_saving_leaves_the_checkpoint_before(again, tmp_path, monkeypatch):
-    """Even with save_total_limit=1: the old one goes when the new one is whole. And what an earlier run left under
-    the same name does not pass for the new one."""
+    """Even with save_total_limit=1: the old one goes when the new one is whole. And what an earlier run left
+    under the same name does not pass for the new one."""
     limit = None if again else 1
     if again:
         resumable(tmp_path, "kl").train()
