@@ -2,15 +2,16 @@
 
     python -m analysis table1 [--scale cpu] [--results results]   # writes table1.md and .png beside the rows
     python -m analysis table3 [--scale cpu] [--results results]
+    python -m analysis rounds [--scale cpu] [--results results]
     python -m analysis claims [--scale cpu] [--results results]   # every claim with rows, judged
 """
 
 import argparse
 from pathlib import Path
 
-from analysis import rows, table1, table3
+from analysis import rounds, rows, table1, table3
 
-TABLES = {"table1": table1, "table3": table3}
+TABLES = {"table1": table1, "table3": table3, "rounds": rounds}
 
 
 def main() -> None:

@@ -162,3 +162,49 @@ TABLE3 = {  # metric → claims about its logarithm
         ),
     ),
 }
+
+REPEATED = "self-distillation"
+ROUNDS = {  # metric → claims about it as measured; the paper has no such experiment
+    "kl_to_teacher": (
+        Claim(
+            name="self-distillation drifts away",
+            paper_item="theory, 2.6",
+            statement="Self-distillation's KL is greater after the last round than after the first.",
+            predicate=partial(greater, first=f"{REPEATED}, last round", second=f"{REPEATED}, first round"),
+        ),
+        Claim(
+            name="TAID rounds end nearer",
+            paper_item="theory, 3.1",
+            statement="After the last round self-distillation's KL is greater than TAID's.",
+            predicate=partial(greater, first=f"{REPEATED}, last round", second="TAID, last round"),
+        ),
+        Claim(
+            name="a constant weight ends nearer",
+            paper_item="theory, 3.4",
+            statement="After the last round self-distillation's KL is greater than that of a constant λ.",
+            predicate=partial(greater, first=f"{REPEATED}, last round", second="constant λ, last round"),
+        ),
+        Claim(
+            name="TAID rounds stay",
+            paper_item="theory, 2.2",
+            statement="TAID's KL after the last round is within 0.05 of that after the first.",
+            predicate=partial(close, first="TAID, last round", second="TAID, first round", margin=0.05),
+        ),
+    ),
+    "signal": (
+        Claim(
+            name="self-distillation loses the signal",
+            paper_item="theory, 2.6",
+            statement="Self-distillation's signal is greater after the first round than after the last.",
+            predicate=partial(greater, first=f"{REPEATED}, first round", second=f"{REPEATED}, last round"),
+        ),
+    ),
+    "entropy": (
+        Claim(
+            name="self-distillation narrows",
+            paper_item="the word collapse",
+            statement="Self-distillation's entropy is greater after the first round than after the last.",
+            predicate=partial(greater, first=f"{REPEATED}, first round", second=f"{REPEATED}, last round"),
+        ),
+    ),
+}

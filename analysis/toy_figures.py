@@ -66,16 +66,6 @@ def optima(ax: Axes, values: Mapping[str, Array], colours: Mapping[str, str]) ->
     return ax
 
 
-def by_rank(ax: Axes, masses: Mapping[str, Array], colours: Mapping[str, str]) -> Axes:
-    """Mean mass at each rank [V], likeliest first, a line per method on logarithmic axes (Table 3)."""
-    for key, mass in masses.items():
-        ax.loglog(np.arange(1, len(mass) + 1), mass, color=colours.get(key, "black"), label=name(key))
-    ax.set_xlabel("rank of the token")
-    ax.set_ylabel("mean probability")
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
-
-
 def bridge(
     ax: Axes, x: Array, teacher: Array, targets: Array, students: Array, t: Array, colours: Mapping[str, str]
 ) -> FuncAnimation:

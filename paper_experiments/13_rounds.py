@@ -1,14 +1,14 @@
 """Repeated rounds: does the theory's picture carry over to (small) language models?
 
 Claim of the theory: self-distillation loses the teacher's signal round after round; TAID's rounds, which mix
-the teacher in again with a weight λ_t = t/T, keep it; so does a constant λ > 0. See docs/theory.md, section 6.
+the teacher in again with a weight λ_t = t/T, keep it; so does a constant λ > 0 (docs/theory.md, section 6).
 
     python paper_experiments/13_rounds.py --scale smoke           # half a minute, after Table 1's
     python paper_experiments/13_rounds.py --scale cpu --seeds 3   # see `make help`
     python -m analysis rounds
 
-Every round starts from the seed's pre-trained student and sees one stream of batches, at the learning rate that
-Table 1 chose for KL on this pair. A chain of rounds is one job; finished chains are skipped.
+Every round starts from the seed's pre-trained student and sees one stream of batches, at the learning rate
+that Table 1 chose for KL on this pair. A chain of rounds is one job; finished chains are skipped.
 """
 
 import argparse

@@ -321,8 +321,10 @@ def measure(run: Run, split: str) -> tuple[dict[tuple[str, str], float], float]:
     return values, time.perf_counter() - started
 
 
-def rows(run: Run, experiment: str, values: dict[tuple[str, str], float], seconds: float) -> list[results.Row]:
-    """The rows of one cell."""
+def rows(
+    run: Run, experiment: str, values: dict[tuple[str, str], float], seconds: float, units: dict = UNITS
+) -> list[results.Row]:
+    """The rows of one cell; `units` maps a metric to (unit, whether higher is better)."""
     config = run.config() | {"experiment": experiment}
     shared = dict(
         experiment=experiment, scale=run.scale, method=run.method, teacher=run.teacher,
@@ -330,7 +332,7 @@ def rows(run: Run, experiment: str, values: dict[tuple[str, str], float], second
         seconds=round(seconds, 2), **asdict(results.provenance()),
     )
     return [
-        results.Row(task=task, metric=metric, value=value, unit=UNITS[metric][0], higher_is_better=UNITS[metric][1], **shared)
+        results.Row(task=task, metric=metric, value=value, unit=units[metric][0], higher_is_better=units[metric][1], **shared)
         for (metric, task), value in values.items()
     ]
 

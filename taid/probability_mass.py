@@ -8,14 +8,14 @@ teacher at every token, our main reading; `…_own` by the student; `…_margina
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from taid import instruction_tuning as study
-from taid import models, results
+from taid import results
 from taid.evaluation.mass import log_mean_probability, mass_by_rank, probability_mass
 from taid.teacher import response_logits
 
@@ -80,15 +80,8 @@ def _marginal(batches: Sequence[Tensor]) -> Tensor:
     return total.logsumexp(0) - math.log(sum(map(len, batches)))
 
 
-def rows(
-    run: study.Run, experiment: str, values: dict[tuple[str, str], float], seconds: float
-) -> list[results.Row]:
-    """The rows of one cell. Mass is neither good nor bad; `higher_is_better` must be stated and is False."""
-    config = run.config() | {"experiment": experiment}
-    shared = dict(
-        experiment=experiment, scale=run.scale, method=run.method, teacher=run.teacher,
-        student=models.PAIRS[run.teacher], seed=run.seed, unit="probability", higher_is_better=False,
-        config=config, config_hash=results.config_hash(config), seconds=round(seconds, 2),
-        **asdict(results.provenance()),
-    )  # fmt: skip
-    return [results.Row(metric=m, task=task, value=value, **shared) for (m, task), value in values.items()]
+UNITS = {  # metric -> (unit, whether higher is better): mass is neither good nor bad, but the flag must be stated
+    metric: ("probability", False)
+    for metric in ("mass_at_rank", *(part + by for part in ("head", "tail") for by in ("", "_own", "_marginal")))
+}
+rows = partial(study.rows, units=UNITS)

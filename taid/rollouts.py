@@ -7,6 +7,8 @@ on a draw from the replay buffer instead of the fresh sample.)
 
 import random
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -39,6 +41,16 @@ def to_batch(prompts: list[list[int]], responses: list[list[int]], pad_token_id:
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
+@contextmanager
+def plain_generation(model) -> Iterator[None]:
+    """Without the model's own generation defaults, which may bend the distribution: a repetition penalty, say."""
+    own_config, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own_config
+
+
 @torch.no_grad()
 def sample_responses(model, prompts: list[list[int]], max_new_tokens: int, seed: int) -> list[list[int]]:
     """One response per prompt at temperature 1, end-of-sequence token included where the model wrote one.
@@ -55,16 +67,14 @@ def sample_responses(model, prompts: list[list[int]], max_new_tokens: int, seed:
     device = next(model.parameters()).device
     ids = pad_left(prompts, pad).to(device)
     mask = pad_left([[1] * len(p) for p in prompts], 0).to(device)
-    was_training, own_config = model.training, model.generation_config
+    was_training = model.training
     model.eval()
-    model.generation_config = GenerationConfig()  # its own may bend the distribution: a repetition penalty
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with plain_generation(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         sequences = model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=True,
             temperature=1.0, top_k=0, top_p=1.0, eos_token_id=end, pad_token_id=pad, use_cache=True,
         )
-    model.generation_config = own_config
     model.train(was_training)
     ends = {end} if isinstance(end, int) else set(end)
     return [_up_to_end(row, ends) for row in sequences[:, ids.shape[1] :].tolist()]

@@ -4,9 +4,9 @@ f_0 is the teacher. Round t = 0 … T − 1 trains a fresh copy of one pre-train
 
     z̃_t = (1 − λ_t) · (logits of f_t) + λ_t · (the teacher's logits),
 
-by the forward KL, with Table 1's data and settings, and gives f_{t+1}. Every vector of the theory is the logits
-at the response tokens of the validation split, centred at each token over the vocabulary, less those of the
-pre-trained student: z_t of f_t, y of the teacher. What learned nothing has z = 0, as a collapsed fit has.
+by the forward KL, with Table 1's data and settings, and gives f_{t+1}. For the theory's vectors z_t (of f_t)
+and y (of the teacher) stand the logits at the response tokens of the validation split, centred at each token
+over the vocabulary, less those of the pre-trained student. Who learned nothing has z = 0: a collapsed fit.
 """
 
 import time
@@ -25,6 +25,7 @@ from taid.teacher import LiveTeacher, response_logits
 Logits = Callable[[dict], Tensor]  # of a batch, as in `taid.teacher`
 
 TEACHER, ROUNDS = "stablelm-zephyr", 6
+BATCH = 256  # examples, in measuring
 VARIANTS = {  # λ_0 … λ_{T−1}
     "self_distillation": (0.0,) * ROUNDS,
     "taid": tuple(theory.linear_schedule(ROUNDS)[:-1].tolist()),  # λ_T = 1 would be plain distillation
@@ -68,12 +69,13 @@ def learning_rate(rows: Sequence[results.Row], scale: str) -> float:
         if (row.experiment, row.scale, row.method, row.teacher) == ("table1", scale, "kl", TEACHER)
     ]  # fmt: skip
     if not rates:
-        raise ValueError(f"Table 1 has no learning rate for KL with {TEACHER}: run `make table1 SCALE={scale}` first")
+        missing = f"Table 1 has no learning rate for KL with {TEACHER}"
+        raise ValueError(f"{missing}: run `make table1 SCALE={scale}` first")
     return rates[-1]
 
 
 def targets(previous: Logits, teacher: Logits, weight: float) -> Logits:
-    """z̃ of one round, λ = `weight`; a side with weight zero is never called, nor f_0 = teacher called twice."""
+    """z̃ of one round, λ = `weight`. A side of weight zero is never called, nor f_0 = teacher twice."""
     if weight == 1 or previous is teacher:
         return teacher
     if weight == 0:
@@ -128,7 +130,8 @@ def trajectory(
     one's size can lead. For "all rounds" the theory's terms: signal_strength r_0 = ‖y‖/‖first residual‖ and
     non_collapse_bound B.
     """
-    found = {"untrained": measures(start, teacher, start, labels), "round 0": measures(teacher, teacher, start, labels)}
+    references = {"untrained": start, "round 0": teacher}
+    found = {task: measures(logits, teacher, start, labels) for task, logits in references.items()}
     previous, signal, deltas = teacher, centred(teacher - start).norm(), theory.drift([*weights, 1.0])
     for number, (weight, logits) in enumerate(zip(weights, students, strict=True), start=1):
         target = losses.interpolate(previous, teacher, weight)
@@ -153,7 +156,8 @@ def measure(job: Chain) -> tuple[dict[tuple[str, str], float], float]:
     started = time.perf_counter()
     here, kl, weights = study.bench(job.kl.scale), job.kl, VARIANTS[job.variant]
     training = replace(here.settings.distil, learning_rate=kl.learning_rate)
-    batches = [here.collator(here.validation[at : at + 256]) for at in range(0, len(here.validation), 256)]
+    examples = here.validation
+    batches = [here.collator(examples[at : at + BATCH]) for at in range(0, len(examples), BATCH)]
 
     def fresh() -> PreTrainedModel:
         return here.student(models.PAIRS[kl.teacher], kl.seed)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from taid.data import pad_left
+from taid.rollouts import plain_generation
 
 
 @torch.no_grad()
@@ -20,7 +21,7 @@ def generate(
     # rows of like length share a batch: the fewer padding tokens, the faster
     order = sorted(range(len(examples)), key=lambda i: len(examples[i]["prompt_ids"]))
     responses = [""] * len(examples)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with plain_generation(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]

@@ -1,0 +1,275 @@
+"""Repeated rounds with language models: what is trained on what, what is measured, and what is claimed."""
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import special, stats
+
+from analysis import rounds as page
+from analysis import rows as analysis_rows
+from analysis.claims import ROUNDS
+from conftest import PAD, VOCAB, tiny_examples, tiny_model, tiny_trainer
+from taid import instruction_tuning as study
+from taid import results, rounds, sources, theory
+from taid.data import Collator
+from taid.teacher import LiveTeacher, response_logits
+
+BATCH = Collator(PAD)(tiny_examples(6))
+LABELS = response_logits(tiny_model(), BATCH)[1]
+KL = study.Run("cpu", "kl", rounds.TEACHER, seed=0, learning_rate=3e-3)
+
+
+def fresh():
+    return tiny_model("gpt_neox", seed=0)
+
+
+def teacher() -> LiveTeacher:
+    return LiveTeacher(tiny_model("stablelm", seed=1))
+
+
+def logits_of(model) -> torch.Tensor:
+    return LiveTeacher(model)(BATCH)
+
+
+def random_logits(seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 2 * torch.randn(len(LABELS), VOCAB, generator=generator, dtype=torch.float64)
+
+
+# Training
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Two steps of the trainer that the study uses, with its objective."""
+    def two_steps(student, target):
+        tiny_trainer(tmp_path, "kl", student=student, teacher=target, steps=2).train()
+
+    return two_steps
+
+
+def test_with_weight_one_every_round_is_plain_distillation(train):
+    """Oracle: the trainer with the teacher itself. Equal seeds, so equal to the last bit."""
+    plain = fresh()
+    train(plain, tiny_model("stablelm", seed=1))
+    first, second = map(logits_of, rounds.chain(fresh, teacher(), (1.0, 1.0), train))
+    assert torch.equal(first, logits_of(plain)) and torch.equal(second, logits_of(plain))
+
+
+def test_variants_share_their_first_round_and_part_in_the_second(train):
+    def students(weight: float) -> list[torch.Tensor]:
+        return [logits_of(model) for model in rounds.chain(fresh, teacher(), (weight, weight), train)]
+
+    repeated, mixed, again = students(0.0), students(0.5), students(0.5)
+    assert torch.equal(repeated[0], mixed[0]) and not torch.equal(repeated[1], mixed[1])
+    assert all(map(torch.equal, mixed, again))  # deterministic
+
+
+@pytest.mark.parametrize(
+    ("weights", "calls"),
+    [((0.0, 0.0, 0.0), 1), ((0.0, 0.5, 0.0), 2), ((0.5, 0.5, 0.5), 3), ((1.0, 1.0, 1.0), 3)],
+)
+def test_a_round_without_weight_never_asks_the_teacher(weights, calls):
+    asked, source = [], teacher()
+
+    def counting(batch):
+        asked.append(batch)
+        return source(batch)
+
+    list(rounds.chain(fresh, counting, weights, lambda student, target: target(BATCH)))
+    assert len(asked) == calls
+
+
+def test_each_round_starts_afresh_and_learns_from_the_last():
+    """Oracle: p^λ q^(1−λ), normalised, in numpy. `train` spoils the students, so that none equals another."""
+    p, weights, seen, students = teacher()(BATCH).numpy(), (0.0, 0.0, 0.3, 0.8), [], []
+
+    def train(student, target):
+        assert torch.equal(logits_of(student), logits_of(fresh()))
+        seen.append(special.softmax(target(BATCH).numpy(), -1))
+        with torch.no_grad():
+            student.train().get_output_embeddings().weight.mul_(1 + len(seen))
+
+    for model in rounds.chain(fresh, teacher(), weights, train):
+        students.append(special.softmax(logits_of(model).double().numpy(), -1))
+    p = special.softmax(p.astype(float), -1)
+    for weight, previous, found in zip(weights, [p, *students], seen, strict=False):
+        blend = p**weight * previous ** (1 - weight)
+        np.testing.assert_allclose(found, blend / blend.sum(-1, keepdims=True), atol=1e-6)  # fp32 logits
+
+
+# Measuring
+
+
+def test_measures_agree_with_scipy():
+    z, y, s = random_logits(0), random_logits(1), random_logits(2)
+    q, p = (special.softmax(logits.numpy(), -1) for logits in (z, y))
+    found = rounds.measures(z, y, s, LABELS)
+    entropy = stats.entropy(q, axis=-1)
+    assert found["entropy"] == pytest.approx(entropy.mean(), rel=1e-12)
+    assert found["effective_support"] == pytest.approx(np.exp(entropy).mean(), rel=1e-12)
+    assert found["kl_to_teacher"] == pytest.approx(stats.entropy(p, q, axis=-1).mean(), rel=1e-12)
+    assert found["held_out_loss"] == pytest.approx(-np.log(q[range(len(q)), LABELS]).mean(), rel=1e-12)
+    assert found["agreement"] == (q.argmax(-1) == p.argmax(-1)).mean()
+    parallelogram = 1 + found["signal"] ** 2 - 2 * found["share"]  # ‖y − z‖² / ‖y‖²
+    assert found["drift"] ** 2 == pytest.approx(parallelogram, rel=1e-12)
+
+
+def test_measures_depend_on_distributions_alone():
+    """Logits that differ by a constant per token are the same distribution."""
+    three, shifts = [random_logits(i) for i in range(3)], torch.randn(3, len(LABELS), 1, dtype=torch.float64)
+    shifted = [logits + shift for logits, shift in zip(three, shifts, strict=True)]
+    assert rounds.measures(*shifted, LABELS) == pytest.approx(rounds.measures(*three, LABELS), rel=1e-9)
+
+
+def test_the_teacher_has_all_of_the_signal_and_the_untrained_student_none():
+    y, s = random_logits(1), random_logits(2)
+    whole, nothing = rounds.measures(y, y, s, LABELS), rounds.measures(s, y, s, LABELS)
+    names = ("signal", "share", "drift")
+    assert [whole[name] for name in names] == pytest.approx([1, 1, 0])
+    assert [nothing[name] for name in names] == pytest.approx([0, 0, 1])
+    assert whole["kl_to_teacher"] == pytest.approx(0, abs=1e-12) and whole["agreement"] == 1
+
+
+@pytest.mark.parametrize("weights", rounds.VARIANTS.values(), ids=rounds.VARIANTS)
+def test_drift_never_exceeds_what_is_kept_of_it_plus_the_residual(weights):
+    """docs/theory.md, 2.1: e_{t+1} = (1 − λ_t) e_t + R_t, for whatever the rounds give."""
+    students = map(random_logits, range(10, 16))
+    found = rounds.trajectory(students, random_logits(1), random_logits(2), LABELS, weights)
+    for t, weight in enumerate(weights):
+        kept = (1 - weight) * found["drift", f"round {t}"]
+        assert found["drift", f"round {t + 1}"] <= kept + found["residual", f"round {t + 1}"] + 1e-12
+
+
+@pytest.mark.parametrize("weights", rounds.VARIANTS.values(), ids=rounds.VARIANTS)
+def test_residuals_of_one_size_along_the_teacher_attain_the_bound(weights):
+    """docs/theory.md, 2.3, the tight case: every fit leaves y/r₀ of its target, r₀ = 8, until it collapses.
+    Oracle: `theory.drift`."""
+    y, start = rounds.centred(random_logits(1)), torch.zeros(len(LABELS), VOCAB, dtype=torch.float64)
+    students, z = [], y
+    for weight in weights:
+        z = (1 - weight) * z + weight * y - y / 8
+        students.append(z)
+    found = rounds.trajectory(students, y, start, LABELS, weights)
+    expected = theory.drift([*weights, 1.0]) / 8
+    for metric in ("drift", "drift_bound"):
+        assert [found[metric, f"round {t}"] for t in range(1, 7)] == pytest.approx(expected[1:], rel=1e-12)
+    assert found["signal_strength", "all rounds"] == pytest.approx(8)
+    assert found["non_collapse_bound", "all rounds"] == theory.non_collapse_bound(weights)
+
+
+def test_variants_are_those_of_the_theory():
+    """By hand, T = 6: self-distillation has B = 1 + 5; a constant 0.2 has δ_5 = (1 − 0.8⁵)/0.2 = 3.3616."""
+    assert rounds.VARIANTS["taid"] == pytest.approx([t / 6 for t in range(6)])
+    bounds = {variant: theory.non_collapse_bound(weights) for variant, weights in rounds.VARIANTS.items()}
+    assert bounds["self_distillation"] == 6 and bounds["constant"] == pytest.approx(1 + 0.8 * 3.3616)
+    assert bounds["taid"] < bounds["constant"]
+
+
+@pytest.mark.slow
+def test_the_first_round_is_table_1s_student(tmp_path, monkeypatch):
+    """End to end at the scale "smoke". Oracle: Table 1's own run and measurement of KL."""
+    (tmp_path / "sources").symlink_to({sources.fetch(name).parent for name in sources.SOURCES}.pop())
+    monkeypatch.setenv("TAID_CACHE", str(tmp_path))
+    study.bench.cache_clear()
+    kl = replace(KL, scale="smoke")
+    values, _ = rounds.measure(rounds.Chain("taid", kl))
+    table1, _ = study.measure(kl, "validation")
+    study.bench.cache_clear()
+    assert values["kl_to_teacher", "round 1"] == pytest.approx(table1["kl_to_teacher", "average"], rel=1e-4)
+    assert {metric for metric, _ in values} == set(rounds.UNITS)
+    assert values["kl_to_teacher", "round 2"] != values["kl_to_teacher", "round 1"]
+
+
+# Rows
+
+
+def test_a_chain_is_named_by_everything_that_decides_it(monkeypatch):
+    chains = [rounds.Chain(variant, KL) for variant in rounds.VARIANTS]
+    chains += [rounds.Chain("taid", replace(KL, **field)) for field in ({"seed": 1}, {"learning_rate": 1e-2})]
+    hashes = [results.config_hash(chain.config()) for chain in chains]
+    monkeypatch.setitem(rounds.VARIANTS, "taid", (0.0, 0.5))
+    hashes.append(results.config_hash(rounds.Chain("taid", KL).config()))
+    assert len(set(hashes)) == len(hashes) == 6
+
+
+def test_the_learning_rate_is_table_1s_choice_for_kl():
+    [row, *_] = chain_rows("taid", 0, 0.1)
+    chosen = replace(row, experiment="table1", method="kl", config={"learning_rate": 0.01})
+    elsewhere = {"method": "rkl", "scale": "smoke", "teacher": "llama-2", "experiment": "table1_search"}
+    others = [replace(chosen, config={"learning_rate": 9.0}, **{k: v}) for k, v in elsewhere.items()]
+    assert rounds.learning_rate([chosen, *others], "cpu") == 0.01
+    with pytest.raises(ValueError, match="run `make table1 SCALE=cpu` first"):
+        rounds.learning_rate(others, "cpu")
+
+
+# Claims and rendering
+
+
+@cache  # a row asks git for its commit
+def chain_rows(variant: str, seed: int, loss: float) -> list[results.Row]:
+    """A chain that loses a share `loss` of the teacher's signal in every round but the first, as rows."""
+    y, noise = rounds.centred(random_logits(1)), rounds.centred(random_logits(100 + seed))
+    students = [(1 - loss) ** t * y + 0.1 * noise for t in range(6)]
+    values = rounds.trajectory(students, y, torch.zeros_like(y), LABELS, rounds.VARIANTS[variant])
+    return rounds.rows(rounds.Chain(variant, replace(KL, seed=seed)), "rounds", values, seconds=1.0)
+
+
+def frame_of(folder: Path, losses: dict[str, float], seeds: int = 3):
+    for variant, loss in losses.items():
+        for seed in range(seeds):
+            results.append(folder / "rounds.jsonl", chain_rows(variant, seed, loss))
+    return analysis_rows.load(folder / "rounds.jsonl", "cpu")
+
+
+def outcomes(frame) -> dict[str, str]:
+    return {claim.name: verdict.outcome for _, claim, verdict in page.verdicts(frame)}
+
+
+def test_claims_flip_with_the_data(tmp_path):
+    """The theory's picture, and its reverse. Less signal is more entropy here: the logits shrink."""
+    names = [claim.name for about in ROUNDS.values() for claim in about]
+    picture = outcomes(frame_of(tmp_path / "a", {"self_distillation": 0.3, "taid": 0.0, "constant": 0.1}))
+    assert picture == dict.fromkeys(names, "supported") | {"self-distillation narrows": "contradicted"}
+    reverse = outcomes(frame_of(tmp_path / "b", {"self_distillation": -0.1, "taid": 0.5, "constant": 0.5}))
+    assert reverse == dict.fromkeys(names, "contradicted") | {
+        "self-distillation drifts away": "supported",  # the KL sees too much signal as well
+        "self-distillation narrows": "supported",
+    }
+
+
+def test_one_seed_or_one_variant_settles_nothing(tmp_path):
+    one = frame_of(tmp_path, {"self_distillation": 0.3}, seeds=1)
+    assert set(outcomes(one).values()) == {"inconclusive"}
+    text = page.render(one, "cpu")
+    assert "1 seed;" in text and "| TAID |" not in text and "mean nothing" not in text
+    assert "mean nothing" in page.render(one, "smoke")
+
+
+@pytest.mark.parametrize(
+    ("strength", "outcome"),
+    [(4.01, "no collapse"), (4.0, "undecided"), (2.01, "undecided"), (2.0, "collapse")],
+)
+def test_predictions_turn_at_the_bound_and_at_its_root(strength, outcome):
+    assert page.predicted(strength, bound=4.0) == outcome
+
+
+def test_rendering_is_deterministic(tmp_path):
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        page.write(frame_of(folder, {"self_distillation": 0.3, "taid": 0.0}, seeds=2), folder, "cpu")
+    for name in ("rounds.md", "rounds.png"):
+        text = [(tmp_path / folder / name).read_bytes() for folder in "ab"]
+        assert text[0] == text[1]
+
+
+def test_the_figure_shows_the_rounds_means(tmp_path):
+    frame = frame_of(tmp_path, {"self_distillation": 0.3, "taid": 0.0})
+    ax = page.draw(frame).axes[page.DRAWN.index("drift")]
+    drawn = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
+    means = frame[(frame.metric == "drift") & (frame.method == "taid")].groupby("task").value.mean()
+    assert drawn["TAID"] == pytest.approx([means[f"round {t}"] for t in range(7)])
+    assert {"self-distillation", "self-distillation, bound", "TAID, bound"} <= drawn.keys()
