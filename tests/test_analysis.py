@@ -302,7 +302,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
 
 
 def test_every_method_has_a_name_and_a_colour_of_its_own():
-    assert {*METHODS, *table1.REFERENCES} == set(style.COLOURS) <= set(style.NAMES)
+    assert {*METHODS, *table1.REFERENCES} <= set(style.COLOURS) <= set(style.NAMES)
     assert len(set(style.COLOURS.values())) == len(style.COLOURS)
 
 
