@@ -14,7 +14,7 @@ NOTEBOOK = $(if $(filter smoke,$(SCALE)),@: skipped,.venv/bin/jupyter-execute --
 STAMP = .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data test test-slow table1 table3 theory mode-collapse claims report clean
+.PHONY: help setup data test test-slow table1 table3 rounds theory mode-collapse claims report clean
 
 help: ## this list
 	@echo "make TARGET [SCALE=smoke|cpu] [SEEDS=n] [WORKERS=2] [RESULTS=folder]"
@@ -48,6 +48,10 @@ table1: setup ## Table 1: instruction tuning, 11 methods, 3 pairs | 2 / 40 for o
 table3: setup ## Table 3: head and tail mass of Table 1's students | 0.5 / 3 after table1
 	$(PY) paper_experiments/03_table3_probability_mass.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis table3 --scale $(SCALE) --results $(RESULTS)
+
+rounds: setup ## repeated rounds with language models, beside the theory | 1 / 10 after table1
+	$(PY) paper_experiments/13_rounds.py --scale $(SCALE) --workers $(WORKERS) --results $(RESULTS)
+	$(PY) -m analysis rounds --scale $(SCALE) --results $(RESULTS)
 
 theory: setup ## the theorem, the sharp bound, phase diagram; then the notebook | 0.1 / 2
 	$(PY) paper_experiments/11_theory.py --scale $(SCALE) --results $(RESULTS)

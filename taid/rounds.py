@@ -6,7 +6,7 @@ f_0 is the teacher. Round t = 0 … T − 1 trains a fresh copy of one pre-train
 
 by the forward KL, with Table 1's data and settings, and gives f_{t+1}. For the theory's vectors z_t (of f_t)
 and y (of the teacher) stand the logits at the response tokens of the validation split, centred at each token
-over the vocabulary, less those of the pre-trained student. Who learned nothing has z = 0: a collapsed fit.
+over the vocabulary, less those of the pre-trained student: what learned nothing has z = 0, a collapsed fit.
 """
 
 import time
