@@ -20,8 +20,6 @@ from taid import instruction_tuning as study
 from taid import jobs, models, results
 from taid.objectives import TABLE1
 
-REFERENCES = ("teacher", "untrained")
-
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
     settings, path = study.setting(scale), folder / "table1.jsonl"
@@ -56,13 +54,13 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
                 for experiment, rate in (("table1", own_rate), ("table1_one_rate", one_rate)):
                     run = study.Run(scale, method, teacher, seed, rate)
                     cells.setdefault((run, "test"), []).append(experiment)
-            cells |= {(study.Run(scale, name, teacher, seed, 0.0), "test"): ["table1"] for name in REFERENCES}
+            cells |= {(study.Run(scale, name, teacher, seed, 0.0), "test"): ["table1"] for name in study.REFERENCES}
         jobs.evaluate(cells, study.measure, study.rows, path, workers, f"seed {seed}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Table 1: instruction tuning.")
-    parser.add_argument("--scale", default="cpu", help="smoke or cpu")
+    parser.add_argument("--scale", choices=study.SETTINGS, default="cpu")
     parser.add_argument("--seeds", type=int, default=1, help="seeds 0 … n − 1")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the rows")

@@ -42,7 +42,7 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Table 3: probability mass in head and tail.")
-    parser.add_argument("--scale", default="cpu", help="smoke or cpu")
+    parser.add_argument("--scale", choices=study.SETTINGS, default="cpu")
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 … n − 1")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of Table 1's rows")

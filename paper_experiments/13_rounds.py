@@ -37,7 +37,7 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Repeated rounds of distillation.")
-    parser.add_argument("--scale", default="cpu", help="smoke or cpu")
+    parser.add_argument("--scale", choices=study.SETTINGS, default="cpu")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 … n − 1")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of Table 1's rows")

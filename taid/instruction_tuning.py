@@ -111,21 +111,30 @@ def setting(scale: str) -> Setting:
     return SETTINGS[scale]
 
 
-def check_teacher(teacher: str) -> None:
-    """Raises ValueError, naming the known ones, for a teacher that is in no pair of the table."""
-    if teacher not in models.PAIRS:
-        raise ValueError(f"unknown teacher {teacher!r}; known pairs: {', '.join(f'{t} → {s}' for t, s in models.PAIRS.items())}")
+REFERENCES = ("teacher", "untrained")  # measured beside the methods: the teacher, the student before distillation
 
 
 @dataclass(frozen=True)
 class Run:
-    """One student: what `config_hash` sees of it, together with the setting."""
+    """One student: what `config_hash` sees of it, together with the setting.
+
+    Raises ValueError, naming the known ones, for an unknown scale, pair (by its teacher) or method.
+    """
 
     scale: str
     method: str
     teacher: str
     seed: int
     learning_rate: float
+
+    def __post_init__(self) -> None:
+        setting(self.scale)
+        if self.teacher not in models.PAIRS:
+            pairs = ", ".join(f"{teacher} → {student}" for teacher, student in models.PAIRS.items())
+            raise ValueError(f"unknown teacher {self.teacher!r}; known pairs: {pairs}")
+        if self.method not in (*objectives.METHODS, *REFERENCES):
+            known = ", ".join((*objectives.METHODS, *REFERENCES))
+            raise ValueError(f"unknown method {self.method!r}; known: {known}")
 
     def __str__(self) -> str:
         return f"{self.method} {self.teacher} seed {self.seed} lr {self.learning_rate:g}"

@@ -152,7 +152,9 @@ def test_an_unknown_scale_or_teacher_names_the_known_ones():
     with pytest.raises(ValueError, match="unknown scale 'huge' for the instruction-tuning study; known: smoke, cpu"):
         study.setting("huge")
     with pytest.raises(ValueError, match="unknown teacher 'gpt-4'; known pairs: phi-3-mini → tinyllama, llama-2 → tinyllama, stablelm"):
-        study.check_teacher("gpt-4")
+        replace(RUN, teacher="gpt-4")
+    with pytest.raises(ValueError, match="unknown method 'tiad'; known: sft, kl, .*taid"):
+        replace(RUN, method="tiad")
 
 
 def variants(value):
