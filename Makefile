@@ -49,7 +49,7 @@ table3: setup ## Table 3: head and tail mass of Table 1's students | 0.5 / 3 aft
 	$(PY) paper_experiments/03_table3_probability_mass.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis table3 --scale $(SCALE) --results $(RESULTS)
 
-rounds: setup ## repeated rounds with language models, beside the theory | 1 / 10 after table1
+rounds: setup ## repeated rounds with language models, beside the theory | 1 / 13 after table1
 	$(PY) paper_experiments/13_rounds.py --scale $(SCALE) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis rounds --scale $(SCALE) --results $(RESULTS)
 
@@ -67,6 +67,7 @@ claims: setup ## the paper's claims, judged on the committed rows | 0.1
 report: setup ## render the committed rows in results/ again | 0.1
 	$(PY) -m analysis table1
 	$(PY) -m analysis table3
+	$(PY) -m analysis rounds
 
 clean: ## remove caches and trained models, keep all rows
 	rm -rf .cache build *.egg-info .pytest_cache
