@@ -14,7 +14,7 @@ NOTEBOOK = $(if $(filter smoke,$(SCALE)),@: skipped,.venv/bin/jupyter-execute --
 STAMP = .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data test test-slow table1 table3 rounds theory mode-collapse claims report clean
+.PHONY: help setup data test test-slow table1 table2 table3 table6 figure2 adaptivity ablations bench cost rounds theory mode-collapse claims report clean
 
 help: ## this list
 	@echo "make TARGET [SCALE=smoke|cpu] [SEEDS=n] [WORKERS=2] [RESULTS=folder]"
@@ -49,6 +49,30 @@ table3: setup ## Table 3: head and tail mass of Table 1's students | 0.5 / 3 aft
 	$(PY) paper_experiments/03_table3_probability_mass.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis table3 --scale $(SCALE) --results $(RESULTS)
 
+table6: setup ## Table 6, Figure 2 right: the capacity gap, four teachers of one student | 1 / 60 for five seeds
+	$(PY) paper_experiments/06_table6_capacity_gap.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
+	$(PY) -m analysis table6 --scale $(SCALE) --results $(RESULTS)
+
+figure2: setup ## Figure 2 left and middle: t over training, the objective and its variance | 1 / 5 after table1
+	$(PY) paper_experiments/09_figure2_interpolation.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
+	$(PY) -m analysis figure2 --scale $(SCALE) --results $(RESULTS)
+
+adaptivity: setup ## is the adaptive update adaptive? floor, momentum, replayed curves | 1 / 5 after table1
+	$(PY) paper_experiments/14_adaptivity.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
+	$(PY) -m analysis adaptivity --scale $(SCALE) --results $(RESULTS)
+
+ablations: setup ## TAID's parts, one by one, around Table 1's first pair | 1 / 10 for one seed after table1
+	$(PY) paper_experiments/15_ablations.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
+	$(PY) -m analysis ablations --scale $(SCALE) --results $(RESULTS)
+
+bench: setup ## speed and memory of every loss, beside the official code and other libraries | 1 / 15
+	$(PY) -m benchmarks losses --scale $(SCALE) --results $(RESULTS)
+	$(PY) -m analysis speed --scale $(SCALE) --results $(RESULTS)
+
+cost: setup ## the paper's cost claim: TAID, KL, DistiLLM, GKD, seconds per step | 1 / 5
+	$(PY) -m benchmarks cost --scale $(SCALE) --results $(RESULTS)
+	$(PY) -m analysis speed --scale $(SCALE) --results $(RESULTS)
+
 rounds: setup ## repeated rounds with language models, beside the theory | 1 / 13 after table1
 	$(PY) paper_experiments/13_rounds.py --scale $(SCALE) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis rounds --scale $(SCALE) --results $(RESULTS)
@@ -68,6 +92,11 @@ report: setup ## render the committed rows in results/ again | 0.1
 	$(PY) -m analysis table1
 	$(PY) -m analysis table3
 	$(PY) -m analysis rounds
+	$(PY) -m analysis table6
+	$(PY) -m analysis figure2
+	$(PY) -m analysis adaptivity
+	$(PY) -m analysis ablations
+	$(PY) -m analysis speed
 
 clean: ## remove caches and trained models, keep all rows
 	rm -rf .cache build *.egg-info .pytest_cache

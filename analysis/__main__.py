@@ -1,17 +1,26 @@
 """Render results.
 
     python -m analysis table1 [--scale cpu] [--results results]   # writes table1.md and .png beside the rows
+    python -m analysis table2 [--scale cpu] [--results results]
     python -m analysis table3 [--scale cpu] [--results results]
+    python -m analysis table6 [--scale cpu] [--results results]
     python -m analysis rounds [--scale cpu] [--results results]
+    python -m analysis figure2 [--scale cpu] [--results results]
+    python -m analysis adaptivity [--scale cpu] [--results results]
+    python -m analysis ablations [--scale cpu] [--results results]
+    python -m analysis speed [--scale cpu] [--results results]
     python -m analysis claims [--scale cpu] [--results results]   # every claim with rows, judged
 """
 
 import argparse
 from pathlib import Path
 
-from analysis import rounds, rows, table1, table3
+from analysis import ablations, adaptivity, figure2, rounds, rows, speed, table1, table2, table3, table6
 
-TABLES = {"table1": table1, "table3": table3, "rounds": rounds}
+TABLES = {
+    "table1": table1, "table2": table2, "table3": table3, "table6": table6, "rounds": rounds, "figure2": figure2,
+    "adaptivity": adaptivity, "ablations": ablations, "speed": speed,
+}  # fmt: skip
 
 
 def main() -> None:

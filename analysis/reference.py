@@ -17,8 +17,24 @@ def table1() -> dict[Pair, dict[str, float]]:
     return scores
 
 
+def table2() -> dict[str, dict[str, float]]:
+    """Score [percent] by task of the leaderboard, "average" last, and method."""
+    scores: dict[str, dict[str, float]] = {}
+    for row in pd.read_csv(FOLDER / "table2_pretraining.csv").itertuples():
+        scores.setdefault(row.task, {})[row.method] = row.score
+    return scores
+
+
 def table3() -> dict[str, dict[str, float]]:
     """Mean probability by part ("head": top 10 tokens; "tail": 80–100th percentile) and method."""
     masses = pd.read_csv(FOLDER / "table3_probability_mass.csv", index_col="method")
     columns = {"head": "head_top10_mass", "tail": "tail_80_100_percentile_mass"}
     return {part: masses[column].to_dict() for part, column in columns.items()}
+
+
+def table6() -> dict[str, dict[str, float]]:
+    """LAMBADA accuracy (our reading) [percent] of Pythia 70M, by method and teacher, smallest teacher first."""
+    scores: dict[str, dict[str, float]] = {}
+    for row in pd.read_csv(FOLDER / "table6_capacity_gap.csv").itertuples():
+        scores.setdefault(row.method, {})[row.teacher] = row.score
+    return scores

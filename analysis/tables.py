@@ -39,13 +39,12 @@ def value(values: Mapping[int, float] | None, seeds: int, digits: int = 2) -> st
     return f"{number(estimate.mean, digits)}{spread}{count}"
 
 
-def interval(estimate: Estimate | None) -> str:
+def interval(estimate: Estimate | None, digits: int = 2) -> str:
     """"−0.21 [−0.40, −0.02]", a difference with its interval."""
     if estimate is None:
         return MISSING
-    if estimate.n == 1:
-        return f"{number(estimate.mean)} (1 seed)"
-    return f"{number(estimate.mean)} [{number(estimate.low)}, {number(estimate.high)}]"
+    mean, low, high = (number(x, digits) for x in (estimate.mean, estimate.low, estimate.high))
+    return f"{mean} (1 seed)" if estimate.n == 1 else f"{mean} [{low}, {high}]"
 
 
 def marks(scores: Scores) -> dict[str, str]:
@@ -63,12 +62,26 @@ def marks(scores: Scores) -> dict[str, str]:
     return formats
 
 
-def claims_table(verdicts: Iterable[tuple[str, Claim, bool, Verdict]]) -> str:
+def claims_table(verdicts: Iterable[tuple[str, Claim, bool, Verdict]], digits: int = 2) -> str:
     """One line per (where, claim, whether the paper's numbers satisfy it, our verdict)."""
     body = [
         [where, claim.statement, "holds" if in_paper else "does not hold", f"**{verdict.outcome}**",
-         interval(verdict.estimate), verdict.explanation]
+         interval(verdict.estimate, digits), verdict.explanation]
         for where, claim, in_paper, verdict in verdicts
     ]  # fmt: skip
     header = ["where", "claim", "in the paper", "in our rows", "difference [95% interval]", "because"]
     return markdown(header, body, text_columns=len(header))
+
+
+def judged(verdicts: Iterable[tuple[str, Claim, Verdict]], digits: int = 3) -> str:
+    """One line per (where, claim, our verdict), for claims of which the paper has no numbers; and the rule."""
+    body = [
+        [where, claim.paper_item, claim.statement, f"**{verdict.outcome}**", interval(verdict.estimate, digits)]
+        for where, claim, verdict in verdicts
+    ]
+    header = ["where", "from", "claim", "in our rows", "difference [95% interval]"]
+    rule = (
+        "\n*Supported*: the 95% interval of the difference, paired by seed, lies wholly where the claim has"
+        " it. *Contradicted*: wholly elsewhere. Else *inconclusive*; one seed settles nothing.\n"
+    )
+    return markdown(header, body, text_columns=len(header)) + rule

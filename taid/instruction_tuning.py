@@ -4,44 +4,31 @@ Everything that is expensive is cached below `taid.sources.cache_dir()` under a 
 and found again by every process: models as safetensors, teacher logits (`taid.teacher.CachedTeacher`).
 """
 
-import hashlib
 import json
-import os
 import shutil
-import tempfile
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import mean
+from typing import ClassVar
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from taid import instructions, jobs, models, objectives, results, schedule, sources
+from taid import instructions, models, objectives, results, runs, schedule, sources
 from taid.data import Collator, encode, pack, train_tokenizer, write_whole
 from taid.evaluation import generation, likelihood, scores
+from taid.runs import Training, cached_model, digest, fit, save_whole
 from taid.teacher import CachedTeacher, cached_teacher
-from taid.trainer import DistillationTrainer, last_checkpoint
 
 # 207,865 conversations of UltraChat 200k train_sft, 5 epochs, batch 64: the updates that we assume of the paper's run.
 PAPER_UPDATES = 207_865 * 5 // 64
 PAPER_T_START = {"phi-3-mini": 0.4, "llama-2": 0.2, "stablelm-zephyr": 0.2}  # paper, section 6.1
 # official code: DistiLLM with the skew KL for Phi-3 and StableLM, the skew reverse KL for Llama-2
 PAPER_DISTILLM_LOSS = {"phi-3-mini": "skew_kl", "llama-2": "skew_rkl", "stablelm-zephyr": "skew_kl"}
-
-
-@dataclass(frozen=True)
-class Training:
-    """One phase of training: AdamW, cosine to zero, as in the official code."""
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    warmup_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,6 +108,7 @@ class Run:
     Raises ValueError, naming the known ones, for an unknown scale, pair (by its teacher) or method.
     """
 
+    known: ClassVar[Sequence[str]] = (*objectives.METHODS, *REFERENCES)
     scale: str
     method: str
     teacher: str
@@ -132,16 +120,27 @@ class Run:
         if self.teacher not in models.PAIRS:
             pairs = ", ".join(f"{teacher} → {student}" for teacher, student in models.PAIRS.items())
             raise ValueError(f"unknown teacher {self.teacher!r}; known pairs: {pairs}")
-        if self.method not in (*objectives.METHODS, *REFERENCES):
-            known = ", ".join((*objectives.METHODS, *REFERENCES))
-            raise ValueError(f"unknown method {self.method!r}; known: {known}")
+        if self.method not in self.known:
+            raise ValueError(f"unknown method {self.method!r}; known: {', '.join(self.known)}")
 
     def __str__(self) -> str:
         return f"{self.method} {self.teacher} seed {self.seed} lr {self.learning_rate:g}"
 
     def config(self) -> dict:
         """Everything that decides the run's numbers, plain JSON."""
-        return asdict(self) | {"setting": _digest(asdict(setting(self.scale))), "options": method_options(self)}
+        return asdict(self) | {"setting": digest(asdict(setting(self.scale))), "options": self.options()}
+
+    def options(self) -> dict:
+        """The hyperparameters of the method, plain JSON."""
+        return method_options(self)
+
+    def objective(self) -> objectives.Objective:
+        """What the student is trained on, fresh."""
+        return objectives.objective(self.method, **self.options())
+
+    def training(self) -> Training:
+        """The phase of training: the setting's, at the run's learning rate."""
+        return replace(setting(self.scale).distil, learning_rate=self.learning_rate)
 
 
 def method_options(run: Run) -> dict:
@@ -162,7 +161,7 @@ class Bench:
     def __init__(self, settings: Setting):
         self.settings = settings
         self.data = instructions.build(settings.size)
-        self.folder = sources.cache_dir() / "instruction_tuning" / f"{settings.scale}-{_digest(asdict(settings))}"
+        self.folder = sources.cache_dir() / "instruction_tuning" / f"{settings.scale}-{digest(asdict(settings))}"
         self.tokenizer = self._tokenizer()
         self.collator = Collator(self.tokenizer.pad_token_id)
         self.train, self.validation, self.test = (
@@ -183,7 +182,7 @@ class Bench:
         folder = self.folder / "tokenizer"
         if not folder.exists():
             texts = [f"{i.prompt} {i.response}" for i in self.data.train] + list(self.data.text["train"][:20_000])
-            _save_whole(train_tokenizer(texts, self.settings.vocab_size, self.data.words), None, folder)
+            save_whole(train_tokenizer(texts, self.settings.vocab_size, self.data.words), None, folder)
         return PreTrainedTokenizerFast.from_pretrained(folder)
 
     def windows(self, prose: str) -> list[dict]:
@@ -231,28 +230,34 @@ class Bench:
             return model, None
 
         work = self.folder / "work" / f"{name}-{seed}"
-        model = _cached(self.folder / "models" / f"{name}-{seed}", train)
+        model = cached_model(self.folder / "models" / f"{name}-{seed}", train)
         shutil.rmtree(work, ignore_errors=True)
         return model
 
+    def run_folder(self, run: Run) -> Path:
+        """Where the student of a run is kept."""
+        return self.folder / "runs" / digest(run.config())
+
     def distilled(self, run: Run) -> tuple[torch.nn.Module, dict]:
-        """(student, {"seconds": of training, "logs": the objective's last}) of a run, trained now unless cached."""
+        """(student, record) of a run, trained now unless cached. The record: "seconds" of training, the objective's
+        last "logs" and "state"."""
 
         def train():
             student = self.student(models.PAIRS[run.teacher], run.seed)
-            objective = objectives.objective(run.method, **method_options(run))
+            objective = run.objective()
             started = time.perf_counter()
             trainer = fit(
-                student, self.stream, self.collator, replace(self.settings.distil, learning_rate=run.learning_rate),
+                student, self.stream, self.collator, run.training(),
                 seed=run.seed, objective=objective, tokenizer=self.tokenizer,
                 teacher=self.cached_teacher(run.teacher, "train") if objective.uses_teacher else None,
                 validation=self.validation if objective.rollouts is not None else None,
                 validations=self.settings.validations,
             )
-            return student, {"seconds": time.perf_counter() - started, "logs": trainer.objective.logs()}
+            seconds, objective = time.perf_counter() - started, trainer.objective
+            return student, {"seconds": seconds, "logs": objective.logs(), "state": objective.state_dict()}
 
-        folder = self.folder / "runs" / _digest(run.config())
-        return _cached(folder, train), json.loads((folder / "record.json").read_text())
+        folder = self.run_folder(run)
+        return cached_model(folder, train), json.loads((folder / "record.json").read_text())
 
     def judge_of(self, student: str, seed: int, split: str) -> scores.Judge:
         """The judge with its scale for the responses of one pre-trained student on one split."""
@@ -334,16 +339,7 @@ def rows(
     run: Run, experiment: str, values: dict[tuple[str, str], float], seconds: float, units: dict = UNITS
 ) -> list[results.Row]:
     """The rows of one cell; `units` maps a metric to (unit, whether higher is better)."""
-    config = run.config() | {"experiment": experiment}
-    shared = dict(
-        experiment=experiment, scale=run.scale, method=run.method, teacher=run.teacher,
-        student=models.PAIRS[run.teacher], seed=run.seed, config=config, config_hash=results.config_hash(config),
-        seconds=round(seconds, 2), **asdict(results.provenance()),
-    )
-    return [
-        results.Row(task=task, metric=metric, value=value, unit=units[metric][0], higher_is_better=units[metric][1], **shared)
-        for (metric, task), value in values.items()
-    ]
+    return runs.rows(run, experiment, values, seconds, units, student=models.PAIRS[run.teacher])
 
 
 @cache
@@ -352,74 +348,3 @@ def bench(scale: str) -> Bench:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     return Bench(setting(scale))
-
-
-def fit(
-    model, examples, collator, training: Training, *, seed: int, objective: objectives.Objective | str = "sft",
-    teacher=None, tokenizer=None, validation=None, validations: int = 1, checkpoints: Path | None = None,
-    title: str = "",
-) -> DistillationTrainer:
-    """Train `model` in place for one phase; with `checkpoints`, a killed run resumes from there; with a `title`, it
-    tells its progress four times."""
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = TrainingArguments(
-            output_dir=str(checkpoints or scratch), seed=seed, max_steps=training.steps,
-            per_device_train_batch_size=training.batch_size, learning_rate=training.learning_rate,
-            lr_scheduler_type="cosine", warmup_steps=training.warmup_steps, max_grad_norm=1.0, weight_decay=0.0,
-            save_strategy="steps" if checkpoints else "no", save_steps=max(training.steps // 4, 1), save_total_limit=2,
-            eval_strategy="no" if validation is None else "steps", eval_steps=max(training.steps // validations, 1),
-            per_device_eval_batch_size=256, prediction_loss_only=True, logging_steps=max(training.steps // 10, 1),
-            report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=not torch.cuda.is_available(),
-        )
-        trainer = DistillationTrainer(
-            model, teacher, objective, args=arguments, train_dataset=examples, eval_dataset=validation,
-            data_collator=collator, processing_class=tokenizer,
-        )
-        resume = last_checkpoint(arguments.output_dir) if checkpoints else None
-        trainer.remove_callback(PrinterCallback)
-        if title:
-            trainer.add_callback(_Progress(title))
-        trainer.train(resume_from_checkpoint=resume)
-    return trainer
-
-
-class _Progress(TrainerCallback):
-    """One line a quarter of a phase, with the time left."""
-
-    def __init__(self, title: str):
-        self.title, self.started, self.first_step = title, time.monotonic(), None
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.first_step is None:  # a resumed run does not start at 0
-            self.first_step = state.global_step - 1
-        if state.global_step % max(state.max_steps // 4, 1) == 0:
-            pace = (time.monotonic() - self.started) / (state.global_step - self.first_step)
-            left = jobs.clock(pace * (state.max_steps - state.global_step))
-            print(f"  {self.title}: step {state.global_step} of {state.max_steps}, {left} left", flush=True)
-
-
-def _cached(folder: Path, train: Callable[[], tuple[PreTrainedModel, dict | None]]) -> PreTrainedModel:
-    """The model in `folder`; if there is none, or a damaged one, the model and record that `train` makes, kept there."""
-    if folder.exists():
-        try:
-            return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
-        except Exception as error:  # whatever the loader finds wrong
-            warnings.warn(f"the model in {folder} is damaged ({error}): training it again", stacklevel=2)
-            shutil.rmtree(folder)
-    _save_whole(*train(), folder)
-    return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
-
-
-def _save_whole(thing, record: dict | None, folder: Path) -> None:
-    """`save_pretrained` into a temporary folder, then rename: a kill leaves a whole model or none."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        thing.save_pretrained(Path(scratch) / "whole")
-        if record is not None:
-            write_whole(Path(scratch) / "whole" / "record.json", json.dumps(record))
-        if not folder.exists():
-            os.replace(Path(scratch) / "whole", folder)
-
-
-def _digest(config: dict) -> str:
-    return hashlib.sha256(json.dumps(config, sort_keys=True, default=list).encode()).hexdigest()[:12]

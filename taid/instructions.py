@@ -136,12 +136,14 @@ def _passages(text: str) -> list[tuple[str, str]]:
 DOCUMENT_SHARES = {"test": 0.10, "validation": 0.05, "judge": 0.40, "train": 0.45}
 
 
-def split_documents(documents: dict[str, str], seed: int) -> dict[str, list[str]]:
-    """{split: texts}: whole documents, shuffled by `seed`, then shared out as DOCUMENT_SHARES."""
+def split_documents(
+    documents: dict[str, str], seed: int, shares: dict[str, float] = DOCUMENT_SHARES
+) -> dict[str, list[str]]:
+    """{split: texts}: whole documents, shuffled by `seed`, then shared out."""
     names = sorted(documents)
     random.Random(seed).shuffle(names)
     splits, start, share = {}, 0, 0.0
-    for split, fraction in DOCUMENT_SHARES.items():
+    for split, fraction in shares.items():
         share += fraction
         end = round(share * len(names))
         splits[split] = [documents[name] for name in names[start:end]]

@@ -129,10 +129,7 @@ def dkd(
     mask it. The official code differs only in the reduction: see `masked_mean(..., official=True)`.
     """
     _require_same_shape(student_logits, teacher_logits)
-    if labels is None or labels.shape != student_logits.shape[:-1]:
-        got = "none" if labels is None else f"shape {tuple(labels.shape)}"
-        expected = tuple(student_logits.shape[:-1])
-        raise ValueError(f"dkd needs labels of shape {expected}, one target per position; got {got}")
+    _require_labels(labels, student_logits)
     target = labels.clamp(min=0).unsqueeze(-1)  # [..., 1]
     student, teacher = (_upcast(logits) / temperature for logits in (student_logits, teacher_logits))
     # −∞ on both sides: to the second term, the target does not exist
@@ -196,8 +193,7 @@ def interpolate(student_logits: Tensor, teacher_logits: Tensor, t: float) -> Ten
     other side holds. Between them an entry that is −∞ on either side is −∞.
     """
     _require_same_shape(student_logits, teacher_logits)
-    if not 0 <= t <= 1:
-        raise ValueError(f"t must lie in [0, 1], got {t}; take it from the state of a taid.schedule")
+    _require_t(t)
     student, teacher = _upcast(student_logits.detach()), _upcast(teacher_logits.detach())
     if t in (0, 1):
         return teacher if t else student
@@ -307,3 +303,15 @@ def _require_same_shape(student_logits: Tensor, teacher_logits: Tensor) -> None:
 def _require_fraction(name: str, value: float) -> None:
     if not 0 < value < 1:
         raise ValueError(f"{name} must lie strictly between 0 and 1, got {value}")
+
+
+def _require_t(t: float) -> None:
+    if not 0 <= t <= 1:
+        raise ValueError(f"t must lie in [0, 1], got {t}; take it from the state of a taid.schedule")
+
+
+def _require_labels(labels: Tensor | None, student_logits: Tensor) -> None:
+    expected = tuple(student_logits.shape[:-1])
+    if labels is None or tuple(labels.shape) != expected:
+        got = "none" if labels is None else f"shape {tuple(labels.shape)}"
+        raise ValueError(f"dkd needs labels of shape {expected}, one target per position; got {got}")

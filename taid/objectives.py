@@ -1,10 +1,11 @@
 """What one training step minimises, under the names of the paper's tables.
 
-An objective maps the logits at the n unmasked positions of a batch to n per-token losses in nats:
+An objective maps the logits at the n unmasked positions of a batch to their mean loss in nats:
 
-    objective(student_logits [n, V], teacher_logits [n, V], labels [n]) -> [n]
+    objective(student_logits [n, V], teacher_logits [n, V] | None, labels [n]) -> scalar
 
-It may hold state (TAID's schedule, CTKD's temperature), changed only by `update`, once per optimizer step.
+and `per_token`, of the same arguments, to the n losses themselves, [n]. It may hold state (TAID's schedule,
+CTKD's temperature), changed only by `update`, once per optimizer step.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,9 +16,25 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from taid import losses
+from taid import fused, fused_head, losses
+from taid.fused_head import Head
 from taid.rollouts import DistiLLMRollouts, GKDRollouts, Rollouts
-from taid.schedule import Adaptive, Linear, State
+from taid.schedule import Adaptive, Linear, Replayed, State
+
+
+FUSED: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
+    losses.forward_kl: fused.forward_kl,
+    losses.reverse_kl: fused.reverse_kl,
+    losses.tvd: fused.tvd,
+    losses.jsd: fused.jsd,
+    losses.skew_kl: fused.skew_kl,
+    losses.skew_rkl: fused.skew_rkl,
+    losses.adaptive_kl: fused.adaptive_kl,
+    losses.dkd: fused.dkd,
+    losses.ctkd: fused.ctkd,
+    losses.taid_kl: fused.taid_kl,
+}
+"""Per-token loss -> its mean, value and gradient in one pass; all but the variants `official=True`."""
 
 
 class Objective:
@@ -27,7 +44,20 @@ class Objective:
     rollouts: Rollouts | None = None
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
-        raise TypeError(f"{type(self).__name__} does not say what it minimises: define __call__")
+        """The mean of `per_token`, a scalar [nats]; 0 with zero gradient for n = 0."""
+        values = self.per_token(student_logits, teacher_logits, labels)
+        return values.sum() / max(len(values), 1)
+
+    def per_token(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
+        """The loss of each position, [n]."""
+        raise TypeError(f"{type(self).__name__} does not say what it minimises: define per_token")
+
+    def of_heads(self, student: Head, teacher: Head | Tensor, labels: Tensor) -> Tensor:
+        """The mean loss at n positions whose logits are not computed yet, see `taid.fused_head`."""
+        raise ValueError(f"{type(self).__name__} cannot be fused with the head: train without fuse_head")
+
+    def on_train_begin(self, updates: int) -> None:
+        """Called before a run of `updates` optimizer steps: the place to warn of what will not work in it."""
 
     def update(self, loss: float, progress: float) -> None:
         """Called once per optimizer step: its mean loss per token [nats], and the share of steps done."""
@@ -51,48 +81,60 @@ class Objective:
 class SFT(Objective):
     """Cross-entropy on the data, −log q(label): supervised fine-tuning, the baseline without a teacher."""
 
-    def __call__(self, student_logits, teacher_logits, labels):
+    def per_token(self, student_logits, teacher_logits, labels):
         return cross_entropy(student_logits.float(), labels, reduction="none")
 
 
 class Divergence(Objective):
-    """A divergence of `taid.losses` to the teacher, on the data or on the student's samples (`rollouts`)."""
+    """loss(student_logits, teacher_logits, **options) -> [n], a divergence of `taid.losses` or your own, to
+    the teacher, on the data or on the student's samples (`rollouts`)."""
 
     uses_teacher = True
 
-    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor], rollouts: Rollouts | None = None):
-        self.loss, self.rollouts = loss, rollouts
+    def __init__(self, loss: Callable[..., Tensor], rollouts: Rollouts | None = None, **options):
+        self.loss, self.rollouts, self._options = loss, rollouts, options
+
+    def options(self, labels: Tensor) -> dict:
+        """Further arguments of the loss, by name, at positions with these labels [n]."""
+        return self._options
 
     def __call__(self, student_logits, teacher_logits, labels):
-        return self.loss(student_logits, teacher_logits)
+        if self.loss not in FUSED:
+            return super().__call__(student_logits, teacher_logits, labels)
+        return FUSED[self.loss](student_logits, teacher_logits, **self.options(labels))
+
+    def per_token(self, student_logits, teacher_logits, labels):
+        return self.loss(student_logits, teacher_logits, **self.options(labels))
+
+    def of_heads(self, student, teacher, labels):
+        if self.loss not in FUSED:
+            return super().of_heads(student, teacher, labels)
+        return fused_head.mean(self.loss.__name__, student, teacher, **self.options(labels))
 
     def logs(self):
         return self.rollouts.logs() if self.rollouts else {}
 
 
-class DKD(Objective):
+class DKD(Divergence):
     """Decoupled KD, `taid.losses.dkd`; its target class is the label."""
 
-    uses_teacher = True
-
     def __init__(self, alpha: float = 1.0, beta: float = 0.5, temperature: float = 1.0):
-        self.loss = partial(losses.dkd, alpha=alpha, beta=beta, temperature=temperature)
+        super().__init__(losses.dkd, alpha=alpha, beta=beta, temperature=temperature)
 
-    def __call__(self, student_logits, teacher_logits, labels):
-        return self.loss(student_logits, teacher_logits, labels)
+    def options(self, labels):
+        return super().options(labels) | {"labels": labels}
 
 
-class CTKD(Objective):
+class CTKD(Divergence):
     """Curriculum temperature, `taid.losses.ctkd`, with a temperature that is trained against the student."""
 
-    uses_teacher = True
-
     def __init__(self, official: bool = False):
+        super().__init__(losses.ctkd)
         self.temperature = losses.CTKDTemperature(official=official)
         self.progress = 0.0
 
-    def __call__(self, student_logits, teacher_logits, labels):
-        return losses.ctkd(student_logits, teacher_logits, self.temperature(self.progress))
+    def options(self, labels):
+        return {"temperature": self.temperature(self.progress)}
 
     def update(self, loss, progress):
         self.progress = progress
@@ -112,18 +154,20 @@ class CTKD(Objective):
         self.progress = state["progress"]
 
 
-class TAID(Objective):
+class TAID(Divergence):
     """KL(p_t ‖ q) to the intermediate teacher p_t, with t from a schedule of `taid.schedule` (paper, section
     3: see `taid.losses.taid_kl`, `taid.schedule.Adaptive`)."""
 
-    uses_teacher = True
-
-    def __init__(self, schedule: Linear = Adaptive(t_start=0.4)):
+    def __init__(self, schedule: Linear | Replayed = Adaptive(t_start=0.4)):
+        super().__init__(losses.taid_kl)
         self.schedule = schedule
         self.state = schedule.init()
 
-    def __call__(self, student_logits, teacher_logits, labels):
-        return losses.taid_kl(student_logits, teacher_logits, self.state.t)
+    def options(self, labels):
+        return {"t": self.state.t}
+
+    def on_train_begin(self, updates):
+        self.schedule.check(updates)
 
     def update(self, loss, progress):
         self.state = self.schedule.update(self.state, loss, progress)

@@ -107,7 +107,7 @@ def append(path: Path, rows: Sequence[Row]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with _locked(path.parent):
+    with locked(path.parent):
         with open(partial, "w", encoding="utf-8") as file:
             file.write(_whole_lines(path) + lines)
             file.flush()
@@ -148,7 +148,7 @@ def _hash_of(line: str) -> str:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Exclusive lock on a folder: unlike a lock on a file in it, it outlives the file's replacement."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

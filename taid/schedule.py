@@ -12,6 +12,7 @@ A schedule is a frozen set of hyperparameters; what changes during training is a
 """
 
 import math
+import warnings
 from dataclasses import dataclass, replace
 
 EPSILON = 1e-15  # ε of the relative progress: our choice, it matters only where the previous loss is zero
@@ -54,6 +55,9 @@ class Linear:
     def init(self) -> State:
         return State(t=self.t_start)
 
+    def check(self, updates: int) -> None:
+        """Warn, before a run of `updates` optimizer steps, of what will not do there what its name says."""
+
     def update(self, state: State, loss: float, progress: float) -> State:
         """State after one optimizer step, given its loss and the share of steps done, in [0, 1].
 
@@ -90,9 +94,11 @@ class Adaptive(Linear):
         t_{n+1} = min(t_end, max(t_linear, t_n + α · sigmoid(m_n) · (1 − t_n)))
 
     Defaults are the paper's; its t_start is 0.4 (Phi-3 → TinyLlama) or 0.2. The first update has no
-    J_{n-1}: δ = 0. A departure: δ is clipped to [−1, 1], which binds only where the loss more than doubles
-    in one update. Unclipped it falls without bound as J_{n-1} nears 0, where a run from t_start = 0 begins,
-    and a single such step keeps sigmoid(m) at 0 for thousands of updates.
+    J_{n-1}: δ = 0. β = 1 freezes the momentum at 0: sigmoid(m) = ½ whatever the loss does.
+
+    A departure: δ is clipped to [−1, 1], which binds only where the loss more than doubles in one update.
+    Unclipped it falls without bound as J_{n-1} nears 0, where a run from t_start = 0 begins, and a single
+    such step keeps sigmoid(m) at 0 for thousands of updates.
     """
 
     alpha: float = 5e-4
@@ -102,8 +108,20 @@ class Adaptive(Linear):
         super().__post_init__()
         if not 0 < self.alpha < math.inf:
             raise ValueError(f"alpha must be positive, got {self.alpha}; for no adaptive step use Linear")
-        if not 0 <= self.beta < 1:
-            raise ValueError(f"beta must lie in [0, 1), got {self.beta}")
+        if not 0 <= self.beta <= 1:
+            raise ValueError(f"beta must lie in [0, 1], got {self.beta}")
+
+    def check(self, updates: int) -> None:
+        """Warn where the adaptive step never leaves the linear floor (see `inert_below`)."""
+        least = inert_below(self.alpha, self.t_start, self.t_end)
+        if updates <= least:
+            advice = f"taid.schedule.scale_alpha({self.alpha:g}, {updates}, paper_updates)"
+            warnings.warn(
+                f"TAID's adaptive update is inert in this run: with alpha={self.alpha:g} it leaves the linear "
+                f"ramp only in runs of more than {least:.0f} updates, and this one has {updates}. Keep α · N "
+                f"with {advice}, or say what you get: taid.schedule.Linear.",
+                stacklevel=2,
+            )
 
     def _advance(self, state: State, loss: float, progress: float) -> State:
         momentum = self.beta * state.momentum + (1 - self.beta) * _relative_progress(state, loss)
@@ -111,13 +129,41 @@ class Adaptive(Linear):
         return super()._advance(state, loss, progress, momentum, step)
 
 
-def inert_below(alpha: float) -> float:
-    """Number of updates N = 2/α below which the adaptive step never leaves the linear floor (for t_end = 1).
+@dataclass(frozen=True)
+class Replayed:
+    """t as recorded in another run, t_0 … t_N, whatever the loss does: the nearest recorded value.
 
-    While m ≈ 0 the step is α/2 · (1 − t); the floor rises by (1 − t_start)/N per update. The step is
-    largest at t = t_start, and wins there only if N > 2/α: 4,000 updates for the paper's α.
+    In a run of N updates that is exactly the recorded curve. Raises ValueError for a curve that falls, leaves
+    [0, 1] or has fewer than two values.
     """
-    return 2 / alpha
+
+    curve: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.curve) < 2 or not 0 <= self.curve[0] <= self.curve[-1] <= 1:
+            raise ValueError("curve must hold t_0 … t_N, N ≥ 1, within [0, 1]")
+        if any(after < before for before, after in zip(self.curve, self.curve[1:])):
+            raise ValueError("curve must never fall: record t once per optimizer step, t_start first")
+
+    def init(self) -> State:
+        return State(t=self.curve[0])
+
+    def check(self, updates: int) -> None:
+        """Nothing to warn of."""
+
+    def update(self, state: State, loss: float, progress: float) -> State:
+        t = self.curve[round(progress * (len(self.curve) - 1))]
+        return replace(state, t=t, previous_loss=loss, updates=state.updates + 1)
+
+
+def inert_below(alpha: float, t_start: float = 0.0, t_end: float = 1.0) -> float:
+    """Number of updates N = (2/α) (t_end − t_start)/(1 − t_start) below which the adaptive step never leaves
+    the linear floor; 2/α for t_end = 1, whatever t_start is: 4,000 for the paper's α.
+
+    While m ≈ 0 the step is α/2 · (1 − t); the floor rises by (t_end − t_start)/N per update. The step is
+    largest at t = t_start, and wins there only if N is greater.
+    """
+    return 2 / alpha * (t_end - t_start) / (1 - t_start) if t_start < 1 else 0.0
 
 
 def scale_alpha(alpha: float, updates: int, paper_updates: int) -> float:

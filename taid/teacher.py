@@ -5,18 +5,21 @@ row by row, as `response_logits` orders them.
 """
 
 import hashlib
-import inspect
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from taid.data import IGNORE, write_whole
+from taid.results import locked
 
 NOT_FOR_THE_MODEL = ("labels", "index")
 
@@ -24,26 +27,50 @@ NOT_FOR_THE_MODEL = ("labels", "index")
 def response_logits(model, batch: dict) -> tuple[Tensor, Tensor]:
     """(logits [n, V], labels [n]) of the n unmasked labels of a causal language model's batch.
 
-    Position i predicts the label at i + 1, so a label in column 0 counts as masked. Logits before the first
-    label of the batch are never computed where the model takes `logits_to_keep`; with `taid.data.Collator`
-    that leaves little but responses.
+    Position i predicts the label at i + 1, so a label in column 0 counts as masked. Only these n rows pass
+    through the head: all else that the model does to its logits (a soft-cap, a scale) it does to them. Of a
+    model without output embeddings, or that does not call them, they are selected from the whole logits.
     """
-    labels = batch["labels"][:, 1:]  # [B, L - 1]
-    mask = labels != IGNORE
-    columns = mask.any(0).nonzero()
-    first = int(columns[0]) if len(columns) else labels.shape[1] - 1
-    inputs = {name: value for name, value in batch.items() if name not in NOT_FOR_THE_MODEL}
-    keep = labels.shape[1] + 1 - first
-    if _takes_logits_to_keep(model):
-        inputs["logits_to_keep"] = keep
-    logits = model(**inputs, use_cache=False).logits[:, -keep:-1]  # [B, L - 1 - first, V]
-    mask = mask[:, first:]
-    return logits[mask], labels[:, first:][mask]
+    _, logits, labels = response_states(model, batch)
+    return logits, labels
 
 
-def _takes_logits_to_keep(model) -> bool:
-    inner = getattr(model, "module", model)  # inside DistributedDataParallel
-    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+def response_states(
+    model, batch: dict, through: Callable[[Tensor], Tensor] = lambda hidden: hidden
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """(hidden [n, H], logits [m, V], labels [n]) as in `response_logits`; `hidden` is what enters the head.
+
+    In its place `through(hidden)`, [m, H], passes the head. Where `hidden` is None there was no head to see,
+    and the logits are those of all n labels.
+    """
+    following = pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)  # [B, L]
+    rows = (following != IGNORE).flatten().nonzero()[:, 0]  # [n]
+    seen = []
+
+    @torch.compiler.disable  # a compiled model would compile itself anew for every batch's rows
+    def select(head, inputs):
+        hidden, *others = inputs  # [B, L, H]
+        if hidden.shape[:2] != following.shape:
+            return None
+        seen.append(hidden.flatten(0, 1).index_select(0, rows))
+        return through(seen[0])[None], *others
+
+    head = output_embeddings(model)
+    hook = head.register_forward_pre_hook(select) if head is not None else None
+    try:
+        inputs = {name: value for name, value in batch.items() if name not in NOT_FOR_THE_MODEL}
+        logits = model(**inputs, use_cache=False).logits.flatten(0, 1)  # [m, V] or [B · L, V]
+    finally:
+        if hook is not None:
+            hook.remove()
+    hidden = seen[0] if seen else None
+    return hidden, logits if seen else logits[rows], following.flatten()[rows]
+
+
+def output_embeddings(model) -> torch.nn.Module | None:
+    """The head of a model, or of the model inside DistributedDataParallel; None if it names none."""
+    inner = getattr(model, "module", model)
+    return inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
 
 
 class LiveTeacher:
@@ -59,72 +86,216 @@ class LiveTeacher:
         return logits.to(batch["labels"].device)
 
 
-class CachedTeacher:
-    """Logits of a data set's examples, computed once, kept in fp16 in one memory-mapped file.
+@dataclass(frozen=True)
+class FullLogits:
+    """All V logits in fp16, 2 V bytes a position: off by at most 0.004 near 10, less than any loss sees."""
 
-    Batches name their examples by "index" [B]. A batch without it (the student's samples) goes to the live
-    teacher. fp16 rounds a logit near 10 by at most 0.004, far below what a loss in nats can see.
+    def row(self, live: LiveTeacher) -> np.dtype:
+        """The type of what is kept of one position."""
+        return np.dtype((np.float16, _vocab_size(live)))
+
+    def encode(self, live: LiveTeacher, batch: dict) -> np.ndarray:
+        """What is kept of a batch's n positions, [n] rows."""
+        return live(batch).to(torch.float16).cpu().numpy()
+
+    def decode(self, live: LiveTeacher, rows: np.ndarray) -> Tensor:
+        """Logits [n, V] in fp32, or in the teacher's own type where that is exact."""
+        return torch.from_numpy(rows).float()
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """What the teacher's head makes its logits of, in the teacher's own type: exact, H numbers a position.
+
+    A batch costs one product with the head. Raises ValueError for a teacher that does something else to its
+    logits (a soft-cap, a scale).
     """
 
-    def __init__(self, live: LiveTeacher, logits: np.ndarray, offsets: np.ndarray):
-        self.live, self.logits, self.offsets = live, logits, offsets
+    def row(self, live: LiveTeacher) -> np.dtype:
+        weight = output_embeddings(live.model).weight
+        return np.dtype((_as_numpy(weight[:0]).dtype, weight.shape[1]))
+
+    @torch.no_grad()
+    def encode(self, live: LiveTeacher, batch: dict) -> np.ndarray:
+        head, seen = output_embeddings(live.model), []
+        hook = head.register_forward_hook(lambda head, inputs, output: seen.append(inputs[0].flatten(0, -2)))
+        try:
+            logits = live(batch)
+        finally:
+            hook.remove()
+        hidden = seen[-1]  # [n, H]
+        again = head(hidden[:4]).to(logits)
+        if len(hidden) != len(logits) or not torch.allclose(again, logits[:4], rtol=0.02, atol=0.02):
+            name = type(live.model).__name__
+            raise ValueError(f"{name} does more to its logits than its head does: keep FullLogits() of it")
+        return _as_numpy(hidden)
+
+    @torch.no_grad()
+    def decode(self, live: LiveTeacher, rows: np.ndarray) -> Tensor:
+        head, hidden = output_embeddings(live.model), torch.from_numpy(rows)
+        hidden = hidden.view(torch.bfloat16) if head.weight.dtype == torch.bfloat16 else hidden
+        return head(hidden.to(head.weight.device))
+
+
+@dataclass(frozen=True)
+class TopLogits:
+    """The log-probabilities of the k likeliest tokens in fp16, and of all others together: 6 k + 4 bytes a
+    position.
+
+    The others get equal shares of their probability. Of a KL, the head is then right but for rounding, and
+    the tail's share too, but not who holds it: see `taid.evaluation.compression`. ValueError for k ≥ V.
+    """
+
+    k: int
+
+    def row(self, live: LiveTeacher) -> np.dtype:
+        if not 0 < self.k < _vocab_size(live):
+            size = _vocab_size(live)
+            raise ValueError(f"top {self.k} of {size} entries: keep fewer than there are, at least 1")
+        return self._row()
+
+    def encode(self, live: LiveTeacher, batch: dict) -> np.ndarray:
+        return self.compress(live(batch))
+
+    def decode(self, live: LiveTeacher, rows: np.ndarray) -> Tensor:
+        return self.expand(rows, _vocab_size(live))
+
+    def compress(self, logits: Tensor) -> np.ndarray:
+        """Rows [n] of logits [n, V]."""
+        log_p = logits.float().log_softmax(-1)
+        top = log_p.topk(self.k)
+        rows = np.empty(len(log_p), self._row())
+        rows["token"], rows["log_p"] = top.indices.cpu(), top.values.cpu()
+        rows["log_rest"] = log_p.scatter(-1, top.indices, -math.inf).logsumexp(-1).cpu()
+        return rows
+
+    def expand(self, rows: np.ndarray, vocab_size: int) -> Tensor:
+        """Logits [n, V] of rows [n]: log-probabilities, but for rounding."""
+        tokens, log_p, log_rest = (torch.from_numpy(rows[name].copy()) for name in rows.dtype.names)
+        share = log_rest[:, None] - math.log(vocab_size - self.k)  # [n, 1]
+        return share.repeat(1, vocab_size).scatter_(-1, tokens.long(), log_p.float())
+
+    def _row(self) -> np.dtype:
+        kept = [("token", np.int32, self.k), ("log_p", np.float16, self.k)]
+        return np.dtype([*kept, ("log_rest", np.float32)])
+
+
+Store = FullLogits | HiddenStates | TopLogits
+
+
+class CachedTeacher:
+    """The logits of a data set's examples, computed once and kept, as `store` has it, in one mapped file.
+
+    Batches name their examples by "index" [B]. A batch without it (the student's samples) goes to the live
+    teacher.
+    """
+
+    def __init__(self, live: LiveTeacher, store: Store, rows: np.ndarray, offsets: np.ndarray):
+        self.live, self.store, self.rows, self.offsets = live, store, rows, offsets
 
     def __call__(self, batch: dict) -> Tensor:
         if "index" not in batch:
             return self.live(batch)
-        index = batch["index"].cpu().numpy()
-        rows = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in index])
+        positions = _positions(self.offsets, batch["index"].tolist())
         labels = int((batch["labels"][:, 1:] != IGNORE).sum())
-        if len(rows) != labels:
+        if len(positions) != labels:
             raise ValueError(
-                f"the cache holds {len(rows)} positions for a batch of {labels} labels: the examples are not "
-                "those of the cache. Make one for this data set, or leave out 'index' for a live teacher."
+                f"the cache holds {len(positions)} positions for a batch of {labels} labels: the examples are"
+                " not its own. Make a cache for this data set, or leave out 'index' for a live teacher."
             )
-        return torch.from_numpy(self.logits[rows]).float().to(batch["labels"].device)
+        return self.store.decode(self.live, self.rows[positions]).to(batch["labels"].device)
 
 
 def cached_teacher(
-    model, examples: Sequence[dict], collator: Callable, folder: Path, batch_size: int = 64, progress=None
-) -> CachedTeacher:
+    model, examples: Sequence[dict], collator: Callable, folder: Path, batch_size: int = 64, progress=None,
+    store: Store = FullLogits(),
+) -> CachedTeacher:  # fmt: skip
     """The cache of `model`'s logits on `examples` in `folder`, computed now unless a whole one is there.
 
     The key is a digest of the weights and of the examples, with one of the file. A cache that does not match
-    is rebuilt with a warning. Both files are written whole, the key last.
+    is made again, with a warning. A killed run goes on after its last whole batch; other processes wait for
+    the one that computes. `progress` is called with the numbers of examples done and in all.
 
     Raises ValueError for examples whose "index" is not their position: they would find each other's logits.
     """
     if [e["index"] for e in examples] != list(range(len(examples))):
         raise ValueError("the 'index' of an example must be its position: number a subset or new order anew")
-    folder = Path(folder)
+    folder, live = Path(folder), LiveTeacher(model)
     key = {"weights": _digest_of_weights(model), "examples": _digest_of_examples(examples)}
+    if store != FullLogits():
+        key["store"] = str(store)
     offsets = np.cumsum([0] + [len(e["response_ids"]) for e in examples])
     path, meta = folder / "logits.npy", folder / "meta.json"
-    live = LiveTeacher(model)
-    if meta.exists() and path.exists():
-        if meta.read_bytes() == json.dumps(key | {"sha256": _digest_of_file(path)}).encode():
-            return CachedTeacher(live, np.load(path, mmap_mode="r"), offsets)
-        warnings.warn(
-            f"the logits in {folder} are damaged, or of another teacher or data set: computing them again",
-            stacklevel=2,
-        )
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"logits.{os.getpid()}.partial"
-    cache = np.lib.format.open_memmap(partial, "w+", np.float16, (int(offsets[-1]), model.config.vocab_size))
+    with locked(folder):
+        if not _is_whole(path, meta, key):
+            partial, record = folder / "logits.partial", folder / "blocks.txt"
+            blocks = _blocks(examples, batch_size)
+            _compute(live, store, examples, collator, blocks, offsets, partial, record, key, progress)
+            write_whole(meta, json.dumps(key | {"sha256": _digest_of_file(partial)}))
+            os.replace(partial, path)  # a kill before this loses nothing: the record is still there
+            record.unlink()
+    return CachedTeacher(live, store, np.load(path, mmap_mode="r"), offsets)
+
+
+def _is_whole(path: Path, meta: Path, key: dict) -> bool:
+    """Whether the file is what its key says; warns where one is there, but is not."""
+    if not (meta.exists() and path.exists()):
+        return False
+    if meta.read_bytes() == json.dumps(key | {"sha256": _digest_of_file(path)}).encode():
+        return True
+    warnings.warn(
+        f"the logits in {path.parent} are damaged, or of another teacher or data set: computing them again",
+        stacklevel=3,
+    )
+    return False
+
+
+def _blocks(examples: Sequence[dict], size: int) -> list[list[int]]:
+    """The examples in batches of like length."""
     lengths = [len(e["prompt_ids"]) + len(e["response_ids"]) for e in examples]
     order = sorted(range(len(examples)), key=lengths.__getitem__)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        logits = live(collator([examples[i] for i in chosen])).to(torch.float16).cpu().numpy()
-        at = np.cumsum([0] + [len(examples[i]["response_ids"]) for i in chosen])
-        for i, begin, end in zip(chosen, at[:-1], at[1:], strict=True):
-            cache[offsets[i] : offsets[i + 1]] = logits[begin:end]
-        if progress:
-            progress(start + len(chosen), len(order))
-    cache.flush()
-    del cache
-    os.replace(partial, path)
-    write_whole(meta, json.dumps(key | {"sha256": _digest_of_file(path)}))
-    return CachedTeacher(live, np.load(path, mmap_mode="r"), offsets)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _positions(offsets: np.ndarray, examples: Sequence[int]) -> np.ndarray:
+    """The rows of some examples, in their order."""
+    return np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in examples])
+
+
+def _compute(live, store, examples, collator, blocks, offsets, partial, record, key, progress) -> None:
+    """Fill `partial` block by block. `record` says, a line a block, which are whole, and their digests."""
+    row, header = store.row(live), json.dumps(key | {"blocks": [len(block) for block in blocks]})
+    found = record.read_text().splitlines() if record.exists() and partial.exists() else []
+    known = dict(line.split(" ", 1) for line in found[1:] if " " in line) if found[:1] == [header] else None
+    mode, shape = "w+" if known is None else "r+", (int(offsets[-1]), *row.shape)
+    rows = np.lib.format.open_memmap(partial, mode, row.base, shape)
+    with open(record, "w" if known is None else "a") as log:
+        log.write(f"{header}\n" if known is None else "\n")  # a torn line ends here
+        for number, block in enumerate(blocks):
+            where = _positions(offsets, block)
+            if (known or {}).get(str(number)) == _digest_of_rows(rows[where]):
+                continue
+            rows[where] = store.encode(live, collator([examples[i] for i in block]))
+            rows.flush()
+            log.write(f"{number} {_digest_of_rows(rows[where])}\n")
+            log.flush()
+            if progress:
+                progress(sum(map(len, blocks[: number + 1])), len(examples))
+
+
+def _as_numpy(tensor: Tensor) -> np.ndarray:
+    """On the CPU; bfloat16, which numpy does not know, as the integers of its bits."""
+    tensor = tensor.detach().cpu()
+    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _vocab_size(live: LiveTeacher) -> int:
+    return live.model.config.get_text_config().vocab_size
+
+
+def _digest_of_rows(rows: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(rows)).hexdigest()
 
 
 def _digest_of_weights(model) -> str:

@@ -213,9 +213,9 @@ def expected_loss(criterion: Objective, student_logits: Tensor, teacher_logits: 
     shape, cells = student_logits.shape[:-1], student_logits.shape[-1]
     rows = [logits.reshape(-1, cells) for logits in (student_logits, teacher_logits)]
     if not isinstance(criterion, (SFT, DKD)):  # no label enters
-        return criterion(*rows, torch.zeros(shape.numel(), dtype=torch.long)).view(shape)
+        return criterion.per_token(*rows, torch.zeros(shape.numel(), dtype=torch.long)).view(shape)
     repeated = (logits.repeat_interleave(cells, 0) for logits in rows)
-    by_label = criterion(*repeated, torch.arange(cells).repeat(shape.numel())).view(*shape, cells)
+    by_label = criterion.per_token(*repeated, torch.arange(cells).repeat(shape.numel())).view(*shape, cells)
     return (by_label * teacher_logits.softmax(-1)).sum(-1)
 
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_utils import rotate_checkpoints
 
 from taid.data import IGNORE, write_whole
+from taid.fused_head import Head, cut, response_head, vocabulary
 from taid.objectives import Objective, objective
 from taid.teacher import LiveTeacher, response_logits
 
@@ -44,11 +45,11 @@ def shared_vocabulary(student: int, teacher: int, vocab_size: int | None) -> int
 
 
 def align_vocabularies(
-    student_logits: Tensor, teacher_logits: Tensor, vocab_size: int | None
-) -> tuple[Tensor, Tensor]:
-    """Both [n, V], cut to their `shared_vocabulary`; the same ValueError."""
-    shared = shared_vocabulary(student_logits.shape[-1], teacher_logits.shape[-1], vocab_size)
-    return student_logits[..., :shared], teacher_logits[..., :shared]
+    student: Tensor | Head, teacher: Tensor | Head, vocab_size: int | None
+) -> tuple[Tensor | Head, Tensor | Head]:
+    """Both logits [n, V], or heads that would give them, cut to their `shared_vocabulary`; its ValueError."""
+    shared = shared_vocabulary(vocabulary(student), vocabulary(teacher), vocab_size)
+    return cut(student, shared), cut(teacher, shared)
 
 
 class DistillationTrainer(Trainer):
@@ -60,12 +61,19 @@ class DistillationTrainer(Trainer):
     from that mean, in training only. Validation (`eval_loss`) is the cross-entropy on the labels, in nats per
     token, for all methods and batch sizes alike; DistiLLM needs it: without it no student text is sampled.
 
+    `fuse_head=True`: the logits of a training batch are never whole (`taid.fused_head`). Not for SFT, for
+    losses that `taid.fused` has not, for models whose logits are not hidden @ weight.T + bias (a soft-cap, a
+    scale, an adapter on the head: ValueError in the first step) or whose weights are sharded over ranks.
+
     Raises ValueError for an unknown method, a missing teacher, a step without any label, vocabularies that
     differ in more than padding; FloatingPointError, naming the step and the last checkpoint, for a loss that
     is not finite.
     """
 
-    def __init__(self, model: PreTrainedModel, teacher=None, method: str | Objective = "taid", **kwargs):
+    def __init__(
+        self, model: PreTrainedModel, teacher=None, method: str | Objective = "taid", *,
+        fuse_head: bool = False, **kwargs,
+    ):  # fmt: skip
         self.objective = objective(method) if isinstance(method, str) else method
         if self.objective.uses_teacher and teacher is None:
             name = method if isinstance(method, str) else type(method).__name__
@@ -85,7 +93,7 @@ class DistillationTrainer(Trainer):
             sizes = (model.config.get_text_config().vocab_size for model in (self.model, teacher))
             shared_vocabulary(*sizes, self._vocab_size)
             teacher = LiveTeacher(teacher.to(self.args.device))
-        self.teacher = teacher
+        self.teacher, self.fuse_head = teacher, fuse_head
         self._step_loss = torch.zeros((), device=self.args.device)  # this rank's share of the step's mean
         self._validation = torch.zeros(2, device=self.args.device)  # this rank's losses and labels, summed
         self.add_callback(_ObjectiveCallback(self))
@@ -114,19 +122,32 @@ class DistillationTrainer(Trainer):
         return batches, count
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The objective's sum over the batch's labels / their number in the whole optimizer step [nats]."""
-        logits, labels = response_logits(model, inputs)  # [n, V], [n]
+        """The objective's mean, weighted by the batch's share of the labels of the optimizer step [nats]."""
         if not model.training:
+            logits, labels = response_logits(model, inputs)
             losses = cross_entropy(logits.float(), labels, reduction="none")
             self._validation += torch.stack([losses.sum(), losses.new_tensor(losses.numel())])
             return (losses.mean(), {"loss": losses.mean()}) if return_outputs else losses.mean()
-        teacher_logits = None
+        student, labels = response_head(model, inputs) if self.fuse_head else response_logits(model, inputs)
+        teacher = None
         if self.objective.uses_teacher:
-            logits, teacher_logits = align_vocabularies(logits, self.teacher(inputs), self._vocab_size)
-        loss = self.objective(logits, teacher_logits, labels).sum() / num_items_in_batch
+            student, teacher = align_vocabularies(student, self._targets(inputs), self._vocab_size)
+        if self.fuse_head:
+            with self.accelerator.autocast():
+                mean = self.objective.of_heads(student, teacher, labels)
+        else:
+            mean = self.objective(student, teacher, labels)
+        loss = mean * (len(labels) / num_items_in_batch)
         self._step_loss += loss.detach()
         loss = loss * self.accelerator.num_processes  # for gradients are averaged over ranks
         return (loss, {"loss": loss}) if return_outputs else loss
+
+    @torch.no_grad()
+    def _targets(self, inputs) -> Tensor | Head:
+        """The teacher's logits [n, V], or what would give them."""
+        if self.fuse_head and isinstance(self.teacher, LiveTeacher):
+            return response_head(self.teacher.model, inputs)[0]
+        return self.teacher(inputs)
 
     def create_optimizer(self, model=None):
         """The Trainer's, with the objective's parameters (CTKD's temperature) as a further group."""
@@ -227,10 +248,14 @@ class DistillationTrainer(Trainer):
 
 
 class _ObjectiveCallback(TrainerCallback):
-    """Calls `_finish_step` where the Trainer has no method to override."""
+    """Calls the objective and `_finish_step` where the Trainer has no method to override."""
 
     def __init__(self, trainer: DistillationTrainer):
         self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.trainer.objective.on_train_begin(state.max_steps)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.trainer._finish_step()

@@ -19,9 +19,10 @@ torch.set_num_threads(1)  # the models are tiny, and a fork must not meet a pool
 gc.freeze()  # the Trainer collects garbage in every run: what is imported is none
 
 
-def tiny_model(family: str = "llama", seed: int = 0, vocab_size: int = VOCAB):
+def tiny_model(family: str = "llama", seed: int = 0, vocab_size: int = VOCAB, **options):
     """A random model of 7,000 parameters, with weights so large that two seeds disagree by 1 nat/token."""
-    options = {} if family == "gpt_neox" else {"num_key_value_heads": 2}
+    if family != "gpt_neox":
+        options["num_key_value_heads"] = 2
     config = CONFIG_MAPPING[family](
         vocab_size=vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
         num_attention_heads=2, max_position_embeddings=128, initializer_range=0.3,
@@ -54,7 +55,8 @@ def tiny_examples(count: int = 64, seed: int = 0) -> list[dict]:
 
 def tiny_trainer(
     folder: Path, method="taid", *, student=None, teacher="llama", steps: int = 4, batch: int = 4,
-    examples=None, validation=None, collator=None, tokenizer=None, optimizers=(None, None), **arguments,
+    examples=None, validation=None, collator=None, tokenizer=None, optimizers=(None, None),
+    fuse_head: bool = False, **arguments,
 ) -> DistillationTrainer:
     """A trainer on the CPU that writes below `folder`; student and teacher are fresh, of seeds 0 and 1."""
     return DistillationTrainer(
@@ -71,6 +73,7 @@ def tiny_trainer(
         data_collator=collator or Collator(PAD),
         processing_class=tokenizer,
         optimizers=optimizers,
+        fuse_head=fuse_head,
     )
 
 

@@ -123,7 +123,7 @@ def test_text_survives_the_tokenizer(cache, split):
 
 
 def test_a_damaged_model_is_trained_again_with_a_warning(measured, cache):
-    (weights,) = (study.bench("smoke").folder / "runs").glob(f"{study._digest(RUN.config())}/*.safetensors")
+    (weights,) = (study.bench("smoke").folder / "runs").glob(f"{study.digest(RUN.config())}/*.safetensors")
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.warns(UserWarning, match="damaged.*training it again"):
@@ -141,7 +141,7 @@ def test_a_kill_while_saving_leaves_no_model(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        study._save_whole(Cut(), None, tmp_path / "models" / "a")
+        study.save_whole(Cut(), None, tmp_path / "models" / "a")
     assert list((tmp_path / "models").iterdir()) == []
 
 

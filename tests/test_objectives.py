@@ -33,13 +33,27 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_losses_are_per_token_and_reach_the_student_alone(method):
+def test_the_loss_is_the_mean_over_positions_and_reaches_the_student_alone(method):
+    """Oracle: `per_token`, of `taid.losses`, and autograd through it, in fp64."""
     student, teacher, labels = logits()
     student.requires_grad_(), teacher.requires_grad_()
-    values = objective(method)(student, teacher, labels)
+    exact = student.detach().double().requires_grad_()
+    built = objective(method)
+    loss, values = built(student, teacher, labels), built.per_token(exact, teacher.double(), labels)
     assert values.shape == labels.shape and (values > 0).all()
-    values.sum().backward()
-    assert student.grad.abs().sum() > 0 and teacher.grad is None
+    assert loss.item() == pytest.approx(values.mean().item(), rel=1e-6)
+    loss.backward(), values.mean().backward()
+    assert (student.grad - exact.grad).norm() < 1e-5 * exact.grad.norm()  # CTKD cancels at τ = 15.6
+    assert teacher.grad is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_position_at_all_gives_zero_with_zero_gradient(method):
+    student, teacher, labels = (tensor[:0] for tensor in logits())
+    student.requires_grad_()
+    loss = objective(method)(student, teacher, labels)
+    loss.backward()
+    assert loss.shape == () and loss.item() == 0 and student.grad.shape == student.shape
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("sft", "ctkd", "dkd")])
@@ -48,7 +62,8 @@ def test_a_name_is_the_divergence_of_that_name(method):
     student, teacher, labels = logits()
     built = objective(method)
     t = (built.state.t,) if isinstance(built, TAID) else ()
-    assert torch.equal(built(student, teacher, labels), losses.LOSSES[method](student, teacher, *t))
+    found = built.per_token(student, teacher, labels)
+    assert torch.equal(found, losses.LOSSES[method](student, teacher, *t))
 
 
 def test_taid_moves_with_its_schedule_and_not_with_its_losses():
@@ -58,7 +73,9 @@ def test_taid_moves_with_its_schedule_and_not_with_its_losses():
     for step, loss in enumerate((0.9, 0.7, 0.8), start=1):
         built(student, teacher, labels)
         assert built.state == state
-        assert torch.equal(built(student, teacher, labels), losses.taid_kl(student, teacher, state.t))
+        assert torch.equal(
+            built.per_token(student, teacher, labels), losses.taid_kl(student, teacher, state.t)
+        )
         built.update(loss, step / 10)
         state = schedule.update(state, loss, step / 10)
     names = ("t", "momentum", "sigmoid_momentum", "floor_share")
@@ -84,13 +101,13 @@ def test_ctkd_reverses_the_gradient_of_its_temperature_as_it_progresses():
 
     def value(at: float) -> Tensor:
         tau = 1 + 20 * torch.sigmoid(torch.tensor(at, dtype=torch.float64))
-        return losses.ctkd(student, teacher, tau).sum()
+        return losses.ctkd(student, teacher, tau).mean()
 
     slope = (value(1 + 1e-4) - value(1 - 1e-4)) / 2e-4
     for progress, factor in ((0.0, 0.0), (0.5, 0.5), (1.0, 1.0)):
         theta.grad = None
         built.update(1.0, progress)
-        built(student, teacher, labels).sum().backward()
+        built(student, teacher, labels).backward()
         assert theta.grad.item() == pytest.approx(-factor * slope.item(), rel=1e-4, abs=1e-9)  # θ is fp32
 
 

@@ -142,7 +142,7 @@ def test_scaled_alpha_keeps_the_path_over_progress():
         (lambda: Adaptive(0.2, 1.1), "t_end"),
         (lambda: Adaptive(math.nan), "t_start"),
         (lambda: Adaptive(0.2, alpha=0.0), "Linear"),
-        (lambda: Adaptive(0.2, beta=1.0), "beta"),
+        (lambda: Adaptive(0.2, beta=1.1), "beta"),
         (lambda: Linear(0.2).update(State(t=0.2), 1.0, 1.01), "progress"),
         (lambda: scale_alpha(5e-4, 0, 100), "at least one"),
     ],

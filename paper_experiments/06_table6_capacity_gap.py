@@ -1,0 +1,97 @@
+"""Table 6 and Figure 2 right: the capacity gap. One student, four teachers of growing size, on natural text.
+
+Claim of the paper: with TAID the student gets better as its teacher grows, with the skew KL it gets worse.
+
+    python paper_experiments/06_table6_capacity_gap.py --scale smoke           # under a minute: does it run?
+    python paper_experiments/06_table6_capacity_gap.py --scale cpu --seeds 5   # see `make help`
+    python -m analysis table6
+
+All methods of a seed start from one pre-trained student and see one stream of batches; a teacher's logits are
+computed once. `table6_search`: the learning rate of every method and teacher is chosen from one grid by the
+held-out loss on validation (seed 0). `table6`: one run per method, teacher and seed; SFT, which has no
+teacher, one per seed. `table6_map`: the smallest and the largest teacher with the student, the steps or the
+teacher's temperature changed, at the same rates: where does the gap start? Finished cells are skipped.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+from taid import capacity as study
+from taid import jobs, results
+
+MAP_METHODS, MAP_SEEDS = ("taid", "skew_kl"), 3
+Rates = Mapping[tuple[str, str], float]  # (method, teacher) → learning rate
+
+
+def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
+    path = folder / "table6.jsonl"
+    study.bench(scale)  # the data, before any worker wants them
+    ends, bases = (study.TEACHERS[0], study.TEACHERS[-1]), range(min(seeds, MAP_SEEDS))
+    splits = ("distil", "validation", "test")
+
+    zoo = [("teacher", teacher, 0) for teacher in reversed(study.TEACHERS)]  # the slowest first
+    zoo += [("student", study.STUDENT, seed) for seed in range(seeds)]
+    logits = [("logits", teacher, split) for teacher in study.TEACHERS for split in splits]
+    for title, todo in (("models", zoo), ("teacher logits", logits)):
+        list(jobs.run(study.prepare, [(scale, *job) for job in todo], workers, title))
+
+    students = [*((m, t) for t in study.TEACHERS for m in study.METHODS), ("sft", study.NONE)]
+    teachers = [study.Run(scale, "teacher", teacher, 0, 0.0) for teacher in study.TEACHERS]
+    untrained = [study.Run(scale, "untrained", study.NONE, seed, 0.0) for seed in range(seeds)]
+    table6 = {(run, "test"): ["table6"] for run in [*teachers, *untrained]}
+    jobs.evaluate(table6, study.measure, study.rows, path, workers, "references")
+
+    rates = search(scale, students, path, workers)
+    runs = [study.Run(scale, *cell, seed, rates[cell]) for seed in range(seeds) for cell in students]
+    table6 = {(run, "test"): ["table6"] for run in runs}
+    jobs.evaluate(table6, study.measure, study.rows, path, workers, "table 6")
+
+    around = [run for run in untrained if run.seed in bases]
+    around += [run for run in teachers if run.teacher in ends]
+    around += [
+        study.Run(scale, method, teacher, seed, rates[method, teacher])
+        for seed in bases for method in MAP_METHODS for teacher in ends
+    ]  # fmt: skip
+    cells = {
+        (variant, "test"): ["table6_map"] for run in around for variant in study.variants(run)
+        if matters(run, variant)
+    }  # fmt: skip
+    others = sorted({run.student for run, _ in cells} - {study.STUDENT})
+    todo = [(scale, "student", student, seed) for seed in bases for student in others]
+    list(jobs.run(study.prepare, todo, workers, "students of the map"))
+    jobs.evaluate(cells, study.measure, study.rows, path, workers, "map")
+
+
+def matters(run: study.Run, variant: study.Run) -> bool:
+    """A teacher changes with the temperature alone, an untrained student with its size alone."""
+    if run.method == "teacher":
+        return variant.temperature != run.temperature
+    return run.method != "untrained" or variant.student != run.student
+
+
+def search(scale: str, students: list[tuple[str, str]], path: Path, workers: int) -> Rates:
+    """The rate of the lowest held-out loss on validation, seed 0, for each (method, teacher)."""
+    learning_rates = study.setting(scale).learning_rates
+    grid = [study.Run(scale, *cell, 0, rate) for cell in students for rate in learning_rates]
+    cells = {(run, "validation"): ["table6_search"] for run in grid}
+    jobs.evaluate(cells, study.measure, study.rows, path, workers, "learning rates")
+    losses = {row.config_hash: row.value for row in results.read(path) if row.metric == "held_out_loss"}
+
+    def loss(run: study.Run) -> float:
+        return losses[results.config_hash(run.config() | {"experiment": "table6_search"})]
+
+    return {
+        cell: min((run for run in grid if (run.method, run.teacher) == cell), key=loss).learning_rate
+        for cell in students
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Table 6: the capacity gap.")
+    parser.add_argument("--scale", choices=study.SETTINGS, default="cpu")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 … n − 1")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the rows")
+    arguments = parser.parse_args()
+    main(arguments.scale, arguments.seeds, arguments.workers, arguments.results)

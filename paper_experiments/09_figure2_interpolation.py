@@ -1,0 +1,34 @@
+"""Figure 2, left and middle: t over training, and the objective's value and variance.
+
+Claims of the paper: a larger α lets t grow faster early; the objective's variance is lower with TAID than with KL.
+
+    python paper_experiments/09_figure2_interpolation.py --scale smoke           # half a minute, after Table 1's
+    python paper_experiments/09_figure2_interpolation.py --scale cpu --seeds 4   # see `make help`
+    python -m analysis figure2
+
+The runs are those of the ablations, trained once for both. Figure 2 right is Table 6.
+"""
+
+import argparse
+from pathlib import Path
+
+from taid import ablations, jobs, results
+from taid import instruction_tuning as study
+
+
+def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
+    rates = ablations.learning_rates(results.read(folder / "table1.jsonl"), scale)
+    ablations.prepare(scale, seeds, workers)
+    runs = [run for seed in range(seeds) for run in ablations.runs(scale, seed, rates, ablations.FIGURE2)]
+    cells = {(run,): ["figure2"] for run in runs}
+    jobs.evaluate(cells, ablations.curves, ablations.rows, folder / "figure2.jsonl", workers, "figure2")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Figure 2, left and middle.")
+    parser.add_argument("--scale", choices=study.SETTINGS, default="cpu")
+    parser.add_argument("--seeds", type=int, default=4, help="seeds 0 … n − 1")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of Table 1's rows")
+    arguments = parser.parse_args()
+    main(arguments.scale, arguments.seeds, arguments.workers, arguments.results)

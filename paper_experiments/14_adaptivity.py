@@ -1,0 +1,37 @@
+"""Audit: is TAID's adaptive update adaptive?
+
+Claim of the paper: t follows the student's progress. Against it: with a momentum near 0 the schedule is a function of
+the step number (docs/adaptivity.md). So four schedules meet, paired by seed: the linear ramp, σ(m) = ½ held constant,
+the adaptive update, and t replayed as another seed's run recorded it. Beside them what every trace says: how often the
+floor binds, the range of σ(m), and how far t is from its prediction.
+
+    python paper_experiments/14_adaptivity.py --scale smoke           # half a minute, after Table 1's
+    python paper_experiments/14_adaptivity.py --scale cpu --seeds 4   # see `make help`
+    python -m analysis adaptivity
+
+The runs are those of the ablations, trained once for both.
+"""
+
+import argparse
+from pathlib import Path
+
+from taid import ablations, jobs, results
+from taid import instruction_tuning as study
+
+
+def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
+    rates = ablations.learning_rates(results.read(folder / "table1.jsonl"), scale)
+    ablations.prepare(scale, seeds, workers)
+    runs = [run for seed in range(seeds) for run in ablations.runs(scale, seed, rates, ablations.ADAPTIVITY)]
+    cells = {(run,): ["adaptivity"] for run in runs}
+    jobs.evaluate(cells, ablations.measure, ablations.rows, folder / "adaptivity.jsonl", workers, "adaptivity")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Audit of the adaptive update.")
+    parser.add_argument("--scale", choices=study.SETTINGS, default="cpu")
+    parser.add_argument("--seeds", type=int, default=4, help="seeds 0 … n − 1")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of Table 1's rows")
+    arguments = parser.parse_args()
+    main(arguments.scale, arguments.seeds, arguments.workers, arguments.results)

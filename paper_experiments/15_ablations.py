@@ -1,0 +1,45 @@
+"""Ablations: TAID's parts, one by one, around Table 1's first pair.
+
+The questions are those of the paper's reviewers and our own: α, β, t_start; logits or probabilities blended; the
+reverse KL; data beside the teacher; top-k logits; and whether TAID is more than a warm-up of the learning rate.
+
+    python paper_experiments/15_ablations.py --scale smoke           # 1 minute, after Table 1's
+    python paper_experiments/15_ablations.py --scale cpu --seeds 4   # see `make help`
+    python -m analysis ablations
+
+All variants (`taid.ablations.VARIANTS`) start from the seed's pre-trained student, see one stream of batches and
+train at the learning rate that Table 1 chose on validation for TAID; SFT at its own. Whether those whose gradients
+have another size would rather have another rate is asked on validation, seed 0, as in Table 1, and only told.
+"""
+
+import argparse
+from pathlib import Path
+
+from taid import ablations, jobs, results
+from taid import instruction_tuning as study
+
+
+def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
+    rates = ablations.learning_rates(results.read(folder / "table1.jsonl"), scale)
+    ablations.prepare(scale, seeds, workers)
+    runs = [run for seed in range(seeds) for run in ablations.runs(scale, seed, rates)]
+    cells = {(run,): ["ablations"] for run in runs}
+    path = folder / "ablations.jsonl"
+    jobs.evaluate(cells, ablations.measure, ablations.rows, path, workers, "ablations")
+
+    searched = [
+        run for rate in study.setting(scale).learning_rates
+        for run in ablations.runs(scale, 0, dict.fromkeys(rates, rate), ablations.SEARCHED)
+    ]
+    cells = {(run, "validation"): ["ablations_search"] for run in searched}
+    jobs.evaluate(cells, study.measure, ablations.rows, path, workers, "learning rates")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Ablations of TAID.")
+    parser.add_argument("--scale", choices=study.SETTINGS, default="cpu")
+    parser.add_argument("--seeds", type=int, default=4, help="seeds 0 … n − 1")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of Table 1's rows")
+    arguments = parser.parse_args()
+    main(arguments.scale, arguments.seeds, arguments.workers, arguments.results)

@@ -1,0 +1,391 @@
+"""The capacity gap (Table 6, Figure 2 right): one student, teachers of growing size, on natural text.
+
+The zoo keeps Pythia's architecture (GPT-NeoX) and the paper's ratios at 1/3,000 of the parameters. Documents
+of three kinds of prose are shared out whole, before anything is tokenised: teachers and students are
+pre-trained on one part, students distilled on another (as the paper distils a pre-trained Pythia on another
+corpus), and judged on a third by the last words of sentences, whole, as LAMBADA does, and by held-out loss.
+Models and teacher logits are cached below `taid.sources.cache_dir()`.
+"""
+
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property
+from statistics import mean
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from taid import instruction_tuning, losses, objectives, results, schedule, sources
+from taid.data import IGNORE, Collator, pack, train_tokenizer
+from taid.evaluation.last_words import last_word_scores, last_words
+from taid.instructions import split_documents
+from taid.prose import shingles
+from taid.runs import Training, cached_model, fit, save_whole
+from taid.teacher import LiveTeacher, cached_teacher
+
+Logits = Callable[[dict], Tensor]  # of a batch, as in `taid.teacher`
+
+ZOO = {  # name -> (hidden size, layers, heads); at 1,024 entries 1/3,000 of Pythia's parameters
+    "pythia-31m": (8, 2, 2),
+    "pythia-70m": (16, 2, 2),
+    "pythia-160m": (32, 2, 4),
+    "pythia-410m": (48, 3, 3),
+    "pythia-1b": (72, 4, 4),
+    "pythia-2.8b": (128, 4, 8),
+    "pythia-6.9b": (208, 4, 13),
+}
+HUB = {name: f"EleutherAI/{name}" for name in ZOO}  # what the paper trained
+PAPER_TASK = "EleutherAI/lambada_openai"  # and measured it on (our reading)
+STUDENT, TEACHERS = "pythia-70m", ("pythia-410m", "pythia-1b", "pythia-2.8b", "pythia-6.9b")
+METHODS = ("taid", "skew_kl", "kl", "rkl", "gjs")  # the first two are the paper's
+T_START = 0.2  # the paper's for its wider gaps (Table 1); what it used here we do not know
+SHARES = {"test": 0.10, "validation": 0.05, "distil": 0.40, "train": 0.45}  # of the documents
+NONE = "none"  # the teacher of a student that has none
+REFERENCES = ("teacher", "untrained")  # measured beside the methods; the second: before distillation
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything that decides the study at one scale."""
+
+    scale: str
+    documents: int  # at most, of each kind of prose in each split
+    vocab_size: int
+    window: int  # tokens of an example
+    longest_word: int  # tokens of a last word; the rest of the window is its context
+    pool: int  # windows to distil on
+    held_out: int  # windows in validation, and in test
+    last_words: int  # items in the test
+    pretrain_student: Training
+    pretrain_teacher: Training  # its learning rate is that of a hidden size of 1, see `teacher_training`
+    distil: Training  # its learning rate is replaced by each of the grid
+    learning_rates: tuple[float, ...]
+
+    def teacher_training(self, name: str) -> Training:
+        """Learning rate ∝ 1 / hidden size (Yang et al. 2022, μP for Adam): one dial for all sizes."""
+        training = self.pretrain_teacher
+        return replace(training, learning_rate=training.learning_rate / ZOO[name][0])
+
+
+CPU = Setting(
+    scale="cpu",
+    documents=1000,
+    vocab_size=1024,
+    window=64,
+    longest_word=8,
+    pool=4800,
+    held_out=512,
+    last_words=8000,
+    pretrain_student=Training(2000, 8, 1e-2, warmup_steps=50),
+    pretrain_teacher=Training(3600, 8, 0.4, warmup_steps=100),
+    distil=Training(900, 8, 1e-2),
+    learning_rates=(3e-3, 1e-2, 3e-2),
+)
+SMOKE = replace(
+    CPU,
+    scale="smoke",
+    documents=3,
+    vocab_size=320,
+    pool=24,
+    held_out=8,
+    last_words=20,
+    pretrain_student=Training(2, 4, 1e-2),
+    pretrain_teacher=Training(2, 4, 0.4),
+    distil=Training(3, 4, 1e-2),
+    learning_rates=(3e-3, 1e-2),
+)
+SETTINGS = {setting.scale: setting for setting in (SMOKE, CPU)}
+
+
+def setting(scale: str) -> Setting:
+    """The setting of a scale. Raises ValueError that names the known ones."""
+    if scale not in SETTINGS:
+        raise ValueError(f"unknown scale {scale!r} for the capacity gap; known: {', '.join(SETTINGS)}")
+    return SETTINGS[scale]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One student; the last three fields are the map's.
+
+    Raises ValueError, naming the known ones, for an unknown scale, model or method.
+    """
+
+    scale: str
+    method: str
+    teacher: str
+    seed: int
+    learning_rate: float
+    student: str = STUDENT
+    pace: float = 1.0  # steps, as a multiple of the setting's
+    temperature: float = 1.0  # the student learns from softmax(z / temperature)
+
+    def __post_init__(self) -> None:
+        setting(self.scale)
+        for kind, name, known in (
+            ("teacher", self.teacher, (*TEACHERS, NONE)),
+            ("student", self.student, tuple(ZOO)),
+            ("method", self.method, (*objectives.METHODS, *REFERENCES)),
+        ):
+            if name not in known:
+                raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.teacher} {self.task} seed {self.seed} lr {self.learning_rate:g}"
+
+    @property
+    def task(self) -> str:
+        """Where the run differs from Table 6: the row's task, "base" where it does not."""
+        if self.student != STUDENT:
+            return self.student
+        if self.pace != 1:
+            return f"steps × {self.pace:g}"
+        return "base" if self.temperature == 1 else f"τ = {self.temperature:g}"
+
+    @property
+    def training(self) -> Training:
+        settings = setting(self.scale).distil
+        return replace(settings, steps=round(self.pace * settings.steps), learning_rate=self.learning_rate)
+
+    @property
+    def options(self) -> dict:
+        """TAID's α, with α · N that of the paper's Table 1: for Table 6 an assumption of ours."""
+        if self.method != "taid":
+            return {}
+        alpha = schedule.scale_alpha(5e-4, self.training.steps, instruction_tuning.PAPER_UPDATES)
+        return {"t_start": T_START, "alpha": alpha}
+
+    def config(self) -> dict:
+        """Everything that decides the run's numbers, plain JSON."""
+        settings = results.config_hash(asdict(setting(self.scale)) | {"zoo": ZOO})
+        return asdict(self) | {"setting": settings, "options": self.options}
+
+
+def variants(run: Run) -> list[Run]:
+    """The map around a run of Table 6: one thing changed at a time."""
+    return [
+        *(replace(run, student=student) for student in ("pythia-31m", "pythia-160m")),
+        *(replace(run, pace=pace) for pace in (0.5, 2.0)),
+        *(replace(run, temperature=temperature) for temperature in (0.5, 2.0)),
+    ]
+
+
+def model(name: str, vocab_size: int, window: int, tokenizer, seed: int) -> PreTrainedModel:
+    """A freshly initialised model of the zoo, embeddings tied as in `taid.models`."""
+    hidden, layers, heads = ZOO[name]
+    config = GPTNeoXConfig(
+        vocab_size=vocab_size, hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers,
+        num_attention_heads=heads, max_position_embeddings=window, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="sdpa",
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPTNeoXForCausalLM(config)
+
+
+def documents(limit: int) -> dict[str, list[str]]:
+    """{split: texts}, at most `limit` of each kind of prose in each; no document is in two splits.
+
+    A document to train or distil on that shares 20 words in a row with a held-out one is left out.
+    """
+    splits: dict[str, list[str]] = {split: [] for split in SHARES}
+    for kind in (sources.austen, sources.moby_dick, sources.sotu):
+        for split, texts in split_documents(kind(), seed=0, shares=SHARES).items():
+            splits[split] += [" ".join(text.replace("_", " ").split()) for text in texts[:limit]]
+    held_out = set(shingles(splits["test"] + splits["validation"]))
+    for split in ("train", "distil"):
+        splits[split] = [text for text in splits[split] if held_out.isdisjoint(shingles([text]))]
+    return splits
+
+
+def spread(items: Sequence[dict], count: int) -> list[dict]:
+    """`count` examples, evenly spaced, numbered anew. Raises ValueError where there are fewer."""
+    if len(items) < count:
+        raise ValueError(f"asked for {count} examples of {len(items)}: ask for fewer, or for more documents")
+    return [items[i * len(items) // count] | {"index": i} for i in range(count)]
+
+
+def text_scores(logits_of: Logits, teacher: Logits | None, batches: Iterable[dict]) -> dict[str, float]:
+    """Means over tokens of held-out loss, entropy and, with a teacher, KL(teacher ‖ model) [nats/token]."""
+    sums, count = Counter(), 0
+    for batch in batches:
+        labels = batch["labels"][:, 1:]
+        labels = labels[labels != IGNORE]
+        logits = logits_of(batch).float()  # [n, V]
+        log_q = log_softmax(logits, -1)
+        sums["held_out_loss"] -= log_q.gather(-1, labels[:, None]).sum().item()
+        sums["entropy"] -= (log_q.exp() * log_q).sum().item()
+        if teacher:
+            sums["kl_to_teacher"] += losses.forward_kl(logits, teacher(batch)).sum().item()
+        count += labels.numel()
+    return {metric: total / count for metric, total in sums.items()}
+
+
+def softened(logits_of: Logits, temperature: float) -> Logits:
+    """z / temperature: softer distributions above 1, sharper ones below."""
+    return logits_of if temperature == 1 else lambda batch: logits_of(batch) / temperature
+
+
+class Bench:
+    """The data of one setting in one process: tokeniser, examples, and the way to each cached model."""
+
+    def __init__(self, settings: Setting):
+        self.settings = settings
+        key = results.config_hash(asdict(settings) | {"zoo": ZOO})
+        self.folder = sources.cache_dir() / "capacity" / f"{settings.scale}-{key}"
+        self.documents = documents(settings.documents)
+        self.collator = Collator(self.tokenizer.pad_token_id)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        folder = self.folder / "tokenizer"
+        if not folder.exists():
+            save_whole(train_tokenizer(self.documents["train"], self.settings.vocab_size), None, folder)
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+
+    @cached_property
+    def train(self) -> list[dict]:
+        """Windows for pre-training."""
+        return pack(self.tokenizer, self.documents["train"], self.settings.window)
+
+    @cached_property
+    def windows(self) -> dict[str, list[dict]]:
+        """Windows to "distil" on, and held-out ones for "validation" and "test"."""
+        window, held_out = self.settings.window, self.settings.held_out
+        sizes = {"distil": self.settings.pool, "validation": held_out, "test": held_out}
+        return {s: spread(pack(self.tokenizer, self.documents[s], window), n) for s, n in sizes.items()}
+
+    def last_words(self, split: str) -> list[dict]:
+        """All of a split; the test asks `spread(…, last_words)` of them."""
+        longest = self.settings.longest_word
+        return last_words(self.tokenizer, self.documents[split], self.settings.window - longest, longest)
+
+    @cached_property
+    def items(self) -> list[dict]:
+        return spread(self.last_words("test"), self.settings.last_words)
+
+    def chance(self) -> float:
+        """Share of the test's words that are the most frequent one of the validation documents [percent]."""
+        words = Counter(tuple(item["response_ids"]) for item in self.last_words("validation"))
+        ((word, _),) = words.most_common(1)
+        return 100 * mean(tuple(item["response_ids"]) == word for item in self.items)
+
+    def batches(self, examples: Sequence[dict], size: int = 128) -> Iterable[dict]:
+        return (self.collator(examples[at : at + size]) for at in range(0, len(examples), size))
+
+    def student(self, name: str, seed: int) -> PreTrainedModel:
+        """The pre-trained student of a seed (initialisation and order of data), not yet distilled."""
+        return self._pretrained(name, seed, self.settings.pretrain_student)
+
+    def teacher(self, name: str) -> PreTrainedModel:
+        return self._pretrained(name, 0, self.settings.teacher_training(name))
+
+    def _pretrained(self, name: str, seed: int, training: Training) -> PreTrainedModel:
+        def train():
+            fresh = model(name, len(self.tokenizer), self.settings.window, self.tokenizer, seed)
+            title = f"{name} seed {seed}"
+            fit(fresh, self.train, self.collator, training, seed=seed, checkpoints=work, title=title)
+            return fresh, None
+
+        work = self.folder / "work" / f"{name}-{seed}"
+        pretrained = cached_model(self.folder / "models" / f"{name}-{seed}", train)
+        shutil.rmtree(work, ignore_errors=True)  # the checkpoints of a run that was not killed
+        return pretrained
+
+    @cache
+    def teacher_logits(self, name: str, split: str) -> Logits:
+        """The teacher with its logits on the windows of a split from disk."""
+        folder = self.folder / "logits" / f"{name}-{split}"
+        return cached_teacher(self.teacher(name), self.windows[split], self.collator, folder)
+
+    def distilled(self, run: Run) -> tuple[PreTrainedModel, float]:
+        """(student, seconds of its training) of a run, trained now unless cached."""
+
+        def train():
+            student = self.student(run.student, run.seed)
+            objective, teacher = objectives.objective(run.method, **run.options), None
+            if objective.uses_teacher:
+                teacher = softened(self.teacher_logits(run.teacher, "distil"), run.temperature)
+            started = time.perf_counter()
+            fit(
+                student, self.windows["distil"], self.collator, run.training, seed=run.seed,
+                objective=objective, teacher=teacher, tokenizer=self.tokenizer,
+            )  # fmt: skip
+            return student, {"seconds": time.perf_counter() - started}
+
+        folder = self.folder / "runs" / results.config_hash(run.config())
+        student = cached_model(folder, train)
+        return student, json.loads((folder / "record.json").read_text())["seconds"]
+
+
+@cache
+def bench(scale: str) -> Bench:
+    """One Bench per process and scale."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    return Bench(setting(scale))
+
+
+def prepare(scale: str, kind: str, name: str, which: int | str) -> None:
+    """A job: train and cache a "student" (`which`: its seed), a "teacher", or its "logits" (a split)."""
+    here = bench(scale)
+    if kind == "student":
+        here.student(name, int(which))
+    elif kind == "teacher":
+        here.teacher(name)
+    else:
+        here.teacher_logits(name, str(which))
+
+
+def measure(run: Run, split: str) -> tuple[dict[str, float], float]:
+    """A job: ({metric: value}, seconds) of a run on a split; "teacher" and "untrained" are references."""
+    started = time.perf_counter()
+    here, teacher, values = bench(run.scale), None, {}
+    if run.method == "teacher":
+        logits_of = softened(LiveTeacher(here.teacher(run.teacher)), run.temperature)
+    elif run.method == "untrained":
+        logits_of = LiveTeacher(here.student(run.student, run.seed))
+        values["last_word_chance"] = here.chance()
+    else:
+        student, values["train_seconds"] = here.distilled(run)
+        logits_of = LiveTeacher(student)
+    if run.teacher != NONE and run.method != "teacher":
+        teacher = softened(here.teacher_logits(run.teacher, split), run.temperature)
+    values |= text_scores(logits_of, teacher, here.batches(here.windows[split]))
+    # validation only chooses, by held-out loss; a temperature changes no teacher's likeliest word
+    if split == "test" and (run.method != "teacher" or run.temperature == 1):
+        values |= last_word_scores(logits_of, here.batches(here.items))
+    return values, time.perf_counter() - started
+
+
+UNITS = {  # metric -> (unit, whether higher is better); entropy is neither good nor bad
+    "last_word_accuracy": ("percent", True),
+    "last_word_log_likelihood": ("nats/word", True),
+    "last_word_chance": ("percent", True),
+    "held_out_loss": ("nats/token", False),
+    "kl_to_teacher": ("nats/token", False),
+    "entropy": ("nats/token", False),
+    "train_seconds": ("seconds", False),
+}
+
+
+def rows(run: Run, experiment: str, values: dict[str, float], seconds: float) -> list[results.Row]:
+    """The rows of one cell."""
+    config = run.config() | {"experiment": experiment}
+    shared = dict(
+        experiment=experiment, scale=run.scale, method=run.method, teacher=run.teacher, student=run.student,
+        task=run.task, seed=run.seed, config=config, config_hash=results.config_hash(config),
+        seconds=round(seconds, 2), **asdict(results.provenance()),
+    )  # fmt: skip
+    return [
+        results.Row(metric=m, value=value, unit=UNITS[m][0], higher_is_better=UNITS[m][1], **shared)
+        for m, value in values.items()
+    ]

@@ -1,0 +1,295 @@
+"""The losses of `taid.losses`, fused: masked mean and gradient in one pass over cache-sized chunks of rows.
+
+    fused.taid_kl(student_logits [..., V], teacher_logits [..., V], t, mask=None, inplace=False) -> scalar
+
+Each function has the name of the per-token loss whose mean over `mask [...]` (all positions if None; 0 for an empty
+mask) it returns, and the same value and gradient to fp32 rounding (fp64 for fp64 logits). Masked rows are never read.
+The gradient is computed along with the value, in fp32, rounded once, and kept until the backward pass: one tensor of
+the logits' size, or none with `inplace=True`, which writes it over the student's logits (for logits that nobody else
+needs: where another operation has saved them, autograd says so in its backward pass). Every layout that the leading
+dimensions may have is read as it is (`logits[:, :-1]` is not copied). The teacher gets no gradient; a second
+derivative, and the variants `official=True`, are in `taid.losses` alone.
+
+Engines, chosen per call by `engine`, or by hand inside `with using("eager"):`
+
+    eager       chunks as torch operations: everywhere
+    compiled    the same, by torch.compile
+
+For a caller that has one chunk of logits at a time, as the fused head has:
+
+    value_and_gradient(loss, student [r, V], teacher [r, V], out=None, *, scale=1.0, **parameters)
+        -> (values [r], gradient [r, V])
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from taid.fused import chunks, kernel
+from taid.losses import _require_fraction, _require_labels, _require_same_shape, _require_t
+
+ENGINES = ("eager", "compiled", "cpp")
+CHUNK = 2**18  # elements: a few fp32 copies of a chunk fit into the cache
+
+
+def forward_kl(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None, inplace: bool = False) -> Tensor:
+    """Mean of KL(p ‖ q), `losses.forward_kl`."""
+    return _mean("forward_kl", student_logits, teacher_logits, mask, inplace)
+
+
+def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None, inplace: bool = False) -> Tensor:
+    """Mean of KL(q ‖ p), `losses.reverse_kl`."""
+    return _mean("reverse_kl", student_logits, teacher_logits, mask, inplace)
+
+
+def tvd(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None, inplace: bool = False) -> Tensor:
+    """Mean total variation distance, `losses.tvd`."""
+    return _mean("tvd", student_logits, teacher_logits, mask, inplace)
+
+
+def jsd(
+    student_logits: Tensor, teacher_logits: Tensor, teacher_weight: float = 0.1,
+    mask: Tensor | None = None, inplace: bool = False,
+) -> Tensor:  # fmt: skip
+    """Mean generalised Jensen–Shannon divergence, `losses.jsd`."""
+    return _mean("jsd", student_logits, teacher_logits, mask, inplace, teacher_weight=teacher_weight)
+
+
+def skew_kl(
+    student_logits: Tensor, teacher_logits: Tensor, lam: float = 0.1,
+    mask: Tensor | None = None, inplace: bool = False,
+) -> Tensor:  # fmt: skip
+    """Mean skew KL divergence, `losses.skew_kl`."""
+    return _mean("skew_kl", student_logits, teacher_logits, mask, inplace, lam=lam)
+
+
+def skew_rkl(
+    student_logits: Tensor, teacher_logits: Tensor, lam: float = 0.1,
+    mask: Tensor | None = None, inplace: bool = False,
+) -> Tensor:  # fmt: skip
+    """Mean skew reverse KL divergence, `losses.skew_rkl`."""
+    return _mean("skew_rkl", student_logits, teacher_logits, mask, inplace, lam=lam)
+
+
+def adaptive_kl(
+    student_logits: Tensor, teacher_logits: Tensor, mu: float = 0.5,
+    mask: Tensor | None = None, inplace: bool = False,
+) -> Tensor:  # fmt: skip
+    """Mean adaptive KL, `losses.adaptive_kl`."""
+    return _mean("adaptive_kl", student_logits, teacher_logits, mask, inplace, mu=mu)
+
+
+def dkd(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, alpha: float = 1.0, beta: float = 0.5,
+    temperature: float = 1.0, mask: Tensor | None = None, inplace: bool = False,
+) -> Tensor:  # fmt: skip
+    """Mean decoupled KD, `losses.dkd`; mask the positions whose labels are to be ignored."""
+    return _mean(
+        "dkd", student_logits, teacher_logits, mask, inplace,
+        labels=labels, alpha=alpha, beta=beta, temperature=temperature,
+    )  # fmt: skip
+
+
+def ctkd(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float,
+    mask: Tensor | None = None, inplace: bool = False,
+) -> Tensor:  # fmt: skip
+    """Mean curriculum-temperature KD, `losses.ctkd`; a `temperature` that is a tensor receives its gradient."""
+    return _mean("ctkd", student_logits, teacher_logits, mask, inplace, temperature=temperature)
+
+
+def taid_kl(
+    student_logits: Tensor, teacher_logits: Tensor, t: float, mask: Tensor | None = None, inplace: bool = False
+) -> Tensor:
+    """Mean of TAID's objective KL(p_t ‖ q), `losses.taid_kl`."""
+    return _mean("taid_kl", student_logits, teacher_logits, mask, inplace, t=t)
+
+
+def value_and_gradient(
+    loss: str, student: Tensor, teacher: Tensor, out: Tensor | None = None, *,
+    scale: float = 1.0, slope: Tensor | None = None, **parameters,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Each row's own loss [r], fp32 (fp64 for fp64 logits), and `scale` times its gradient [r, V].
+
+    `loss` is a function's name, as "taid_kl", for logits [r, V]; `parameters` are that function's own, as `t=0.3`, by
+    name, all of them; `labels [r]` of dkd are those of the chunk, and ctkd's temperature is a number. The gradient
+    is in the dtype of the student's logits; it is written to `out [r, V]` if given, which may be `student` itself.
+    ctkd writes the values' derivatives with respect to its temperature to `slope [r]`, if given.
+    """
+    student, teacher = student.detach(), teacher.detach()
+    loss, teacher, parameters = _checked(loss, student, teacher, parameters)
+    if out is None:
+        out = torch.empty(student.shape, dtype=student.dtype, device=student.device)
+    if out.shape != student.shape or out.dtype != student.dtype:
+        raise ValueError(f"out must be like the student's logits, {student.dtype} {tuple(student.shape)}")
+    values = _row_values(student)
+    _run(loss, student, teacher, out, values, slope, None, scale, parameters)
+    return values, out
+
+
+def engine(*logits: Tensor) -> str:
+    """The engine for these logits: that of `using`, else the quickest that is there.
+
+    Raises ValueError where "cpp" is asked for and cannot take them.
+    """
+    if _forced == "cpp" and not kernel.available(*logits):
+        raise ValueError("the C++ engine needs a compiler, and logits on the CPU, of at most fp32, with unit stride along V")
+    return _forced or ("cpp" if kernel.available(*logits) else "eager")
+
+
+_forced: str | None = None
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Every call inside runs on the engine of this name. Raises ValueError for an unknown one."""
+    global _forced
+    if name not in ENGINES:
+        raise ValueError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def _mean(loss: str, student: Tensor, teacher: Tensor, mask: Tensor | None, inplace: bool, **parameters) -> Tensor:
+    if mask is not None and (mask.shape != student.shape[:-1] or mask.dtype != torch.bool):
+        raise ValueError(
+            f"mask must be boolean and of shape {tuple(student.shape[:-1])}, got {mask.dtype} {tuple(mask.shape)}"
+        )
+    if inplace and student.requires_grad and student.is_leaf:
+        raise ValueError("inplace=True writes over the student's logits, which here are a leaf: pass a model's output")
+    loss, teacher, parameters = _checked(loss, student, teacher.detach(), parameters)
+    if "labels" in parameters:
+        parameters["labels"] = parameters["labels"].reshape(-1)
+    temperature = parameters.get("temperature")
+    differentiable = temperature if isinstance(temperature, Tensor) else None
+    wants_gradient = torch.is_grad_enabled() and student.requires_grad
+    return _Mean.apply(student, differentiable, teacher, mask, inplace, wants_gradient, loss, parameters)
+
+
+class _Mean(torch.autograd.Function):
+    """The mean of a loss over the mask; its gradients are computed in the forward pass."""
+
+    @staticmethod
+    def forward(ctx, student, temperature, teacher, mask, inplace, wants_gradient, loss, parameters):
+        student = student.detach()
+        count = student.shape[:-1].numel() if mask is None else int(mask.sum())
+        mean = 1 / max(count, 1)
+        # probabilities are small for fp16: there, enlarge them, and divide in the backward pass with the loss's own scale
+        scale = 1024.0 if student.dtype == torch.float16 else mean
+        gradient = None
+        if wants_gradient:
+            gradient = student if inplace else torch.empty(student.shape, dtype=student.dtype, device=student.device)
+        if temperature is not None:
+            parameters = parameters | {"temperature": float(temperature)}
+        values = _row_values(student)
+        slopes = torch.zeros_like(values) if temperature is not None else None
+        _run_blocks(loss, student, teacher, gradient, values, slopes, mask, scale, parameters)
+        if gradient is student:
+            torch.autograd.graph.increment_version(student)
+        ctx.late = mean / scale
+        ctx.save_for_backward(gradient, None if slopes is None else (slopes.sum() * mean).to(temperature))
+        return values.sum() * mean
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        if torch.is_grad_enabled():
+            raise RuntimeError("taid.fused has no second derivatives (create_graph=True): use taid.losses")
+        gradient, slope = ctx.saved_tensors
+        factor = grad_output * ctx.late
+        if gradient is not None and factor != 1:
+            gradient.mul_(factor)
+        if slope is not None:
+            slope = slope * grad_output.to(slope)
+        return gradient, slope, *[None] * 6
+
+
+def _run_blocks(loss, student, teacher, gradient, values, slopes, mask, scale, parameters) -> None:
+    """`_run` on pieces of logits [..., V] whose leading dimensions are one dimension of one stride each."""
+    done = 0
+    for s, z, out in _blocks(student, teacher, student if gradient is None else gradient):
+        rows = slice(done, done + len(s))
+        _run(
+            loss, s, z, None if gradient is None else out, values[rows],
+            None if slopes is None else slopes[rows], None if mask is None else mask.reshape(-1)[rows], scale,
+            _own(parameters, rows),
+        )  # fmt: skip
+        done = rows.stop
+
+
+def _own(parameters: dict, rows: slice | Tensor) -> dict:
+    """The parameters for some rows: dkd has a label for each."""
+    return {name: value[rows] if name == "labels" else value for name, value in parameters.items()}
+
+
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors [..., V] as views [n, V], together; more than one where the strides of a tensor ask for it."""
+    if tensors[0].dim() < 2:
+        yield tuple(x.unsqueeze(0) for x in tensors)
+        return
+    try:
+        yield tuple(x.view(-1, x.shape[-1]) for x in tensors)
+    except RuntimeError:  # no such view
+        for parts in zip(*tensors):
+            yield from _blocks(*parts)
+
+
+def _run(loss, student, teacher, out, values, slopes, mask, scale, parameters) -> None:
+    """Values (and slopes) [n] of rows [n, V], and their gradients to `out` unless None; zero at masked rows."""
+    name = engine(student, teacher, *([] if out is None else [out]))
+    if name == "cpp":
+        kernel.run(loss, student, teacher, out, values, slopes, mask, scale, parameters)
+        return
+    core, step = chunks.CORES[loss], chunks.step
+    if name == "compiled":
+        step = chunks.compiled(loss)
+        scale = torch.tensor(scale, dtype=values.dtype)
+        parameters = {k: v if k == "labels" else torch.tensor(v, dtype=values.dtype) for k, v in parameters.items()}
+    for rows in _chunks(len(student), student.shape[-1], mask):
+        value, gradient, *slope = step(core, student[rows], teacher[rows], values.dtype, scale, _own(parameters, rows))
+        values[rows] = value
+        if slopes is not None:
+            slopes[rows] = slope[0]
+        if out is not None:
+            out[rows] = gradient
+    if out is not None and mask is not None:
+        out.index_fill_(0, (~mask).nonzero().squeeze(-1), 0.0)
+
+
+def _chunks(n: int, vocabulary: int, mask: Tensor | None) -> Iterator[slice | Tensor]:
+    """The unmasked rows in chunks: slices where the rows follow each other, else their indices."""
+    size = max(1, CHUNK // vocabulary)
+    if mask is None:
+        yield from (slice(at, min(at + size, n)) for at in range(0, n, size))
+        return
+    for rows in mask.nonzero().squeeze(-1).cpu().split(size):
+        if len(rows):
+            first, last = int(rows[0]), int(rows[-1])
+            yield slice(first, last + 1) if last - first + 1 == len(rows) else rows.to(mask.device)
+
+
+def _row_values(student: Tensor) -> Tensor:
+    """Zeros [n] for the rows of logits [..., V], in the precision of the arithmetic."""
+    dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
+    return torch.zeros(student.shape[:-1].numel(), dtype=dtype, device=student.device)
+
+
+def _checked(loss: str, student: Tensor, teacher: Tensor, parameters: dict) -> tuple[str, Tensor, dict]:
+    """The loss, its teacher and its parameters, checked; TAID's ends, t = 0 and t = 1, are a forward KL."""
+    if loss not in chunks.CORES:
+        raise ValueError(f"unknown loss {loss!r}; known: {', '.join(chunks.CORES)}")
+    _require_same_shape(student, teacher)
+    for name in parameters.keys() & {"teacher_weight", "lam", "mu"}:
+        _require_fraction(name, parameters[name])
+    if loss == "dkd":
+        _require_labels(parameters["labels"], student)
+    if loss == "taid_kl":
+        t = parameters["t"]
+        _require_t(t)
+        if t in (0, 1):
+            return "forward_kl", teacher if t else student.detach(), {}
+    return loss, teacher, parameters

@@ -1,0 +1,196 @@
+"""The losses on one chunk of rows, value and gradient together, as torch operations: any device, any compiler.
+
+With q = softmax(s), p = softmax(z) and r = log p − log q, a divergence Σ_j f(p_j, q_j) has the gradient
+
+    h_j − q_j Σ_k h_k,    h_j = ∂f / ∂ log q_j,
+
+with respect to s. Each function of `CORES` maps fp32 (or fp64) chunks s, z [r, V], which it overwrites, and its
+loss's own parameters to (values [r], gradient [r, V]). −∞ follows the table of `taid.losses`: a weight of zero
+meets ±∞ only as 0 · ∞ = NaN, which `_sum` skips; logits that are NaN still show, through the normalisers.
+"""
+
+import functools
+from collections.abc import Callable
+from types import FunctionType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from taid import losses
+
+Chunk = tuple[Tensor, Tensor]
+
+
+class Softmax(NamedTuple):
+    """softmax of logits [r, V], kept in parts."""
+
+    x: Tensor  # [r, V] logits less their maximum
+    p: Tensor  # [r, V] probabilities
+    log_sum: Tensor  # [r, 1]; log p = x − log_sum
+    maximum: Tensor  # [r, 1]
+
+    @classmethod
+    def of(cls, logits: Tensor) -> "Softmax":
+        maximum = logits.amax(-1, keepdim=True)
+        x = logits.sub_(maximum)
+        p = x.exp()
+        total = p.sum(-1, keepdim=True)
+        return cls(x, p.mul_(1 / total), total.log(), maximum)
+
+
+def forward_kl(s: Tensor, z: Tensor) -> Chunk:
+    student, teacher = Softmax.of(s), Softmax.of(z)
+    return _kl(student, teacher), student.p.sub_(teacher.p)
+
+
+def taid_kl(s: Tensor, z: Tensor, t: float | Tensor) -> Chunk:
+    """0 < t < 1: the ends are `forward_kl`, towards the student itself or the teacher."""
+    return forward_kl(s, z.mul_(t).add_(s, alpha=1 - t))
+
+
+def reverse_kl(s: Tensor, z: Tensor) -> Chunk:
+    return _reverse_kl(Softmax.of(s), Softmax.of(z))
+
+
+def tvd(s: Tensor, z: Tensor) -> Chunk:
+    q, p = Softmax.of(s).p, Softmax.of(z).p
+    gap = q - p
+    value = gap.abs().sum(-1) / 2
+    return value, _gradient(gap.sign_().mul_(q / 2), q)
+
+
+def jsd(s: Tensor, z: Tensor, teacher_weight: float | Tensor) -> Chunk:
+    q, p = Softmax.of(s).p, Softmax.of(z).p
+    inverse = _inverse_mixture(teacher_weight * p, (1 - teacher_weight) * q)
+    h = _times_log(q, q * inverse).mul_(1 - teacher_weight)
+    value = teacher_weight * _times_log(p, p * inverse).sum(-1) + h.sum(-1)
+    return value, _gradient(h, q)
+
+
+def skew_kl(s: Tensor, z: Tensor, lam: float | Tensor) -> Chunk:
+    q, p = Softmax.of(s).p, Softmax.of(z).p
+    ratio = _inverse_mixture(lam * p, (1 - lam) * q).mul_(p)
+    value = _times_log(p, ratio).sum(-1)
+    return value, _gradient(ratio.mul_(q).mul_(lam - 1), q)
+
+
+def skew_rkl(s: Tensor, z: Tensor, lam: float | Tensor) -> Chunk:
+    q, p = Softmax.of(s).p, Softmax.of(z).p
+    ratio = _inverse_mixture((1 - lam) * p, lam * q).mul_(q)
+    f = _times_log(q, ratio)
+    return f.sum(-1), _gradient(f.sub_(ratio.mul_(q).mul_(lam)), q)
+
+
+def adaptive_kl(s: Tensor, z: Tensor, mu: float) -> Chunk:
+    student, teacher = Softmax.of(s), Softmax.of(z)
+    q, p = student.p, teacher.p
+    gap = (p - q).abs_()
+    total = gap.sum(-1, keepdim=True)
+    head = gap.mul_(p >= losses._head_threshold(p, mu)).sum(-1, keepdim=True)
+    epsilon = torch.finfo(p.dtype).eps
+    w = torch.where(total > 0, head / total, 0.5).clamp(epsilon, 1 - epsilon)  # [r, 1]
+    forward = _kl(student, teacher)
+    forward_gradient = q - p
+    reverse, reverse_gradient = _reverse_kl(student, teacher)
+    row = w.squeeze(-1)
+    return row * forward + (1 - row) * reverse, reverse_gradient.mul_(1 - w).add_(forward_gradient.mul_(w))
+
+
+def dkd(s: Tensor, z: Tensor, labels: Tensor, alpha: float, beta: float, temperature: float) -> Chunk:
+    """The other tokens' part is a KL without the target; the target's is one between two-way distributions."""
+    target = labels.clamp(min=0).unsqueeze(-1)  # [r, 1]
+    s, z = s.mul_(1 / temperature), z.mul_(1 / temperature)
+    s_target, z_target = s.gather(-1, target), z.gather(-1, target)
+    student, teacher = (Softmax.of(x.scatter_(-1, target, -torch.inf)) for x in (s, z))
+    # two-way logits (odds, 0): log(p_y / (1 − p_y)) against the others
+    s_odds = s_target - student.maximum - student.log_sum
+    z_odds = z_target - teacher.maximum - teacher.log_sum
+    pair = losses.forward_kl(*(torch.cat([odds, torch.zeros_like(odds)], -1) for odds in (s_odds, z_odds)))
+    excess = s_odds.sigmoid() - z_odds.sigmoid()  # q_y − p_y, [r, 1]
+    value = temperature**2 * (alpha * pair + beta * _kl(student, teacher))
+    gradient = student.p.mul_(beta - alpha * excess).sub_(teacher.p.mul_(beta))
+    return value, gradient.scatter_(-1, target, alpha * excess).mul_(temperature)
+
+
+def ctkd(s: Tensor, z: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Its third result is the derivative of the values with respect to the temperature τ, [r].
+
+    For K(τ) = KL(softmax(b) ‖ softmax(a)), a = s / τ, b = z / τ: −τ K′ = Σ (q − p) a + Σ p (r − K) b.
+    """
+    student, teacher = Softmax.of(s.mul_(1 / temperature)), Softmax.of(z.mul_(1 / temperature))
+    value = _kl(student, teacher)
+    (a, q, log_s, _), (b, p, log_z, _) = student, teacher
+    pb = p * b
+    shift = (log_s - log_z).squeeze(-1) - value
+    change = _sum(q * a) - _sum(p * a)  # constants in a and b cancel: both are less their maximum
+    change += _sum(pb * (b - a)) + shift * _sum(pb)
+    slope = 2 * temperature * value - temperature * change
+    return temperature**2 * value, q.sub_(p).mul_(temperature), slope
+
+
+CORES: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+    core.__name__: core
+    for core in (forward_kl, taid_kl, reverse_kl, tvd, jsd, skew_kl, skew_rkl, adaptive_kl, dkd, ctkd)
+}
+
+
+def step(
+    core: Callable[..., tuple[Tensor, ...]], student: Tensor, teacher: Tensor, dtype: torch.dtype,
+    scale: float | Tensor, parameters: dict,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """One core on chunks [r, V] that stay as they are: values [r] in `dtype`, `scale` times the gradient [r, V] in the
+    dtype of the student, and what else the core gives."""
+    s, z = student.to(dtype, copy=True), teacher.to(dtype, copy=True)
+    values, gradient, *rest = core(s, z, **parameters)
+    return values, gradient.mul_(scale).to(student.dtype), *rest
+
+
+@functools.cache
+def compiled(loss: str) -> Callable[..., tuple[Tensor, ...]]:
+    """`step` by torch.compile, for all shapes; it has to be given its numbers as tensors, or is compiled for each.
+
+    Dynamo limits how often one code object is compiled, so each loss has its own. The head of adaptive_kl depends on
+    the data: it is not compiled.
+    """
+    if loss == "adaptive_kl":
+        return step
+    own = FunctionType(step.__code__.replace(co_name=f"step_{loss}"), step.__globals__)
+    return torch.compile(own, dynamic=True)
+
+
+def _kl(student: Softmax, teacher: Softmax) -> Tensor:
+    """KL(p ‖ q), [r]; Σ p = 1 takes the normalisers out of the sum."""
+    weighted = _sum((teacher.x - student.x).mul_(teacher.p))
+    return weighted + (student.log_sum - teacher.log_sum).squeeze(-1)
+
+
+def _reverse_kl(student: Softmax, teacher: Softmax) -> Chunk:
+    """KL(q ‖ p) and its gradient −q (r + value); overwrites `student`."""
+    shift = student.log_sum - teacher.log_sum
+    difference = student.x.sub_(teacher.x)  # −r, but for the normalisers
+    value = _sum(student.p * difference).unsqueeze(-1) - shift
+    gradient = difference.nan_to_num_(nan=0.0).sub_(shift + value).mul_(student.p)  # finite: q = 0 gives 0
+    return value.squeeze(-1), gradient
+
+
+def _sum(terms: Tensor) -> Tensor:
+    """Σ over the vocabulary, [r], where 0 · ∞, which is NaN, counts as zero."""
+    if torch.compiler.is_compiling():  # whose nansum goes entry by entry
+        return torch.where(terms == terms, terms, 0.0).sum(-1)
+    return terms.nansum(-1)
+
+
+def _gradient(h: Tensor, q: Tensor) -> Tensor:
+    """h − q Σ h; overwrites both."""
+    return h.sub_(q.mul_(h.sum(-1, keepdim=True)))
+
+
+def _inverse_mixture(a: Tensor, b: Tensor) -> Tensor:
+    """1 / (a + b), large but finite where both are zero: it only ever multiplies them; overwrites both."""
+    return a.add_(b).add_(torch.finfo(a.dtype).tiny).reciprocal_()
+
+
+def _times_log(weight: Tensor, x: Tensor) -> Tensor:
+    """weight · log x, zero where both are zero."""
+    return (x + torch.finfo(x.dtype).tiny).log_().mul_(weight)

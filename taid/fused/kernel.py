@@ -1,0 +1,96 @@
+"""The C++ engine: `kernel.cpp`, compiled for this processor on first use, and called through ctypes."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from taid.sources import cache_dir
+
+SOURCE = Path(__file__).with_name("kernel.cpp")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-Wno-psabi")
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Type
+LOSSES = (  # enum Loss
+    "forward_kl", "reverse_kl", "tvd", "jsd", "skew_kl", "skew_rkl", "adaptive_kl", "dkd", "ctkd", "taid_kl",
+)  # fmt: skip
+
+
+class Job(ctypes.Structure):
+    """struct Job of the kernel."""
+
+    _fields_ = (
+        [(name, ctypes.c_void_p) for name in ("student", "teacher", "out", "mask", "labels", "values", "slopes")]
+        + [(name, ctypes.c_int64) for name in ("student_stride", "teacher_stride", "out_stride", "rows", "vocabulary")]
+        + [(name, ctypes.c_int32) for name in ("loss", "student_type", "teacher_type", "threads")]
+        + [(name, ctypes.c_float) for name in ("scale", "a", "b", "temperature")]
+    )
+
+
+def available(*logits: Tensor) -> bool:
+    """Whether the kernel is there and takes these logits: on the CPU, at most fp32, of unit stride along V."""
+    fits = all(x.device.type == "cpu" and x.dtype in TYPES and x.stride(-1) == 1 for x in logits)
+    return fits and library() is not None
+
+
+def run(loss, student, teacher, out, values, slopes, mask, scale, parameters) -> None:
+    """What `taid.fused._run` does, for logits as `available` asks for; as many threads as torch has."""
+    own = {"temperature": 1.0} | parameters
+    labels, temperature = own.pop("labels", None), own.pop("temperature")
+    a, b = (*own.values(), 0.0, 0.0)[:2]  # alpha and beta of dkd, at most one number elsewhere
+    labels = None if labels is None else labels.to(torch.int64).contiguous()
+    mask = None if mask is None else mask.contiguous()
+    job = Job(
+        *(None if x is None else x.data_ptr() for x in (student, teacher, out, mask, labels, values, slopes)),
+        student.stride(0), teacher.stride(0), 0 if out is None else out.stride(0), *student.shape,
+        LOSSES.index(loss), TYPES[student.dtype], TYPES[teacher.dtype], torch.get_num_threads(),
+        scale, a, b, temperature,
+    )  # fmt: skip
+    library().taid_rows(ctypes.byref(job))
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The kernel, compiled unless the cache has it for this source, compiler and processor; None, with a warning, if
+    that fails."""
+    try:
+        return ctypes.CDLL(str(_built()))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        warnings.warn(f"taid.fused runs without its C++ kernel, at half the speed or less: {reason}", stacklevel=2)
+        return None
+
+
+def _built() -> Path:
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        raise OSError("no C++ compiler is installed (g++, or one that $CXX names)")
+    command = [*shlex.split(compiler), *FLAGS, str(SOURCE)]
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
+    digest = hashlib.sha256("\0".join([SOURCE.read_text(), *command, version, _processor()]).encode()).hexdigest()
+    path = cache_dir() / "kernels" / f"fused-{digest[:16]}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as work:
+            fresh = Path(work) / path.name
+            subprocess.run([*command, "-o", str(fresh)], capture_output=True, text=True, check=True, timeout=600)
+            os.replace(fresh, path)  # whole or not at all, whoever else is building it
+    return path
+
+
+def _processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))

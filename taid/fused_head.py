@@ -1,0 +1,218 @@
+"""The losses of `taid.fused` from hidden states: the linear head fused in, no logits [n, V] ever whole.
+
+    student = Head(hidden [n, H], weight [V, H])      logits = hidden @ weight.T (+ bias), not computed yet
+    teacher = Head(hidden [n, H'], weight [V, H'])    or its logits [n, V]
+    mean("taid_kl", student, teacher, t=0.4)          a scalar, with gradients to hidden, weight and bias
+
+Per chunk of rows: both logits by matmul, value and gradient by `taid.fused`, and the two matmuls that take
+the gradient on to hidden states and weight. Beyond these gradients, which are summed over chunks in fp32 and
+rounded once, that needs two chunks of logits. On a CPU the arithmetic is in fp32 (fp64 for fp64), for
+matmuls in half precision are many times slower there; elsewhere in the weight's type, or autocast's.
+
+`DistillationTrainer(…, fuse_head=True)` uses it for the models of transformers.
+"""
+
+import inspect
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from taid import fused, losses
+from taid.teacher import output_embeddings, response_states
+
+ROWS = 64  # of a chunk, at least: with fewer, a matmul spends its time on reading the weight
+ENTRIES = 4096  # of a weight in half precision, converted at a time: 4 MB at H = 256
+PROBE, TOLERANCE = 64.0, 0.02  # of `response_head`; bf16 rounds by up to 0.004
+PER_TOKEN = {loss.__name__: loss for loss in losses.LOSSES.values()}
+
+
+class Head(NamedTuple):
+    """Logits hidden @ weight.T + bias, [..., V], not computed yet."""
+
+    hidden: Tensor  # [..., H]
+    weight: Tensor  # [V, H]
+    bias: Tensor | None = None  # [V]
+
+
+def mean(
+    loss: str, student: Head, teacher: Head | Tensor, mask: Tensor | None = None, **parameters
+) -> Tensor:
+    """Mean over n rows of a loss by its name in `taid.losses`, a scalar; 0 for n = 0.
+
+    `mask [...]`, boolean, selects rows of the hidden states [..., H], teacher logits [..., V] and labels
+    [...]; the others are never read. Without it they are [n, H], [n, V] and [n]. `parameters` are the loss's
+    own, by name (`t=0.4`). The student's hidden states, weight and bias, and ctkd's temperature, receive
+    gradients, the teacher none.
+
+    Raises ValueError for an unknown loss, an official variant, vocabularies or rows of two sizes.
+    """
+    parameters = _completed(loss, parameters)
+    if vocabulary(student) != vocabulary(teacher):
+        sizes = f"has {vocabulary(student)} entries, the teacher's {vocabulary(teacher)}"
+        raise ValueError(
+            f"the student's vocabulary {sizes}; if they differ only in padding, `cut` the longer one, as "
+            "DistillationTrainer does"
+        )
+    rows_of = {
+        "the student": student.hidden.shape[:-1],
+        "the teacher": (teacher.hidden if isinstance(teacher, Head) else teacher).shape[:-1],
+        "the mask": student.hidden.shape[:1] if mask is None else mask.shape,
+    }
+    if len(set(rows_of.values())) > 1:
+        shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in rows_of.items())
+        raise ValueError(f"rows differ: {shapes}; without a mask, flatten them to one dimension")
+    at = None
+    if mask is not None:
+        at = mask.nonzero(as_tuple=True)
+        student = student._replace(hidden=student.hidden[at])
+        if isinstance(teacher, Head):
+            teacher = teacher._replace(hidden=teacher.hidden[at])
+        if "labels" in parameters:
+            parameters["labels"] = parameters["labels"][at]
+
+    def targets(rows: slice) -> Tensor:  # teacher logits [r, V]: never a copy of them all
+        if isinstance(teacher, Head):
+            return _logits(teacher, rows)
+        return teacher[rows if at is None else tuple(i[rows] for i in at)]
+
+    temperature = parameters.get("temperature")
+    inputs = (*student, temperature if isinstance(temperature, Tensor) else None)
+    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
+    return _Mean.apply(*inputs, wanted, targets, loss, parameters)
+
+
+def vocabulary(logits: Head | Tensor) -> int:
+    """V."""
+    return len(logits.weight) if isinstance(logits, Head) else logits.shape[-1]
+
+
+def cut(logits: Head | Tensor, entries: int) -> Head | Tensor:
+    """The first entries of the vocabulary alone: the others are padding."""
+    if entries == vocabulary(logits):
+        return logits
+    if isinstance(logits, Tensor):
+        return logits[..., :entries]
+    bias = None if logits.bias is None else logits.bias[:entries]
+    return Head(logits.hidden, logits.weight[:entries], bias)
+
+
+def response_head(model, batch: dict) -> tuple[Head, Tensor]:
+    """(head, labels [n]) of a batch's n unmasked labels: `taid.teacher.response_logits`, not computed yet.
+
+    Raises ValueError for a model whose logits are not hidden @ weight.T + bias, as with a soft-cap, a scale
+    or an adapter on the head. One row tells: it alone passes the head, so large that a cap would bind.
+    """
+    hidden, found, labels = response_states(model, batch, lambda hidden: PROBE * hidden[:1])
+    head = output_embeddings(model)
+    if hidden is None or not isinstance(head, torch.nn.Linear):
+        raise ValueError(f"{_name(model)} has no linear head to be seen at work: train it without fuse_head")
+    student = Head(hidden, head.weight, head.bias)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        expected = _logits(student._replace(hidden=PROBE * hidden[:1]), slice(None))
+    # NaN passes: the trainer has words for a student that diverged
+    if found.shape != expected.shape or (found - expected).norm() > TOLERANCE * expected.norm():
+        raise ValueError(
+            f"the logits of {_name(model)} are not hidden @ weight.T + bias, so that no loss can be fused "
+            "with its head (does it cap or scale them?): train it without fuse_head"
+        )
+    return student, labels
+
+
+def _name(model) -> str:
+    return type(getattr(model, "module", model)).__name__
+
+
+class _Mean(torch.autograd.Function):
+    """Its gradients are computed in the forward pass, and rounded to their types in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, temperature, wanted, targets, loss, parameters):
+        inputs = (hidden, weight, bias, temperature)
+        n, wide = len(hidden), torch.promote_types(hidden.dtype, torch.float32)
+        sums = [torch.zeros_like(x, dtype=wide) if want else None for x, want in zip(inputs, wanted)]
+        of_hidden, of_weight, of_bias, of_temperature = sums
+        if temperature is not None:
+            parameters = parameters | {"temperature": float(temperature)}
+        total = torch.zeros((), dtype=wide, device=hidden.device)
+        with torch.autocast("cpu", enabled=False):
+            for rows in _chunks(n, hidden.dtype.itemsize):
+                s, z = _logits(Head(hidden, weight, bias), rows), targets(rows)
+                own = parameters | ({"labels": parameters["labels"][rows]} if "labels" in parameters else {})
+                slope = None if of_temperature is None else total.new_zeros(len(s))
+                values, g = fused.value_and_gradient(loss, s, z, out=s, slope=slope, **own)
+                total += values.sum()
+                if of_temperature is not None:
+                    of_temperature += slope.sum()
+                if of_bias is not None:
+                    of_bias += g.sum(0, dtype=wide)
+                h = hidden[rows].to(g.dtype)
+                for entries, w in _blocks(weight, g.dtype):
+                    if of_hidden is not None:
+                        _add_product(of_hidden[rows], g[:, entries], w)
+                    if of_weight is not None:
+                        _add_product(of_weight[entries], g[:, entries].T, h)
+                del s, z, g  # before the next chunk's are made
+        ctx.save_for_backward(*sums)
+        ctx.types, ctx.share = [None if x is None else x.dtype for x in inputs], 1 / max(n, 1)
+        return total * ctx.share
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        factor, sums = grad_output * ctx.share, zip(ctx.saved_tensors, ctx.types, strict=True)
+        return *(None if x is None else x.mul_(factor).to(dtype) for x, dtype in sums), *[None] * 4
+
+
+def _chunks(n: int, itemsize: int) -> Iterator[slice]:
+    """2 · ROWS where two chunks of fp32 logits are at most half of all logits in the hidden states' type (of
+    `itemsize` bytes), else ROWS; a sixteenth of larger inputs."""
+    size = max(ROWS, n // 16, min(2 * ROWS, n * itemsize // 16))
+    return (slice(at, min(at + size, n)) for at in range(0, n, size))
+
+
+def _logits(head: Head, rows: slice) -> Tensor:
+    """Of these rows, [r, V]."""
+    dtype = _arithmetic(head.weight)
+    hidden = head.hidden[rows].to(dtype)
+    logits = hidden.new_empty(len(hidden), len(head.weight))
+    for entries, w in _blocks(head.weight, dtype):
+        torch.mm(hidden, w.T, out=logits[:, entries])
+    return logits if head.bias is None else logits.add_(head.bias)
+
+
+def _arithmetic(weight: Tensor) -> torch.dtype:
+    """The type of a head's matmuls and logits."""
+    device = weight.device.type
+    if device == "cpu":
+        return torch.promote_types(weight.dtype, torch.float32)
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+def _blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """The weight [V, H] in another type; on a CPU, where small matmuls are as quick, never copied whole."""
+    size = ENTRIES if weight.dtype != dtype and weight.device.type == "cpu" else len(weight)
+    for at in range(0, len(weight), size):
+        entries = slice(at, at + size)
+        yield entries, weight[entries].to(dtype)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, the sum in the type of `total`."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
+
+
+def _completed(loss: str, parameters: dict) -> dict:
+    """All parameters of the loss, in its own order."""
+    if loss not in PER_TOKEN:
+        raise ValueError(f"unknown loss {loss!r}; known: {', '.join(PER_TOKEN)}")
+    if parameters.get("official"):
+        raise ValueError(f"the official variant of {loss} is in taid.losses alone")
+    bound = inspect.signature(PER_TOKEN[loss]).bind(None, None, **parameters)
+    bound.apply_defaults()
+    return {name: value for name, value in list(bound.arguments.items())[2:] if name != "official"}

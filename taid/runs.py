@@ -1,0 +1,144 @@
+"""What the studies share: one phase of training, and models that are made once and kept."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from taid import jobs, objectives, results
+from taid.data import write_whole
+from taid.trainer import DistillationTrainer, last_checkpoint
+
+
+@dataclass(frozen=True)
+class Training:
+    """One phase of training: AdamW, cosine to zero, as in the official code."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int = 0
+
+
+def fit(
+    model, examples, collator, training: Training, *, seed: int, objective: objectives.Objective | str = "sft",
+    teacher=None, tokenizer=None, validation=None, validations: int = 1, checkpoints: Path | None = None,
+    title: str = "", bf16: bool = False,
+) -> DistillationTrainer:  # fmt: skip
+    """Train `model` in place for one phase; with `checkpoints`, a killed run resumes from there; with a
+    `title`, it tells its progress four times; `bf16` is mixed precision."""
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            output_dir=str(checkpoints or scratch), seed=seed, max_steps=training.steps,
+            per_device_train_batch_size=training.batch_size, learning_rate=training.learning_rate,
+            lr_scheduler_type="cosine", warmup_steps=training.warmup_steps, max_grad_norm=1.0, weight_decay=0.0,
+            save_strategy="steps" if checkpoints else "no", save_steps=max(training.steps // 4, 1), save_total_limit=2,
+            eval_strategy="no" if validation is None else "steps", eval_steps=max(training.steps // validations, 1),
+            per_device_eval_batch_size=256, prediction_loss_only=True, logging_steps=max(training.steps // 10, 1),
+            report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=not torch.cuda.is_available(),
+            bf16=bf16,
+        )
+        trainer = DistillationTrainer(
+            model, teacher, objective, args=arguments, train_dataset=examples, eval_dataset=validation,
+            data_collator=collator, processing_class=tokenizer,
+        )
+        resume = last_checkpoint(arguments.output_dir) if checkpoints else None
+        trainer.remove_callback(PrinterCallback)
+        if title:
+            trainer.add_callback(_Progress(title))
+        trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def bf16_is_fast(cpuinfo: str) -> bool:
+    """Whether a processor, described as in Linux' /proc/cpuinfo, has instructions for bfloat16.
+
+    They are AMX's and AVX-512's. Without them PyTorch emulates it, 15 times slower than fp32.
+    """
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(cpuinfo.split())
+
+
+@cache
+def precision() -> str:
+    """ "bf16" where this machine's processor is made for it, else "fp32"."""
+    path = Path("/proc/cpuinfo")
+    return "bf16" if path.exists() and bf16_is_fast(path.read_text()) else "fp32"
+
+
+class _Progress(TrainerCallback):
+    """One line a quarter of a phase, with the time left."""
+
+    def __init__(self, title: str):
+        self.title, self.started, self.first_step = title, time.monotonic(), None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.first_step is None:  # a resumed run does not start at 0
+            self.first_step = state.global_step - 1
+        if state.global_step % max(state.max_steps // 4, 1) == 0:
+            pace = (time.monotonic() - self.started) / (state.global_step - self.first_step)
+            left = jobs.clock(pace * (state.max_steps - state.global_step))
+            print(f"  {self.title}: step {state.global_step} of {state.max_steps}, {left} left", flush=True)
+
+
+def cached_model(folder: Path, train: Callable[[], tuple[PreTrainedModel, dict | None]]) -> PreTrainedModel:
+    """The model in `folder`; if there is none, or a damaged one, the model and record that `train` makes, kept there."""
+    if folder.exists():
+        try:
+            return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+        except Exception as error:  # whatever the loader finds wrong
+            warnings.warn(f"the model in {folder} is damaged ({error}): training it again", stacklevel=2)
+            shutil.rmtree(folder)
+    save_whole(*train(), folder)
+    return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+
+
+def save_whole(thing, record: dict | None, folder: Path) -> None:
+    """`save_pretrained` into a temporary folder, then rename: a kill leaves a whole model or none."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        thing.save_pretrained(Path(scratch) / "whole")
+        if record is not None:
+            write_whole(Path(scratch) / "whole" / "record.json", json.dumps(record))
+        if not folder.exists():
+            os.replace(Path(scratch) / "whole", folder)
+
+
+def rows(
+    run, experiment: str, values: Mapping[tuple[str, str], float], seconds: float,
+    units: Mapping[str, tuple[str, bool]], student: str,
+) -> list[results.Row]:  # fmt: skip
+    """The rows of one cell, {(metric, task): value}; `units`: metric → (unit, whether higher is better)."""
+    config = run.config() | {"experiment": experiment}
+    shared = dict(
+        experiment=experiment, scale=run.scale, method=run.method, teacher=run.teacher, student=student,
+        seed=run.seed, config=config, config_hash=results.config_hash(config), seconds=round(seconds, 2),
+        **asdict(results.provenance()),
+    )  # fmt: skip
+    return [
+        results.Row(
+            task=task, metric=metric, value=value, unit=units[metric][0], higher_is_better=units[metric][1],
+            **shared,
+        )
+        for (metric, task), value in values.items()
+    ]  # fmt: skip
+
+
+def digest(config: dict) -> str:
+    """The name of what a config makes: 12 hex digits."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=list).encode()).hexdigest()[:12]

@@ -1,0 +1,322 @@
+"""Variants of TAID: what their gradients are, what a run is named by, what the page says of the rows."""
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from analysis import ablations as page
+from analysis import rows as analysis_rows
+from taid import ablations, losses, results, schedule, sources, variants
+from taid import instruction_tuning as study
+from taid.objectives import TAID
+
+ROOT = Path(__file__).parents[1]
+RUN = ablations.Run("cpu", "taid", ablations.TEACHER, seed=0, learning_rate=1e-2)
+GENERATOR = torch.Generator().manual_seed(0)
+STUDENT, TEACHER = 2 * torch.randn(2, 7, 11, generator=GENERATOR, dtype=torch.float64)
+LABELS = torch.randint(11, (7,), generator=GENERATOR)
+Q, P = STUDENT.softmax(-1), TEACHER.softmax(-1)
+
+
+def loss_and_gradient(loss, t: float, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses [n] and the gradient of their sum, [n, V]."""
+    student = STUDENT.clone().requires_grad_()
+    values = loss(student, TEACHER, LABELS, t, **options)
+    return values.detach(), torch.autograd.grad(values.sum(), student)[0]
+
+
+def gradient(loss, t: float, **options) -> torch.Tensor:
+    return loss_and_gradient(loss, t, **options)[1]
+
+
+def close(found, expected, rtol=1e-10):
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=1e-12)
+
+
+# Losses; in fp64, by their gradients
+
+
+@pytest.mark.parametrize("t", [0.3, 0.9])
+def test_blended_probabilities_are_the_forward_kl_times_t(t):
+    close(gradient(variants.probability, t), t * (Q - P))
+
+
+@pytest.mark.parametrize("t", [0.3, 0.9])
+def test_cross_entropy_has_taids_gradient_and_the_entropy_more(t):
+    (value, found), (plain, expected) = (loss_and_gradient(f, t) for f in (variants.cross_entropy_signal, variants.taid))
+    close(found, expected)
+    target = losses.interpolate(STUDENT, TEACHER, t)
+    close(value - plain, torch.special.entr(target.softmax(-1)).sum(-1))
+
+
+def test_the_reverse_takes_the_student_first():
+    """Oracle: Σ q (log q − log p_t) with p_t held fixed."""
+    log_target = losses.interpolate(STUDENT, TEACHER, 0.3).log_softmax(-1)
+    close(loss_and_gradient(variants.reverse, 0.3)[0], (Q * (Q.log() - log_target)).sum(-1))
+
+
+@pytest.mark.parametrize("loss", [variants.taid, variants.probability, variants.over_t])
+def test_at_the_end_all_are_the_forward_kl(loss):
+    value, found = loss_and_gradient(loss, 1.0)
+    close(value, losses.forward_kl(STUDENT, TEACHER))
+    close(found, Q - P)
+
+
+@pytest.mark.parametrize("loss", [variants.taid, variants.probability])
+def test_at_the_start_there_is_nothing_to_learn(loss):
+    value, found = loss_and_gradient(loss, 0.0)
+    close(value, torch.zeros_like(value)), close(found, torch.zeros_like(found))
+
+
+def test_what_makes_no_sense_is_refused():
+    with pytest.raises(ValueError, match="t_start > 0"):
+        variants.over_t(STUDENT, TEACHER, LABELS, 0.0)
+    with pytest.raises(ValueError, match="between 1 and V − 1 = 10, got 11"):
+        variants.truncated(TEACHER, 11, tail=True)
+
+
+def test_divided_by_t_is_divided_by_t():
+    close(gradient(variants.over_t, 0.2), gradient(variants.taid, 0.2) / 0.2)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
+def test_data_enters_by_its_ratio(ratio):
+    value = loss_and_gradient(variants.with_data, 0.4, ratio=ratio)[0]
+    data = cross_entropy(STUDENT, LABELS, reduction="none")
+    close(value, (1 - ratio) * losses.taid_kl(STUDENT, TEACHER, 0.4) + ratio * data)
+
+
+@pytest.mark.parametrize("direction", ["kl", "taid"])
+@pytest.mark.parametrize("t", [0.2, 0.7])
+def test_matched_gradients_have_ones_direction_and_the_others_size(direction, t):
+    """Oracle: the gradients q − p and q − p_t themselves."""
+    target = losses.interpolate(STUDENT, TEACHER, t).softmax(-1)
+    of = {"kl": Q - P, "taid": Q - target}
+    own, other = of[direction], of["taid" if direction == "kl" else "kl"]
+    whole = gradient(variants.matched, t, direction=direction)
+    close(whole, own * other.norm() / own.norm())
+    each = gradient(variants.matched, t, direction=direction, per_token=True)
+    close(each, own * other.norm(dim=-1, keepdim=True) / own.norm(dim=-1, keepdim=True))
+
+
+def test_where_both_agree_nothing_is_scaled_to_nan():
+    student = TEACHER.clone().requires_grad_()
+    value = variants.matched(student, TEACHER, LABELS, 0.5, direction="kl").sum()
+    assert torch.isfinite(value) and torch.isfinite(torch.autograd.grad(value, student)[0]).all()
+
+
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_truncated_logits_keep_the_largest_and_with_a_tail_their_mass(k):
+    """Oracle: numpy, by sorting."""
+    p = P.numpy()
+    top = np.argsort(-p, axis=-1)[:, :k]
+    with_tail = variants.truncated(TEACHER, k, tail=True).softmax(-1).numpy()
+    renormalised = variants.truncated(TEACHER, k, tail=False).softmax(-1).numpy()
+    for row, (kept, whole) in enumerate(zip(top, p)):
+        np.testing.assert_allclose(with_tail[row, kept], whole[kept])
+        others = np.delete(with_tail[row], kept)
+        np.testing.assert_allclose(others, (1 - whole[kept].sum()) / (11 - k))
+        np.testing.assert_allclose(renormalised[row, kept], whole[kept] / whole[kept].sum())
+        assert not np.delete(renormalised[row], kept).any()
+
+
+def test_all_but_one_logit_with_the_tail_is_all_of_them():
+    close(gradient(variants.top_k, 0.5, k=10, tail=True), gradient(variants.taid, 0.5))
+
+
+@pytest.mark.parametrize("name", variants.LOSSES)
+def test_half_precision_is_computed_in_single(name):
+    options = {"with_data": {"ratio": 0.5}, "top_k": {"k": 3, "tail": True}, "matched": {"direction": "kl"}}
+    half = STUDENT.bfloat16(), TEACHER.bfloat16()
+    found, expected = (
+        variants.LOSSES[name](*(x.to(kind) for x in half), LABELS, 0.5, **options.get(name, {}))
+        for kind in (torch.bfloat16, torch.float64)
+    )
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_blend_of_taids_loss_is_taid():
+    line = schedule.Adaptive(0.4, alpha=0.1)
+    blend, plain = variants.Blend(variants.taid, line), TAID(line)
+    for step, loss in enumerate((2.0, 1.0, 1.5), start=1):
+        found, expected = (objective(STUDENT, TEACHER, LABELS) for objective in (blend, plain))
+        close(found, expected, rtol=1e-6)  # TAID's own may be fused, and round elsewhere
+        blend.update(loss, step / 3), plain.update(loss, step / 3)
+    assert blend.state == plain.state and blend.state.t > 0.4
+
+
+# Runs
+
+
+def trace_of(run: ablations.Run) -> list[dict[str, float]]:
+    return [{"loss": 1.0, "t": 0.5 + run.seed / 100}, {"loss": 1.0, "t": 1.0}]
+
+
+@pytest.mark.parametrize("name", ablations.VARIANTS)
+def test_every_variant_trains(name, monkeypatch):
+    """Its objective has a gradient, its name stands for it in JSON, and the page shows it."""
+    monkeypatch.setattr(ablations, "trace", trace_of)
+    run = replace(RUN, method=name)
+    objective = run.objective()
+    student, teacher = torch.randn(2, 7, 60, generator=GENERATOR)  # more than 50 tokens
+    loss = objective(student.requires_grad_(), teacher, LABELS)
+    assert loss.ndim == 0 and torch.autograd.grad(loss, student)[0].abs().sum() > 0
+    objective.update(loss.item(), 1.0)
+    assert json.loads(json.dumps(run.config())) == run.config()
+    assert name in {method for group in page.GROUPS.values() for method in group}
+
+
+def test_a_run_is_named_by_everything_that_decides_it(monkeypatch):
+    runs = [replace(RUN, method=name) for name in ablations.VARIANTS]
+    runs += [replace(RUN, seed=1), replace(RUN, scale="smoke"), replace(RUN, learning_rate=3e-3)]
+    hashes = [results.config_hash(run.config()) for run in runs]
+    monkeypatch.setitem(ablations.VARIANTS, "taid", ablations.Variant(beta=0.5))
+    hashes.append(results.config_hash(RUN.config()))
+    assert len(set(hashes)) == len(hashes) == len(ablations.VARIANTS) + 4
+
+
+def test_schedules_are_the_variants(monkeypatch):
+    monkeypatch.setattr(ablations, "trace", trace_of)
+    paper = schedule.Adaptive(0.4, alpha=study.CPU.alpha)
+    found = {name: replace(RUN, method=name, seed=2).schedule() for name in ablations.VARIANTS}
+    assert found["taid"] == paper and found["taid_no_adaptive"] == schedule.Linear(0.4)
+    assert found["alpha_4"] == replace(paper, alpha=4 * paper.alpha)
+    assert found["constant"] == replace(paper, beta=1.0) and found["beta_0"] == replace(paper, beta=0.0)
+    assert found["t_start_0"] == replace(paper, t_start=0.0) and found["t_end_0.8"] == replace(paper, t_end=0.8)
+    assert found["replayed"] == schedule.Replayed((0.4, 0.51, 1.0))  # seed 1's
+    assert found["kl_matched"] == schedule.Replayed((0.4, 0.52, 1.0))  # its own
+    assert [replace(RUN, method="replayed", seed=seed).donor_seed for seed in range(4)] == [1, 0, 1, 2]
+
+
+def test_warm_up_is_a_share_of_the_steps():
+    steps = study.CPU.distil.steps
+    assert replace(RUN, method="kl_warmup_0.1").training().warmup_steps == steps // 10
+    assert RUN.training() == replace(study.CPU.distil, learning_rate=1e-2)
+
+
+def test_an_unknown_variant_names_the_known_ones():
+    with pytest.raises(ValueError, match="unknown method 'rkl'; known: taid, taid_no_adaptive, kl, constant"):
+        replace(RUN, method="rkl")
+
+
+def test_learning_rates_are_table_1s_choice():
+    row = cell("taid", 0, 1.0)[0]
+    table1 = [
+        replace(row, experiment="table1", method=method, config={"learning_rate": rate})
+        for method, rate in (("taid", 0.01), ("sft", 0.003))
+    ]
+    others = [replace(table1[0], **{key: "llama-2"}) for key in ("teacher", "scale", "experiment")]
+    rates = ablations.learning_rates([*table1, *others], "cpu")
+    chosen = {run.method: run.learning_rate for run in ablations.runs("cpu", 0, rates)}
+    assert chosen == dict.fromkeys(ablations.VARIANTS, 0.01) | {"sft": 0.003}
+    with pytest.raises(ValueError, match="for sft: run `make table1 SCALE=cpu` first"):
+        ablations.learning_rates(table1[:1], "cpu")
+
+
+def test_table_1s_runs_keep_their_names():
+    """Oracle: the hashes in the committed rows. Another hash would train every student of Table 1 again."""
+    rows = [r for r in results.read(ROOT / "results" / "table1.jsonl") if r.experiment == "table1" and r.seed == 0]
+    assert {row.method for row in rows} > {"taid", "kl", "distillm", "teacher"}
+    for row in rows:
+        run = study.Run(row.scale, row.method, row.teacher, row.seed, row.config["learning_rate"])
+        assert results.config_hash(run.config() | {"experiment": "table1"}) == row.config_hash
+
+
+# The page
+
+
+@cache  # a row asks git for its commit
+def template() -> results.Row:
+    return ablations.rows(RUN, "ablations", {("score", "average"): 0.0}, 1.0)[0]
+
+
+def cell(method: str, seed: int, score: float) -> list[results.Row]:
+    """A cell as the study writes it: better by `score` in all measures, but for a little noise."""
+    noise = 0.01 * np.random.default_rng([seed, *method.encode()]).normal()
+    values = {"score": score, "held_out_loss": 3 - score / 4, "kl_to_teacher": 1 - score / 8}
+    return [
+        replace(template(), method=method, seed=seed, metric=metric, value=value + noise) for metric, value in values.items()
+    ]
+
+
+def frame_of(folder, scores: dict[str, float], seeds: int = 4):
+    cells = [cell(method, seed, score) for method, score in scores.items() for seed in range(seeds)]
+    results.append(folder / "ablations.jsonl", sum(cells, []))
+    return analysis_rows.load(folder / "ablations.jsonl", "cpu")
+
+
+def outcomes(frame) -> dict[str, set[str]]:
+    return {claim.name: {verdict.outcome for verdict in found.values()} for claim, found in page.verdicts(frame)}
+
+
+def test_claims_flip_with_the_data(tmp_path):
+    equal = dict.fromkeys(ablations.VARIANTS, 1.0)
+    up = outcomes(frame_of(tmp_path / "a", equal | {"taid": 2.0, "with_data_0.3": 3.0}))
+    assert up["taid > kl"] == up["taid > kl_matched"] == up["with_data_0.3 > taid"] == {"supported"}
+    assert up["with_data_0.1 > taid"] == up["top_50 = taid"] == {"contradicted"}
+    assert up["α is best"] == up["t_start is best"] == {"supported"}
+    down = outcomes(frame_of(tmp_path / "b", equal | {"kl": 2.0, "alpha_4": 2.0}))
+    assert down["taid > kl"] == down["α is best"] == {"contradicted"}
+    assert down["top_50 = taid"] == down["beta_0 = taid"] == {"supported"}
+
+
+def test_the_page_works_with_whatever_rows_exist(tmp_path):
+    one = frame_of(tmp_path / "a", {"taid": 1.0, "kl": 0.5}, seeds=1)
+    assert set().union(*outcomes(one).values()) == {"inconclusive"}
+    text = page.render(one, "cpu")
+    assert "| SFT | — | — | — | — | — | — |" in text and "mean nothing" not in text
+    assert "mean nothing" in page.render(one, "smoke") and "Another learning rate" not in text
+    page.draw(one)
+    page.write(frame_of(tmp_path / "b", {"kl": 0.5}), tmp_path, "cpu")
+
+
+def test_marks_are_corrected_for_all_comparisons(tmp_path):
+    """By hand: differences 1 ± 0.1 of four seeds; t at 97.5% is 3.18, at 99.9% with 50 comparisons 12.9 of 3."""
+    found = {"taid": dict.fromkeys(range(4), 0.0), "kl": {0: 0.9, 1: 1.1, 2: 0.9, 3: 1.1}, "sft": {0: 0.3, 1: 0.9, 2: 0.3, 3: 0.9}}
+    assert page.marked(found, "kl", 2, count=50).endswith("‡")
+    assert page.marked(found, "sft", 2, count=1).endswith("‡") and not page.marked(found, "sft", 2, count=50).endswith("‡")
+    assert page.marked(found, "taid", 2, count=1) == page.marked(found, "rkl", 2, count=1) == "—"
+
+
+def test_the_search_is_shown_apart(tmp_path):
+    frame_of(tmp_path, {"taid": 1.0, "over_t": 1.0}, seeds=1)
+    for rate, score in ((1e-3, 0.25), (1e-2, 0.75)):
+        row = cell("over_t", 0, score)[0]
+        searched = replace(row, experiment="ablations_search", value=score, config=row.config | {"learning_rate": rate})
+        results.append(tmp_path / "ablations.jsonl", [searched])
+    text = page.render(analysis_rows.load(tmp_path / "ablations.jsonl", "cpu"), "cpu")
+    assert "| variant | 0.001 | 0.01 |" in text and "| TAID, loss divided by t | 0.25 (1 seed) | 0.75 (1 seed) |" in text
+
+
+def test_rendering_is_deterministic(tmp_path):
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        page.write(frame_of(folder, {"taid": 1.0, "kl": 0.9}, seeds=2), folder, "cpu")
+    for name in ("ablations.md", "ablations.png"):
+        first, second = ((tmp_path / folder / name).read_bytes() for folder in "ab")
+        assert first == second
+
+
+@pytest.mark.slow
+def test_tracing_leaves_table_1s_student_as_it_is_and_trains_once(tmp_path, monkeypatch):
+    """End to end at the scale "smoke". Oracle: Table 1's own TAID student, untraced."""
+    (tmp_path / "sources").symlink_to({sources.fetch(name).parent for name in sources.SOURCES}.pop())
+    monkeypatch.setenv("TAID_CACHE", str(tmp_path))
+    study.bench.cache_clear()
+    run = replace(RUN, scale="smoke")
+    values, _ = ablations.measure(run)
+    table1, _ = study.measure(study.Run("smoke", "taid", ablations.TEACHER, 0, 1e-2), "test")
+    same = {key: value for key, value in table1.items() if key in values and key[0] != "train_seconds"}
+    assert {key: values[key] for key in same} == same and ("score", "average") in same
+    monkeypatch.setattr(study, "fit", None)  # nothing trains again
+    assert ablations.measure(run)[0] == values
+    curves, _ = ablations.curves(run)
+    assert {"t", "loss", "noise_variance", "t_paper_constant", "t_paper_measured"} <= {metric for metric, _ in curves}
+    assert curves["t", "1.0000"] == curves["t_paper_constant", "1.0000"] == 1.0
+    study.bench.cache_clear()

@@ -1,0 +1,324 @@
+"""The audit of the adaptive update: closed forms against simulation, traces, the warning, replayed curves; the page."""
+
+import json
+import math
+import warnings
+from dataclasses import asdict, replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis import adaptivity as page
+from analysis import rows as analysis_rows
+from analysis.claims import adaptivity as adaptivity_claims
+from conftest import tiny_trainer
+from taid import ablations, adaptivity, results
+from taid.objectives import TAID, Divergence
+from taid.losses import forward_kl
+from taid.schedule import Adaptive, Linear, Replayed, State, inert_below
+from taid.variants import Traced
+
+schedules = st.builds(
+    Adaptive, t_start=st.floats(0, 0.6), t_end=st.floats(0.7, 1), alpha=st.floats(1e-3, 0.1), beta=st.floats(0, 1)
+)
+
+
+def states(schedule, losses) -> list[State]:
+    found = [schedule.init()]
+    for n, loss in enumerate(losses, start=1):
+        found.append(schedule.update(found[-1], loss, n / len(losses)))
+    return found
+
+
+# In closed form; oracle: the schedule itself, under a constant loss
+
+
+@given(schedule=schedules, updates=st.integers(5, 400))
+def test_without_progress_t_is_the_prediction(schedule, updates):
+    t = adaptivity.simulate(schedule, [1.7] * updates)
+    exact = adaptivity.predicted(schedule.alpha, updates, schedule.t_start, schedule.t_end)
+    np.testing.assert_allclose(t, exact, atol=1e-12)
+
+
+@given(schedule=schedules, updates=st.integers(5, 400))
+def test_the_floor_binds_from_the_crossing_on(schedule, updates):
+    where = updates * adaptivity.crossing(schedule.alpha, updates, schedule.t_start, schedule.t_end)
+    bound = [state.floor_bound for state in states(schedule, [1.7] * updates)[1:]]
+    open_loop = 1 - (1 - schedule.t_start) * (1 - schedule.alpha / 2) ** np.arange(1, updates + 1)
+    for n, (binds, ahead) in enumerate(zip(bound, open_loop), start=1):
+        if abs(n - where) > 1 and ahead < schedule.t_end:  # at its end t stands still, above the floor
+            assert binds == (n > where)
+
+
+def test_the_paper_leaves_the_floor_at_first_and_meets_it_near_the_end():
+    """By hand, a = αN/2 = 4.06: 1 − x = e^(−4.06 x) at x = 0.9815; below a = 1 there is no crossing but 0."""
+    assert adaptivity.crossing(5e-4, 16_239, 0.4) == pytest.approx(0.9815, abs=5e-4)
+    assert adaptivity.crossing(5e-4, 3_900, 0.4) == 0
+    assert adaptivity.crossing(5e-4, 16_239, 0.4, t_end=0.8) == 1  # t_end comes first
+
+
+@given(schedule=schedules, momentum=st.floats(-1, 1))
+def test_at_constant_momentum_the_prediction_is_the_recursion(schedule, momentum):
+    t, sigma = schedule.t_start, 1 / (1 + math.exp(-momentum))
+    for n, found in enumerate(adaptivity.predicted(schedule.alpha, 50, t, schedule.t_end, momentum)):
+        floor = schedule.t_start + (schedule.t_end - schedule.t_start) * n / 50
+        t = min(schedule.t_end, max(floor, t + (schedule.alpha * sigma * (1 - t) if n else 0)))
+        assert found == pytest.approx(t, abs=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [0.02, 0.05])
+def test_the_momentum_needed_moves_t_by_just_that_much(alpha):
+    """Oracle: the schedule without memory (β = 0) under a loss that changes by δ = ±m every time."""
+    needed = adaptivity.momentum_needed(alpha, 400, 0.4)
+    constant = adaptivity.predicted(alpha, 400, 0.4)
+    shifts = [
+        np.abs(adaptivity.simulate(Adaptive(0.4, alpha=alpha, beta=0.0), (1 - m) ** np.arange(400.0)) - constant).max()
+        for m in (needed, -needed)
+    ]
+    assert max(shifts) == pytest.approx(adaptivity.SHIFT, abs=alpha)  # the first update has no δ
+
+
+def test_no_momentum_moves_what_the_floor_holds():
+    assert adaptivity.momentum_needed(1e-3, 100, 0.4) == math.inf
+
+
+@given(losses=st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=60), beta=st.floats(0, 1))
+def test_no_loss_can_push_the_momentum_beyond_its_bound(losses, beta):
+    bound = adaptivity.momentum_bound(losses, beta)
+    for state in states(Adaptive(0.2, alpha=0.1, beta=beta), losses):
+        assert state.momentum <= bound + 1e-12
+
+
+def test_the_bound_is_nearly_met_by_a_loss_that_falls_slowly_and_all_along():
+    """By hand: J falls by δ = 0.001 in each of n steps; with β → 1 the momentum is (1 − β) n δ to first order."""
+    losses, beta = 0.999 ** np.arange(101.0), 1 - 1e-5
+    reached = states(Adaptive(0.2, alpha=0.1, beta=beta), losses)[-1].momentum
+    assert reached == pytest.approx(adaptivity.momentum_bound(losses, beta), rel=2e-3)
+
+
+def test_noise_alone_pulls_the_momentum_down():
+    """Independent log-normal losses have E[J_n] E[1/J_{n−1}] = exp(σ²), so δ is 1 − exp(σ²) on average."""
+    losses = np.random.default_rng(5).lognormal(sigma=0.2, size=20_000)
+    steps = [{"loss": x} | asdict(s) for x, s in zip(losses, states(Adaptive(0.4, alpha=1e-3), losses)[1:])]
+    found = adaptivity.summary(steps, Adaptive(0.4, alpha=1e-3))
+    assert found["progress_mean"] == pytest.approx(1 - math.exp(0.04), abs=0.005)  # standard error 0.002
+    assert found["momentum_mean"] == pytest.approx(found["progress_mean"], rel=0.02)  # but for its first 100 steps
+    assert found["progress_mean"] == pytest.approx(-found["relative_noise_variance"], rel=0.1)
+
+
+# The warning
+
+
+@given(schedule=schedules, updates=st.integers(1, 2000))
+@settings(max_examples=200)
+def test_the_warning_comes_exactly_where_the_first_step_stays_on_the_floor(schedule, updates):
+    """Which is all steps, if it is the first: the adaptive step only shrinks."""
+    t = states(schedule, [1.0] * updates)
+    inert = all(state.t == floor.t for state, floor in zip(t, states(Linear(schedule.t_start, schedule.t_end), [1.0] * updates)))
+    near = abs(updates / inert_below(schedule.alpha, schedule.t_start, schedule.t_end) - 1) < 1e-9
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        schedule.check(updates)
+    assert near or bool(caught) == inert
+
+
+def test_the_threshold_by_hand():
+    assert inert_below(5e-4) == inert_below(5e-4, 0.4) == pytest.approx(4000)
+    assert inert_below(5e-4, 0.4, 0.7) == pytest.approx(2000)  # half the way, half the slope of the floor
+    assert inert_below(5e-4, 1.0) == 0  # nowhere to go
+
+
+def test_the_trainer_warns_once_and_says_what_to_do(tmp_path):
+    with pytest.warns(UserWarning, match=r"inert.*more than 4000 updates.*has 3.*scale_alpha\(0.0005, 3") as caught:
+        tiny_trainer(tmp_path, "taid", steps=3).train()
+    assert sum("inert" in str(warning.message) for warning in caught) == 1
+    for objective in (TAID(Adaptive(0.4, alpha=0.9)), TAID(Linear(0.4)), "kl"):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "TAID's adaptive")
+            tiny_trainer(tmp_path, objective, steps=3).train()
+
+
+# Replayed, frozen and traced
+
+
+@given(losses=st.lists(st.floats(0.1, 10), min_size=1, max_size=40), schedule=schedules)
+def test_a_replayed_curve_is_the_curve_whatever_the_loss(losses, schedule):
+    t = [state.t for state in states(schedule, losses)]
+    assert [state.t for state in states(Replayed(tuple(t)), [1.0] * len(losses))] == t
+
+
+@given(losses=st.lists(st.floats(0.1, 10), min_size=1, max_size=40))
+def test_a_beta_of_one_freezes_the_momentum(losses):
+    assert {state.sigmoid_momentum for state in states(Adaptive(0.2, alpha=0.1, beta=1.0), losses)} == {0.5}
+
+
+@pytest.mark.parametrize("curve", [(0.5,), (0.5, 0.4), (0.5, 1.1), (-0.1, 0.4)])
+def test_a_curve_that_is_none_is_refused(curve):
+    with pytest.raises(ValueError, match="curve must"):
+        Replayed(curve)
+
+
+def weights(trainer) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+
+
+def test_tracing_and_replaying_ones_own_curve_change_no_bit(tmp_path):
+    """Oracle: TAID as it is."""
+    schedule = Adaptive(0.4, alpha=0.5)
+    plain = tiny_trainer(tmp_path, TAID(schedule), steps=6)
+    plain.train()
+    traced = tiny_trainer(tmp_path, Traced(TAID(schedule)), steps=6)
+    traced.train()
+    curve = ablations.curve(traced.objective.steps, schedule.t_start)
+    replayed = tiny_trainer(tmp_path, TAID(Replayed(curve)), steps=6)
+    replayed.train()
+    assert len(curve) == 7 and curve[0] == 0.4 and curve[-1] == 1
+    assert torch.equal(weights(plain), weights(traced)) and torch.equal(weights(plain), weights(replayed))
+    assert traced.objective.logs() == plain.objective.logs()
+    assert traced.objective.steps[-1] == {"loss": traced.objective.steps[-1]["previous_loss"]} | asdict(plain.objective.state)
+
+
+def test_a_trace_survives_a_resume(tmp_path):
+    def trainer(folder):
+        objective = Traced(TAID(Adaptive(0.4, alpha=0.5)))
+        return tiny_trainer(tmp_path / folder, objective, steps=6, save_strategy="steps", save_steps=3)
+
+    whole, cut = trainer("whole"), trainer("cut")
+    whole.train()
+    cut.train()
+    resumed = trainer("cut")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
+    assert len(whole.objective.steps) == 6
+    assert json.loads(json.dumps(resumed.objective.steps)) == whole.objective.steps
+
+
+def test_a_trace_of_an_objective_without_state_is_its_losses():
+    traced = Traced(Divergence(forward_kl))
+    traced.update(1.5, 0.5)
+    assert traced.steps == [{"loss": 1.5}] and traced.uses_teacher
+
+
+# From traces
+
+
+def test_a_summary_says_what_happened():
+    """By hand where it can be: a constant loss has no momentum and no deviation; the floor binds as predicted."""
+    schedule, updates = Adaptive(0.4, alpha=0.027), 300
+    steps = [{"loss": 2.0} | asdict(state) for state in states(schedule, [2.0] * updates)[1:]]
+    found = adaptivity.summary(steps, schedule)
+    assert found["alpha_n"] == pytest.approx(8.1)
+    assert found["log_sigmoid_low"] == found["log_sigmoid_high"] == found["momentum_largest"] == 0
+    assert found["deviation"] == pytest.approx(0, abs=1e-12)
+    assert found["floor_share"] == pytest.approx(found["floor_share_predicted"], abs=1 / updates)
+    assert found["lead"] == pytest.approx(0.6 * (1 - (1 + math.log(4.05)) / 4.05), abs=0.01)  # theory.open_loop_lead
+
+
+def test_noise_averages_to_its_variance_and_trends_do_not_count():
+    noise, line = np.random.default_rng(0).normal(size=20_000), np.linspace(5, -3, 20_000)
+    variance = adaptivity.noise_variance(noise, 20)
+    assert variance.mean() == pytest.approx(1, abs=0.04)  # standard error 0.01
+    np.testing.assert_allclose(adaptivity.noise_variance(noise + line, 20), variance, rtol=1e-6)
+
+
+def test_noise_is_about_the_line_of_least_squares():
+    """Oracle: numpy's polyfit."""
+    losses = np.random.default_rng(1).gamma(2.0, size=30)
+    for start, found in enumerate(adaptivity.noise_variance(losses, 12)):
+        _, [squares, *_], *_ = np.polyfit(np.arange(12), losses[start : start + 12], 1, full=True)
+        assert found == pytest.approx(squares / 10, rel=1e-9)
+    with pytest.raises(ValueError, match="between 3 and all 30 steps"):
+        adaptivity.noise_variance(losses, 31)
+
+
+def test_relative_spread_has_no_unit():
+    losses = np.random.default_rng(2).gamma(4.0, size=100)
+    once, twice = adaptivity.spread(losses), adaptivity.spread(2 * losses)
+    for metric, value in once.items():
+        assert twice[metric] == pytest.approx(value * (1 if "relative" in metric else 4), rel=1e-9)
+
+
+def test_stretched_losses_keep_trend_and_noise():
+    rng, n = np.random.default_rng(3), np.arange(300)
+    losses = 2 * np.exp(-n / 200) * rng.lognormal(sigma=0.1, size=300)
+    longer = adaptivity.stretched(losses, 30_000, seed=0)
+    thirds = [np.split(x, 3) for x in (losses, longer)]
+    for short, long in zip(*thirds):
+        assert np.mean(long) == pytest.approx(np.mean(short), rel=0.05)
+    assert np.log(longer).std() == pytest.approx(np.log(losses).std(), rel=0.1)
+    assert np.array_equal(longer, adaptivity.stretched(losses, 30_000, seed=0))
+
+
+# The page
+
+RUN = ablations.Run("cpu", "taid", ablations.TEACHER, seed=0, learning_rate=1e-2)
+LOSSES = np.random.default_rng(4).lognormal(0.2, 0.1, size=300)
+
+
+@cache  # a row asks git for its commit
+def rows_of(method: str, seed: int, score: float) -> list[results.Row]:
+    """A cell as the study writes it: better by `score`, with a trace under random losses."""
+    run, noise = replace(RUN, method=method, seed=seed), 0.01 * np.random.default_rng([seed, len(method)]).normal()
+    values = {"score": score + noise, "held_out_loss": 3 - score / 2 + noise, "kl_to_teacher": 1 - score / 5 + noise}
+    if run.adaptive:
+        steps = [{"loss": x} | asdict(s) for x, s in zip(LOSSES, states(run.schedule(), LOSSES)[1:])]
+        values |= adaptivity.summary(steps, run.schedule())
+    return ablations.rows(run, "adaptivity", {(metric, "average"): v for metric, v in values.items()}, 1.0)
+
+
+def frame_of(folder, scores: dict[str, float], seeds: int = 3):
+    cells = [rows_of(method, seed, score) for method, score in scores.items() for seed in range(seeds)]
+    results.append(folder / "adaptivity.jsonl", sum(cells, []))
+    return analysis_rows.load(folder / "adaptivity.jsonl", "cpu")
+
+
+def outcomes(frame) -> dict[str, str]:
+    return {claim.name: verdict.outcome for _, claim, verdict in page.verdicts(frame)}
+
+
+def test_claims_flip_with_the_data(tmp_path):
+    shape = frame_of(tmp_path / "a", {"taid": 1.0, "taid_no_adaptive": 0.5, "constant": 1.0, "replayed": 1.0})
+    assert outcomes(shape) == {
+        "adaptive is better": "supported",
+        "the momentum helps": "inconclusive",
+        "the momentum changes nothing": "supported",
+        "another run's curve does as well": "supported",
+        "the momentum is too small": "supported",
+        "no loss of this range could do it": "supported",
+        "noise outweighs progress": "supported",
+        "t is predicted": "supported",
+    }
+    by_students = [claim.name for claim in adaptivity_claims(0.1)]
+    adaptive = frame_of(tmp_path / "b", {"taid": 1.0, "taid_no_adaptive": 1.5, "constant": 0.5, "replayed": 0.5})
+    assert {name: outcome for name, outcome in outcomes(adaptive).items() if name in by_students} == {
+        "adaptive is better": "contradicted",
+        "the momentum helps": "supported",
+        "the momentum changes nothing": "contradicted",
+        "another run's curve does as well": "contradicted",
+    }
+
+
+def test_the_page_works_with_whatever_rows_exist(tmp_path):
+    one = frame_of(tmp_path, {"taid": 1.0}, seeds=1)
+    text = page.render(one, "cpu")
+    assert "| TAID, σ(m) = ½ | — | — |" in text and "mean nothing" not in text
+    assert "mean nothing" in page.render(one, "smoke")
+    assert set(outcomes(one).values()) == {"inconclusive"}
+    page.draw(one)
+    page.render(frame_of(tmp_path / "none", {"replayed": 1.0}, seeds=2), "cpu")
+
+
+def test_rendering_is_deterministic(tmp_path):
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        page.write(frame_of(folder, {"taid": 1.0, "constant": 0.9}, seeds=2), folder, "cpu")
+    for name in ("adaptivity.md", "adaptivity.png"):
+        first, second = ((tmp_path / folder / name).read_bytes() for folder in "ab")
+        assert first == second
+
+
+def test_the_effort_by_hand():
+    """0.63^100 = 10^(−20.07)."""
+    assert "falls by 37%" in page.effort(0.37) and "10^20 " in page.effort(0.37)

@@ -1,0 +1,130 @@
+"""Figure 2, left and middle: which points a run gives, and what the page says of them."""
+
+from dataclasses import asdict, replace
+from functools import cache
+
+import numpy as np
+import pytest
+
+from analysis import figure2 as page
+from analysis import rows as analysis_rows
+from analysis.claims import FIGURE2
+from taid import ablations, adaptivity, results
+from taid import instruction_tuning as study
+
+RUN = ablations.Run("cpu", "taid", ablations.TEACHER, seed=0, learning_rate=1e-2)
+STEPS = study.CPU.distil.steps
+
+
+def losses_of(noise: float, fall: float, seed: int) -> np.ndarray:
+    """A loss that falls by `fall` nats over the run, under noise of that standard deviation."""
+    return 2 + fall * (1 - np.linspace(0, 1, STEPS)) + noise * np.random.default_rng(seed).normal(size=STEPS)
+
+
+def trace_of(run: ablations.Run, losses) -> list[dict[str, float]]:
+    if run.variant.loss == "kl":
+        return [{"loss": float(loss)} for loss in losses]
+    line, steps = run.schedule(), []
+    state = line.init()
+    for n, loss in enumerate(losses, start=1):
+        state = line.update(state, float(loss), n / STEPS)
+        steps.append({"loss": float(loss)} | asdict(state))
+    return steps
+
+
+@pytest.fixture
+def curves(monkeypatch):
+    """The job, with a given trace in place of training."""
+    def job(method: str, seed: int = 0, noise: float = 0.1, fall: float = 1.0):
+        run = replace(RUN, method=method, seed=seed)
+        monkeypatch.setattr(ablations, "trace", lambda run: trace_of(run, losses_of(noise, fall, seed)))
+        return ablations.curves(run)[0]
+
+    return job
+
+
+def test_points_lie_on_their_curves(curves):
+    """Oracles: the closed form at momentum 0, here and at the paper's length, where measured losses move it little."""
+    found = curves("taid")
+    tasks = [f"{share:.4f}" for share in np.linspace(0, 1, ablations.POINTS)]
+    for metric, updates in (("t", STEPS), ("t_paper_constant", study.PAPER_UPDATES), ("t_paper_measured", study.PAPER_UPDATES)):
+        t = adaptivity.predicted(study.CPU.alpha * STEPS / updates, updates, 0.4)
+        expected = np.interp(np.linspace(0, 1, ablations.POINTS), np.linspace(0, 1, updates + 1), t)
+        tolerance = 1e-9 if metric == "t_paper_constant" else 0.01
+        assert [found[metric, task] for task in tasks] == pytest.approx(expected, abs=tolerance)
+    assert page.EARLY in tasks
+
+
+def test_loss_and_noise_are_those_of_the_window(curves):
+    """A straight line without noise: its value at the step, and no variance. Step s has loss 3 − (s − 1)/(N − 1)."""
+    found = curves("kl", noise=0.0)
+    assert {metric for metric, _ in found} == {"loss", "noise_variance", *page.VARIANCES}
+    for (metric, task), value in found.items():
+        if metric == "loss":
+            assert value == pytest.approx(3 - (float(task) * STEPS - 1) / (STEPS - 1), abs=1e-3)
+        if metric == "noise_variance":
+            assert value == pytest.approx(0, abs=1e-20)
+    noisy = curves("kl", noise=0.3)
+    assert noisy["noise_variance", "average"] == pytest.approx(0.09, rel=0.3)  # 300 draws
+
+
+def test_only_the_adaptive_update_has_a_curve_at_the_papers_length(curves):
+    metrics = {method: {metric for metric, _ in curves(method)} for method in ("taid", "taid_no_adaptive", "kl")}
+    assert metrics["taid"] - metrics["taid_no_adaptive"] == {"t_paper_constant", "t_paper_measured"}
+    assert metrics["taid_no_adaptive"] - metrics["kl"] == {"t"}
+
+
+# The page
+
+
+@cache  # a row asks git for its commit
+def template() -> results.Row:
+    return ablations.rows(RUN, "figure2", {("t", "average"): 0.0}, 1.0)[0]
+
+
+def frame_of(folder, curves, noise: dict[str, float], fall: dict[str, float], seeds: int = 3):
+    rows = [
+        replace(template(), method=method, seed=seed, metric=metric, task=task, value=value)
+        for method in noise for seed in range(seeds)
+        for (metric, task), value in curves(method, seed, noise[method], fall[method]).items()
+    ]
+    results.append(folder / "figure2.jsonl", rows)
+    return analysis_rows.load(folder / "figure2.jsonl", "cpu")
+
+
+def outcomes(frame) -> list[str]:
+    return [verdict.outcome for _, _, verdict in page.verdicts(frame)]
+
+
+def test_claims_flip_with_the_data(tmp_path, curves):
+    """KL with more noise and more fall than TAID, then with less; t obeys α in both."""
+    methods = ("kl", "taid", "alpha_0.25", "alpha_4")
+    more = dict(zip(methods, (0.3, 0.1, 0.1, 0.1))), dict(zip(methods, (2.0, 0.2, 0.2, 0.2)))
+    less = dict(zip(methods, (0.1, 0.3, 0.3, 0.3))), dict(zip(methods, (0.2, 2.0, 2.0, 2.0)))
+    assert outcomes(frame_of(tmp_path / "a", curves, *more)) == ["supported"] * 6
+    assert outcomes(frame_of(tmp_path / "b", curves, *less)) == ["supported"] * 2 + ["contradicted"] * 4
+    assert sum(map(len, FIGURE2.values())) == 6
+
+
+def test_the_page_works_with_whatever_rows_exist(tmp_path, curves):
+    one = frame_of(tmp_path, curves, {"taid": 0.1}, {"taid": 1.0}, seeds=1)
+    assert set(outcomes(one)) == {"inconclusive"}
+    assert "| KL | — | — | — | — |" in page.render(one, "cpu")
+    assert "mean nothing" in page.render(one, "smoke")
+    page.draw(one)
+
+
+def test_the_figure_shows_the_rows(tmp_path, curves):
+    frame = frame_of(tmp_path, curves, {"taid": 0.1, "kl": 0.2}, {"taid": 1.0, "kl": 1.0}, seeds=2)
+    paper, own, objective, noise = page.draw(frame).axes
+    chosen = frame[(frame.metric == "t") & (frame.method == "taid") & (frame.seed == 0)]
+    drawn = next(line for line in own.get_lines() if line.get_label() == "TAID")
+    assert list(drawn.get_ydata()) == list(chosen.value) and len(objective.get_lines()) == len(noise.get_lines()) == 4
+
+
+def test_rendering_is_deterministic(tmp_path, curves):
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        page.write(frame_of(folder, curves, {"taid": 0.1}, {"taid": 1.0}, seeds=2), folder, "cpu")
+    for name in ("figure2.md", "figure2.png"):
+        first, second = ((tmp_path / folder / name).read_bytes() for folder in "ab")
+        assert first == second

@@ -1,0 +1,455 @@
+"""The fused losses against `taid.losses` with autograd in fp64, on every engine, and what their memory may hold."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from taid import fused, losses
+from taid.fused import kernel
+
+INF = math.inf
+ROWS, VOCABULARY = 12, 1043  # more than one block of the kernel, and no multiple of any vector
+LABELS = 37 * torch.arange(ROWS)
+PARAMETERS = {
+    "forward_kl": {},
+    "reverse_kl": {},
+    "tvd": {},
+    "jsd": {"teacher_weight": 0.1},
+    "skew_kl": {"lam": 0.1},
+    "skew_rkl": {"lam": 0.2},
+    "adaptive_kl": {"mu": 0.5},
+    "dkd": {"labels": LABELS, "alpha": 1.0, "beta": 0.5, "temperature": 2.0},
+    "ctkd": {"temperature": 3.0},
+    "taid_kl": {"t": 0.3},
+}
+every_loss = pytest.mark.parametrize("name", PARAMETERS)
+ERROR = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-3, torch.float16: 1e-3}
+"""Allowed error of a gradient against fp64, relative to its norm: the rounding of the dtype, or of fp32 sums."""
+
+
+@pytest.fixture(params=["eager", "cpp", pytest.param("compiled", marks=pytest.mark.slow)])
+def engine(request):
+    if request.param == "cpp" and kernel.library() is None:
+        pytest.skip("no C++ compiler")
+    with fused.using(request.param):
+        yield request.param
+
+
+def logits(dtype=torch.float32, shape=(ROWS, VOCABULARY), scale=3.0, seed=0):
+    """Student and teacher logits; the student's receive a gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    s, z = (scale * torch.randn(2, *shape, generator=generator, dtype=torch.float64)).to(dtype)
+    return s.requires_grad_(), z
+
+
+def mean_and_gradient(name, s, z, mask=None, **options):
+    """Value and gradient; logits with −∞ in fp64 go to the fp64 oracle with `oracle` instead."""
+    value = getattr(fused, name)(s, z, **PARAMETERS[name] | options, mask=mask)
+    return value.detach(), torch.autograd.grad(value, s)[0]
+
+
+def oracle(name, s, z, mask=None, **options):
+    """The pure loss of the unmasked rows in fp64, and autograd's gradient."""
+    s64 = s.detach().double().requires_grad_()
+    parameters = PARAMETERS[name] | options
+    selected = slice(None) if mask is None else mask
+    if "labels" in parameters:
+        parameters = parameters | {"labels": parameters["labels"][selected]}
+    value = getattr(losses, name)(s64[selected], z.double()[selected], **parameters).mean()
+    return value.detach(), torch.autograd.grad(value, s64)[0]
+
+
+def error(gradient, expected):
+    return ((gradient.double() - expected).norm() / expected.norm()).item()
+
+
+# Values and gradients
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", ERROR)
+def test_value_and_gradient_are_those_of_the_pure_loss(engine, name, dtype):
+    if engine == "cpp" and dtype == torch.float64:
+        pytest.skip("not the kernel's")
+    s, z = logits(dtype)
+    mask = torch.arange(ROWS) % 3 != 1
+    value, gradient = mean_and_gradient(name, s, z, mask)
+    expected, expected_gradient = oracle(name, s, z, mask)
+    assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32) and gradient.dtype == dtype
+    assert value.item() == pytest.approx(expected.item(), rel=1e-12 if dtype == torch.float64 else 2e-6)
+    assert (gradient[~mask] == 0).all()
+    if dtype == torch.float16:  # as under a loss scale; without one fp16 has no digits for small probabilities
+        loss = getattr(fused, name)(s, z, **PARAMETERS[name], mask=mask)
+        gradient = torch.autograd.grad(1024 * loss, s)[0].double() / 1024
+    assert error(gradient, expected_gradient) < ERROR[dtype]
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradient_keeps_its_precision_where_student_and_teacher_nearly_agree(engine, name, dtype):
+    """Differences of the order of bf16's spacing: subtracting or interpolating in bf16 loses 4 to 60 percent."""
+    s, _ = logits(dtype)
+    z = (s.detach().float() * (1 + 0.01 * torch.randn(s.shape, generator=torch.Generator().manual_seed(1)))).to(dtype)
+    options = {"t": 0.05} if name == "taid_kl" else {}
+    value, gradient = mean_and_gradient(name, s, z, **options)
+    expected, expected_gradient = oracle(name, s, z, **options)
+    assert error(gradient, expected_gradient) < 3e-3
+    assert value.item() == pytest.approx(expected.item(), rel=1e-3, abs=2e-7)
+
+
+@every_loss
+def test_teacher_may_have_another_precision(engine, name):
+    s, z = logits()
+    z = z.bfloat16()
+    value, gradient = mean_and_gradient(name, s, z)
+    expected, expected_gradient = oracle(name, s, z)
+    assert value.item() == pytest.approx(expected.item(), rel=2e-6)
+    assert error(gradient, expected_gradient) < 1e-5
+
+
+@every_loss
+def test_a_shift_of_all_logits_changes_nothing(engine, name):
+    s, z = logits(scale=1.0)
+    value, gradient = mean_and_gradient(name, (s.detach() + 512.0).requires_grad_(), z - 512.0)
+    expected, expected_gradient = oracle(name, (s + 512.0) - 512.0, (z - 512.0) + 512.0)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-4)  # fp32 has a spacing of 6e-5 at 512
+    assert error(gradient, expected_gradient) < 1e-4
+
+
+@every_loss
+def test_order_of_the_vocabulary_does_not_matter(engine, name):
+    s, z = logits()
+    order = torch.randperm(VOCABULARY, generator=torch.Generator().manual_seed(2))
+    options = {"labels": order.argsort()[LABELS]} if name == "dkd" else {}
+    value, gradient = mean_and_gradient(name, s, z)
+    shuffled, shuffled_gradient = mean_and_gradient(name, s.detach()[:, order].requires_grad_(), z[:, order], **options)
+    assert shuffled.item() == pytest.approx(value.item(), rel=2e-6)
+    assert error(shuffled_gradient, gradient[:, order].double()) < 1e-5
+
+
+def test_taid_ends_are_forward_kl_to_the_teacher_and_to_itself(engine):
+    s, z = logits()
+    at_one, kl = mean_and_gradient("taid_kl", s, z, t=1.0), mean_and_gradient("forward_kl", s, z)
+    assert torch.equal(at_one[0], kl[0]) and torch.equal(at_one[1], kl[1])
+    value, gradient = mean_and_gradient("taid_kl", s, torch.full_like(z, -INF), t=0.0)
+    assert value.abs() < 1e-7 and gradient.abs().max() < 1e-8
+
+
+def test_ctkd_differentiates_its_temperature(engine):
+    s, z = logits(scale=1.0)
+    s.detach()[:, :3] = z[:, :5] = -INF  # absent from the teacher: no term there
+    tau, exact = (torch.tensor(2.5, dtype=dtype, requires_grad=True) for dtype in (torch.float32, torch.float64))
+    mask = torch.arange(ROWS) != 3
+    (2 * fused.ctkd(s, z, tau, mask)).backward()
+    (2 * losses.ctkd(s.detach().double(), z.double(), exact)[mask].mean()).backward()
+    assert tau.grad.item() == pytest.approx(exact.grad.item(), rel=1e-5) and s.grad.isfinite().all()
+
+
+def test_exponential_and_logarithm_of_the_kernel():
+    """Forward KL to a teacher without token 0 has the gradient q_0; skew KL to one with nothing else is a logarithm."""
+    if kernel.library() is None:
+        pytest.skip("no C++ compiler")
+    x = torch.linspace(-80, 0, 100_001)
+    s = torch.stack([x, torch.zeros_like(x)], -1)
+    z = torch.tensor([-INF, 0.0]).expand_as(s)
+    with fused.using("cpp"):
+        _, gradient = fused.value_and_gradient("forward_kl", s, z)
+        values, _ = fused.value_and_gradient("skew_kl", s, z.flip(-1), lam=1e-6)
+    q = s.double().softmax(-1)[:, 0]
+    assert ((gradient[:, 0] - q) / q).abs().max() < 5e-7
+    exact = -torch.log(1e-6 + (1 - 1e-6) * q)
+    assert ((values - exact) / exact).abs().max() < 5e-7
+
+
+# What is absent, masked or NaN
+
+
+@every_loss
+@pytest.mark.parametrize("side", ["student", "teacher", "both"])
+def test_absent_entries_count_as_in_the_pure_loss(engine, name, side):
+    s, z = logits()
+    for x in {"student": [s], "teacher": [z], "both": [s, z]}[side]:
+        x.detach()[:, 5:540] = -INF  # a whole block of the kernel
+        x.detach()[:, -1] = -INF
+    parameters = PARAMETERS[name] | ({"labels": LABELS % 5} if name == "dkd" else {})
+    values, gradient = fused.value_and_gradient(name, s, z, **parameters)
+    s64 = s.detach().double().requires_grad_()
+    expected = getattr(losses, name)(s64, z.double(), **parameters)
+    torch.testing.assert_close(values.double(), expected.detach(), rtol=3e-6, atol=1e-6)
+    if expected.isfinite().all():
+        assert error(gradient, torch.autograd.grad(expected.sum(), s64)[0]) < 1e-5
+        assert (gradient[:, 5:540] == 0).all() or side == "teacher"
+
+
+@every_loss
+@pytest.mark.parametrize("inplace", [False, True])
+def test_masked_rows_are_never_read(engine, name, inplace):
+    s, z = logits(torch.bfloat16)
+    mask = torch.arange(ROWS) % 4 == 1
+    expected, expected_gradient = mean_and_gradient(name, s, z, mask)
+    s.detach()[~mask] = math.nan
+    z[~mask] = INF
+    leaf = s.detach().requires_grad_()
+    value = getattr(fused, name)(leaf * 1.0, z, **PARAMETERS[name], mask=mask, inplace=inplace)
+    value.backward()
+    assert torch.equal(value, expected) and torch.equal(leaf.grad, expected_gradient)
+
+
+@every_loss
+def test_nan_logits_are_not_hidden(engine, name):
+    for side in (0, 1):
+        pair = logits()
+        pair[side].detach()[2, 700] = math.nan
+        values, gradient = fused.value_and_gradient(name, *pair, **PARAMETERS[name])
+        assert values.isnan().tolist() == [i == 2 for i in range(ROWS)] and gradient[3:].isfinite().all()
+
+
+@every_loss
+def test_an_empty_mask_gives_zero_and_no_gradient(engine, name):
+    s, z = logits()
+    value, gradient = mean_and_gradient(name, s, torch.full_like(z, math.nan), torch.zeros(ROWS, dtype=torch.bool))
+    assert value == 0 and (gradient == 0).all()
+
+
+# Shapes and layouts
+
+
+@pytest.mark.parametrize("name", ["taid_kl", "adaptive_kl", "dkd"])
+@pytest.mark.parametrize("layout", ["sliced", "transposed", "expanded", "columns"])
+def test_layouts_are_read_as_they_are(engine, name, layout):
+    shape = (3, 5, 130)
+    s, z = {
+        "sliced": lambda: [x[:, :-1] for x in logits(shape=(3, 6, 130))],
+        "transposed": lambda: [x.transpose(0, 1) for x in logits(shape=(5, 3, 130))],
+        "expanded": lambda: [x[:1].expand(shape) for x in logits(shape=shape)],
+        "columns": lambda: [x.transpose(1, 2) for x in logits(shape=(3, 130, 5))],  # no unit stride along V
+    }[layout]()
+    options = {"labels": torch.arange(15).view(3, 5)} if name == "dkd" else {}
+    mask = torch.arange(15).view(3, 5) % 4 != 2
+    with fused.using("eager") if layout == "columns" else fused.using(engine):
+        value, gradient = mean_and_gradient(name, s, z, mask, **options)
+    expected, expected_gradient = oracle(name, s, z, mask, **options)
+    assert value.item() == pytest.approx(expected.item(), rel=2e-6)
+    assert error(gradient, expected_gradient) < 1e-5
+
+
+@pytest.mark.parametrize("vocabulary", [2, 7, 8, 16, 33, 511, 512, 513])
+def test_every_width_of_the_vocabulary(engine, vocabulary):
+    for name in ("taid_kl", "tvd", "adaptive_kl", "dkd"):
+        s, z = logits(torch.bfloat16, (ROWS, vocabulary))
+        options = {"labels": torch.arange(ROWS).flip(0) % vocabulary} if name == "dkd" else {}
+        value, gradient = mean_and_gradient(name, s, z, **options)
+        expected, expected_gradient = oracle(name, s, z, **options)
+        assert value.item() == pytest.approx(expected.item(), rel=3e-6)
+        assert error(gradient, expected_gradient) < 3e-3
+
+
+@pytest.mark.parametrize("mu", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize("scale", [0.0, 0.3, 3.0])
+def test_adaptive_heads_narrow_and_wide(engine, mu, scale):
+    """From one token to the whole vocabulary: a uniform teacher's tokens all tie."""
+    s, _ = logits()
+    z = scale * logits(torch.bfloat16, scale=1.0, seed=5)[1]
+    value, gradient = mean_and_gradient("adaptive_kl", s, z, mu=mu)
+    expected, expected_gradient = oracle("adaptive_kl", s, z, mu=mu)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert error(gradient, expected_gradient) < 1e-5
+
+
+def test_one_position_alone_and_none(engine):
+    s, z = logits(shape=(50,))
+    value, gradient = mean_and_gradient("forward_kl", s, z)
+    expected, expected_gradient = oracle("forward_kl", s, z)
+    assert value.item() == pytest.approx(expected.item(), rel=2e-6) and error(gradient, expected_gradient) < 1e-5
+    value, gradient = mean_and_gradient("forward_kl", *logits(shape=(0, 50)))
+    assert value == 0 and gradient.shape == (0, 50)
+
+
+def test_one_chunk_by_hand(engine):
+    """The contract that the fused head builds on."""
+    s, z = logits(torch.bfloat16)
+    out, slope = torch.empty_like(s), torch.empty(ROWS)
+    values, gradient = fused.value_and_gradient("ctkd", s, z, out, scale=0.5, slope=slope, temperature=3.0)
+    assert gradient is out and not values.requires_grad
+    s64, tau = s.detach().double().requires_grad_(), torch.full((ROWS,), 3.0, dtype=torch.float64, requires_grad=True)
+    expected = tau**2 * losses.forward_kl(s64 / tau[:, None], z.double() / tau[:, None])
+    expected_gradient = torch.autograd.grad(expected.sum(), s64)[0]
+    torch.testing.assert_close(values.double(), expected.detach(), rtol=2e-6, atol=0)
+    assert error(2 * gradient, expected_gradient) < 3e-3
+    with torch.enable_grad():
+        exact = torch.stack([
+            torch.autograd.functional.jacobian(lambda tau, i=i: losses.ctkd(s64[i], z[i].double(), tau), tau[i])
+            for i in range(ROWS)
+        ])
+    torch.testing.assert_close(slope.double(), exact.detach(), rtol=1e-5, atol=1e-5)
+    same = fused.value_and_gradient("ctkd", s.detach(), z, s.detach(), scale=0.5, temperature=3.0)[1]
+    assert torch.equal(same, out) and same.data_ptr() == s.data_ptr()
+
+
+# Autograd and memory
+
+
+class Allocations(TorchDispatchMode):
+    """Largest tensor, in elements, that an operation inside has made (views of inputs apart)."""
+
+    def __init__(self, *known):
+        super().__init__()
+        self.known, self.largest = {x.untyped_storage().data_ptr() for x in known}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        for x in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in self.known:
+                self.largest = max(self.largest, x.untyped_storage().nbytes() // x.element_size())
+                self.known.add(x.untyped_storage().data_ptr()) if x.numel() == self.largest else None
+        return result
+
+
+@pytest.mark.parametrize("name", ["taid_kl", "jsd", "adaptive_kl"])
+def test_nothing_of_the_logits_size_is_made_but_the_gradient(engine, name, monkeypatch):
+    monkeypatch.setattr(fused, "CHUNK", 2 * VOCABULARY)
+    s, z = (x.detach() for x in logits(torch.bfloat16, (4, 30, VOCABULARY)))
+    mask = torch.arange(4 * 29).view(4, 29) % 5 != 0
+    sliced = s.requires_grad_()[:, :-1]
+    with Allocations(s, z) as seen:
+        getattr(fused, name)(sliced, z[:, :-1], **PARAMETERS[name], mask=mask, inplace=True)
+    assert seen.largest <= 2 * VOCABULARY
+    with Allocations(s, z) as seen, torch.no_grad():
+        getattr(fused, name)(sliced, z[:, :-1], **PARAMETERS[name], mask=mask)
+    assert seen.largest <= 2 * VOCABULARY
+
+
+@every_loss
+def test_in_place_gives_the_same_gradient_over_the_logits(engine, name):
+    s, z = logits(torch.bfloat16)
+    value, gradient = mean_and_gradient(name, s, z)
+    model_output = s * 1.0
+    in_place = getattr(fused, name)(model_output, z, **PARAMETERS[name], inplace=True)
+    assert torch.equal(in_place, value) and torch.equal(model_output.detach(), gradient)
+    in_place.backward()
+    assert torch.equal(s.grad, gradient)
+
+
+def test_in_place_is_noticed_by_whoever_saved_the_logits(engine):
+    s, z = logits()
+    output = s * 1.0
+    other = output.exp().sum() + (output * output).sum()  # saves `output`
+    loss = fused.forward_kl(output, z, inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (loss + other).backward()
+
+
+def test_a_change_of_the_gradient_before_the_backward_pass_is_noticed(engine):
+    s, z = logits()
+    output = s * 1.0
+    loss = fused.forward_kl(output, z, inplace=True)
+    output.detach().zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_gradient_is_scaled_by_what_comes_back_and_reaches_the_model(engine):
+    s, z = logits()
+    weight = torch.eye(VOCABULARY, requires_grad=True)
+    (2.5 * fused.taid_kl(s.detach() @ weight, z, 0.3)).backward()
+    _, gradient = oracle("taid_kl", s, z)
+    assert error(weight.grad, 2.5 * s.detach().double().T @ gradient) < 1e-5
+
+
+def test_second_derivatives_and_second_passes_are_refused(engine):
+    s, z = logits()
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.autograd.grad(fused.taid_kl(s, z, 0.3), s, create_graph=True)
+    loss = 2 * fused.taid_kl(s, z, 0.3)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_teacher_receives_no_gradient(engine):
+    s, z = logits()
+    z.requires_grad_()
+    fused.jsd(s, z).backward()
+    assert z.grad is None and s.grad.abs().sum() > 0
+
+
+# Engines
+
+
+def test_threads_change_nothing():
+    if kernel.library() is None:
+        pytest.skip("no C++ compiler")
+    pair, before = logits(torch.bfloat16), torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            with fused.using("cpp"):
+                results.append(fused.value_and_gradient("jsd", *pair, teacher_weight=0.1))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0]))
+
+
+def test_using_forces_an_engine_and_gives_way_again():
+    s, z = logits()
+    usual = fused.engine(s, z)
+    with fused.using("compiled"):
+        with fused.using("eager"):
+            assert fused.engine(s, z) == "eager"
+        assert fused.engine(s, z) == "compiled"
+    assert fused.engine(s, z) == usual
+    with pytest.raises(ValueError, match="unknown engine 'fast'.*eager"), fused.using("fast"):
+        pass
+
+
+@pytest.mark.parametrize("make", [lambda x: x.double(), lambda x: x.T.contiguous().T])
+def test_logits_that_the_kernel_does_not_take_run_eagerly(make):
+    assert fused.engine(*map(make, logits())) == "eager"
+    s, z = map(make, logits())
+    with fused.using("cpp"), pytest.raises(ValueError, match="unit stride"):
+        fused.value_and_gradient("forward_kl", s, z)
+
+
+@pytest.mark.parametrize("compiler", ["/nowhere/g++", "false"])
+def test_without_a_compiler_it_says_so_once_and_runs_eagerly(compiler, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("TAID_CACHE", str(tmp_path))
+    s, z = logits()
+    kernel.library.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="without its C\\+\\+ kernel"):
+            assert fused.engine(s, z) == "eager"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            value, _ = mean_and_gradient("taid_kl", s, z)
+    finally:
+        kernel.library.cache_clear()
+    assert value.item() == pytest.approx(oracle("taid_kl", s, z)[0].item(), rel=2e-6)
+    assert not list(tmp_path.rglob("*.so"))
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda s, z: fused.forward_kl(s, z[:, 1:]), "one shape"),
+        (lambda s, z: fused.jsd(s, z, 0.0), "teacher_weight"),
+        (lambda s, z: fused.skew_kl(s, z, 1.0), "lam"),
+        (lambda s, z: fused.adaptive_kl(s, z, math.nan), "mu"),
+        (lambda s, z: fused.taid_kl(s, z, 1.5), "t must"),
+        (lambda s, z: fused.dkd(s, z, LABELS[:2]), "labels"),
+        (lambda s, z: fused.tvd(s, z, torch.ones(ROWS)), "mask must be boolean"),
+        (lambda s, z: fused.tvd(s, z, torch.ones(2, dtype=torch.bool)), "mask must"),
+        (lambda s, z: fused.tvd(s, z, inplace=True), "leaf"),
+        (lambda s, z: fused.value_and_gradient("kl", s, z), "unknown loss 'kl'.*forward_kl"),
+    ],
+)
+def test_bad_arguments_are_named(call, says):
+    with pytest.raises(ValueError, match=says):
+        call(*logits())

@@ -1,0 +1,389 @@
+"""Table 2: what is trained on what, what is measured, what a cache of logits costs, and how it is shown."""
+
+import math
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from analysis import reference, table2
+from analysis import rows as analysis_rows
+from analysis.claims import TABLE2, TABLE2_METHODS, holds_in_paper
+from conftest import tiny_examples, tiny_trainer
+from taid import continued_pretraining as study
+from taid import lm_tasks, logit_cache, losses, results, runs, smollm, sources
+from taid.continued_pretraining import TABLE2 as METHODS
+from taid.continued_pretraining import UNITS, Run
+from taid.evaluation.compression import bias
+from taid.results import Provenance, Row
+from taid.teacher import TopLogits
+
+ROOT = Path(__file__).parents[1]
+RUN = Run("smoke", "taid", seed=0, learning_rate=3e-3, steps=4)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache of its own, which shares the texts only."""
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "sources").symlink_to({sources.fetch(name).parent for name in sources.SOURCES}.pop())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TAID_CACHE", str(folder))
+        study.bench.cache_clear()
+        yield folder
+    study.bench.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def here(cache):
+    return study.bench("smoke")
+
+
+@pytest.fixture(scope="module")
+def measured(here):
+    return study.measure(RUN, "test")
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """The calls of `fit` from now on: (examples, training, seed)."""
+    calls, fit = [], study.fit
+
+    def recording(model, examples, collator, training, **options):
+        calls.append((examples, training, options["seed"]))
+        return fit(model, examples, collator, training, **options)
+
+    monkeypatch.setattr(study, "fit", recording)
+    return calls
+
+
+def ids(examples: list[dict]) -> set[tuple]:
+    return {tuple(e["prompt_ids"] + e["response_ids"]) for e in examples}
+
+
+# What is trained on what
+
+
+def test_the_methods_are_the_paper_s():
+    assert METHODS == TABLE2_METHODS and len(METHODS) == 8
+
+
+def test_windows_of_healing_distillation_and_tests_are_of_no_common_document(here):
+    """Windows of one document never stand on two sides, but for healing and distillation: of one split, and
+    no window of one is of the other."""
+    for split in ("validation", "test"):
+        assert len(ids(getattr(here, split))) == getattr(here.settings, split)
+        text = " ".join(here.tokenizer.decode(e["response_ids"]) for e in getattr(here, split))
+        assert text.strip()
+        assert ids(getattr(here, split)).isdisjoint(ids(here.train) | ids(here.healing))
+    assert ids(here.train).isdisjoint(ids(here.healing))
+    assert [e["index"] for e in here.train] == list(range(len(here.train)))
+
+
+def test_distillation_is_one_pass_over_the_data(here):
+    assert len(here.train) == here.settings.distil.steps * here.settings.distil.batch_size
+
+
+def test_seeds_heal_on_other_windows_and_no_method_changes_a_healed_student(here, fits):
+    for seed in (0, 1):
+        shutil.rmtree(here.folder / "models" / f"healed-{seed}-{study.precision()}", ignore_errors=True)
+    before = [p.clone() for p in here.student(0).parameters()]
+    here.student(1)
+    (first, training, _), (second, *_) = fits
+    assert training == here.settings.heal and ids(first) != ids(second)
+    here.distilled(replace(RUN, method="sft", learning_rate=1e-2))
+    assert len(fits) == 3  # and it did train
+    assert all(map(torch.equal, before, here.student(0).parameters()))
+
+
+def test_all_methods_see_the_same_batches_in_the_same_order(here, monkeypatch):
+    """Identical batches: recorded by the collator, of SFT, KL and TVD."""
+    seen, collator = [], here.collator
+
+    def recording(examples):
+        seen.append([e["index"] for e in examples])
+        return collator(examples)
+
+    orders = []
+    for method in ("sft", "kl", "tvd"):
+        student = here.student(0)
+        teacher = here.cached_teacher("train")
+        monkeypatch.setattr(here, "collator", recording)
+        here.fit(student, here.train, here.settings.distil, seed=3, objective=method, teacher=teacher)
+        monkeypatch.setattr(here, "collator", collator)
+        orders.append(list(seen))
+        seen.clear()
+    assert orders[0] == orders[1] == orders[2]
+    assert sorted(i for batch in orders[0] for i in batch) == list(range(len(here.train)))  # each window once
+
+
+def test_the_student_is_cut_out_of_the_teacher(here):
+    layers = here.student(0).config.num_hidden_layers
+    assert layers == here.settings.kept_layers < here.teacher.config.num_hidden_layers
+    assert study.setting("cpu").student == "smollm2-135m-6-layers"
+
+
+def test_a_measured_run_is_not_trained_again(here, measured, fits):
+    values, _ = study.measure(RUN, "test")
+    assert fits == []
+    assert values == measured[0]
+
+
+# What is measured
+
+
+def test_every_named_metric_is_measured(measured):
+    values, seconds = measured
+    of_tasks = {(m, t) for m in ("accuracy", "standard_error", "chance") for t in lm_tasks.TASKS}
+    others = {(m, "average") for m in UNITS if m not in ("accuracy", "standard_error", "chance")}
+    assert set(values) == of_tasks | others
+    assert all(math.isfinite(value) for value in values.values()) and seconds > 0
+
+
+def test_the_teacher_is_itself(here):
+    """Oracle: KL(p ‖ p) = 0; and its loss on the windows from whole logits."""
+    values, _ = study.measure(replace(RUN, method="teacher", steps=0), "validation")
+    assert values["kl_to_teacher", "average"] == pytest.approx(0, abs=1e-6)
+    batch = here.collator(here.validation)
+    with torch.no_grad():
+        logits = here.teacher(batch["input_ids"]).logits[:, :-1]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["input_ids"][:, 1:].flatten())
+    assert values["held_out_loss", "average"] == pytest.approx(expected.item(), rel=1e-5)
+    assert not any(metric == "accuracy" for metric, _ in values)  # validation chooses a rate, no more
+
+
+def test_distillation_brings_the_student_nearer(here):
+    start, _ = study.measure(replace(RUN, method="untrained", steps=0), "validation")
+    after, _ = study.measure(replace(RUN, method="kl"), "validation")
+    assert after["kl_to_teacher", "average"] < start["kl_to_teacher", "average"]
+
+
+def test_a_run_is_named_by_everything_that_decides_it(monkeypatch):
+    changed = [replace(RUN, **change) for change in (
+        {}, {"scale": "cpu"}, {"method": "kl"}, {"seed": 1}, {"learning_rate": 1e-2}, {"steps": 2},
+    )]  # fmt: skip
+    hashes = [results.config_hash(run.config()) for run in changed]
+    monkeypatch.setattr(study, "precision", lambda: "another")
+    hashes.append(results.config_hash(RUN.config()))
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_alpha_times_the_number_of_updates_is_the_paper_s():
+    assert RUN.options()["alpha"] * 4 == pytest.approx(5e-4 * study.PAPER_UPDATES)
+    assert replace(RUN, method="kl").options() == {}
+
+
+@pytest.mark.parametrize("change", [{"method": "dkd"}, {"scale": "huge"}, {"scale": "paper"}])
+def test_unknown_names_are_refused_and_known_ones_told(change):
+    with pytest.raises(ValueError, match="known: sft, kl|known: smoke, cpu|Phi-3-medium.*arc_challenge.*25"):
+        replace(RUN, **change)
+
+
+@pytest.mark.parametrize(
+    ("flags", "fast"),
+    [
+        ("flags : fpu sse avx2 fma", False),
+        ("flags : fpu avx512f avx512bw avx512_vnni", False),
+        ("flags : fpu avx512f avx512_bf16", True),
+        ("flags : fpu amx_bf16 amx_tile amx_int8", True),
+        ("", False),
+        ("Features : asimd", False),
+    ],
+)
+def test_bf16_is_for_processors_that_have_it(flags, fast):
+    assert runs.bf16_is_fast(f"processor : 0\n{flags}\n") is fast
+
+
+def test_bf16_is_passed_on_to_training(tmp_path):
+    """The student's weights stay fp32, and it learns nearly the same: logits within bfloat16's 2⁻⁸."""
+    students = []
+    for bf16 in (False, True):
+        trainer = tiny_trainer(tmp_path, "kl", steps=3, bf16=bf16, examples=tiny_examples(12))
+        trainer.train()
+        assert next(trainer.model.parameters()).dtype == torch.float32
+        students.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    assert not torch.equal(*students)
+    torch.testing.assert_close(*students, atol=0.05, rtol=0)
+
+
+# The teacher's cache
+
+
+def logits(seed: int) -> torch.Tensor:
+    return 3 * torch.randn(40, 48, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", logit_cache.LOSSES)
+def test_the_bias_of_the_exact_teacher_is_none(name):
+    assert bias(logit_cache.LOSSES[name], logits(0), logits(1), logits(1)) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("name", logit_cache.LOSSES)
+def test_the_bias_shrinks_as_more_is_kept(name):
+    def stored(k: int) -> torch.Tensor:
+        store = TopLogits(k)
+        return store.expand(store.compress(logits(1)), 48)
+
+    loss = logit_cache.LOSSES[name]
+    value, gradient = zip(*(bias(loss, logits(0), logits(1), stored(k)) for k in (2, 12, 47)))
+    assert gradient[0] > gradient[1] > gradient[2] and abs(value[0]) > abs(value[2])
+    assert gradient[2] < 5e-3  # 47 of 48 kept, and so the 48th as well: fp16 alone
+
+
+def test_the_bias_of_kl_by_hand():
+    """KL with targets p̂ has the gradient (q − p̂)/n, and so the error ‖p − p̂‖/‖q − p‖; fp64."""
+    student, teacher, other = (logits(seed).double() for seed in (0, 1, 2))
+    q, p, found = (z.softmax(-1) for z in (student, teacher, other))
+    value, gradient = bias(losses.forward_kl, student, teacher, other)
+    assert gradient == pytest.approx(((p - found).norm() / (q - p).norm()).item())
+    kl = [(a * (a.log() - q.log())).sum(-1).mean().item() for a in (p, found)]
+    assert value == pytest.approx(kl[1] / kl[0] - 1)
+
+
+def test_an_even_tail_loses_the_kl_within_the_tail_and_no_more():
+    """Oracle, the chain rule in fp64: KL(p ‖ q) = KL(head, the tail's mass) + p(tail) · KL within the tail.
+    For a student that is even in the tail itself, the last term becomes zero and the others stay."""
+    teacher, store = logits(1).double(), TopLogits(5)
+    stored = store.expand(store.compress(teacher), 48)
+    tail = torch.ones_like(teacher, dtype=torch.bool).scatter(-1, teacher.topk(5).indices, False)
+    student = logits(0).double().masked_fill(tail, -1.0)
+    p = teacher.softmax(-1)
+    mass = p.where(tail, 0).sum(-1)
+    within = (p.where(tail, 0) * (p / (mass[:, None] / 43)).log()).sum(-1)  # 48 − 5 tokens
+    error, _ = bias(losses.forward_kl, student, teacher, stored.double())
+    whole = losses.forward_kl(student, teacher).mean().item()
+    assert error * whole == pytest.approx(-within.mean().item(), rel=0.01)  # fp16 of the head
+
+
+def test_the_cache_is_measured_in_one_run(here):
+    values, _ = logit_cache.measure(logit_cache.Probe("smoke"))
+    stores = {task for metric, task in values if metric == "speed_up"}
+    assert stores == {"live", *logit_cache.STORES}
+    assert values["speed_up", "live"] == 1
+    assert values["bytes_per_token", "top-64"] == 64 * 6 + 4
+    assert values["bytes_per_token", "hidden"] == 4 * here.teacher.config.hidden_size
+    assert {task for metric, task in values if metric == "value_error"} == {
+        f"{name}, top {k}" for name in logit_cache.LOSSES for k in logit_cache.TOP
+    }
+    assert all(math.isfinite(value) for value in values.values())
+
+
+# The real teacher
+
+
+def smollm2_is_cached() -> bool:
+    return (sources.cache_dir() / "smollm2" / "model").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not smollm2_is_cached(), reason="SmolLM2 is not in the cache: `make table2` fetches it")
+def test_the_real_teacher_is_whole():
+    """It knows more than a student that was cut out of it; no quantisation is left; the tokeniser fits."""
+    model, tokenizer = smollm.load()
+    assert model.config.num_hidden_layers == 30 and model.dtype == torch.float32
+    assert not hasattr(model.config, "quantization_config")
+    assert len(tokenizer) == model.config.vocab_size == 49152
+    assert tokenizer.decode(tokenizer.encode("The cat sat.")) == "The cat sat."
+    batch = tokenizer("The capital of France is", return_tensors="pt")
+    with torch.no_grad():
+        [token] = model(**batch).logits[0, -1:].argmax(-1).tolist()
+    assert tokenizer.decode(token) == " Paris"
+
+
+# End to end
+
+
+@pytest.mark.slow
+def test_the_experiment_runs_and_resumes(cache, tmp_path):
+    script = ROOT / "paper_experiments" / "02_table2_continued_pretraining.py"
+    command = [sys.executable, str(script), "--scale", "smoke", "--results", str(tmp_path)]
+    run = partial(subprocess.run, command, cwd=ROOT, capture_output=True, text=True, check=True)
+    run()
+    rows = results.read(tmp_path / "table2.jsonl")
+    measured = {row.method for row in rows if row.experiment == "table2"}
+    assert measured == {*METHODS, *study.REFERENCES}
+    run()
+    assert results.read(tmp_path / "table2.jsonl") == rows  # nothing ran again
+
+
+# Rendering
+
+HERE = Provenance(commit="c0ffee", dirty=False, versions="python 3.11", device="cpu", date="2025-01-01")
+
+
+def row(value: float, **fields) -> Row:
+    default = Row(
+        experiment="table2", scale="cpu", method="taid", teacher="smollm2-135m", student="six layers",
+        task="average", seed=0, metric="kl_to_teacher", value=value, unit="", higher_is_better=False,
+        config={"learning_rate": 1e-3}, config_hash="0", seconds=1.0, **asdict(HERE),
+    )  # fmt: skip
+    return replace(default, **fields)
+
+
+def frame_of(tmp_path, rows: list[Row]):
+    results.append(tmp_path / "table2.jsonl", rows)
+    return analysis_rows.load(tmp_path / "table2.jsonl", "cpu")
+
+
+def scored(method: str, task: str, accuracy: float, seed: int = 0, error: float = 0.01, chance: float = 0.25):
+    found = {"accuracy": accuracy, "standard_error": error, "chance": chance}
+    return [row(v, method=method, task=task, metric=metric, seed=seed) for metric, v in found.items()]
+
+
+def test_a_task_at_which_the_teacher_guesses_is_shown_and_does_not_count(tmp_path):
+    """By hand: cloze counts, 0.25 + 1.7 · 0.02; truth does not, 0.25 + 1.6 · 0.02. One-sided at 5%: 1.645."""
+    rows = scored("teacher", "cloze", 0.25 + 1.7 * 0.02, error=0.02)
+    rows += scored("teacher", "truth", 0.25 + 1.6 * 0.02, error=0.02)
+    rows += scored("taid", "cloze", 0.5) + scored("taid", "truth", 0.1)
+    frame = frame_of(tmp_path, rows)
+    assert table2.averaged(frame) == ["cloze"]
+    assert table2.average(frame)["taid"] == {0: 50.0}
+    assert "10.0 (1 seed)" in table2.by_task(frame)
+    assert "Left out, for the teacher itself is at chance: truth." in table2.averages(frame, "cpu")
+    assert table2.chance(frame) == 25.0
+
+
+def test_the_average_is_over_tasks_of_seeds_that_have_all(tmp_path):
+    rows = [r for task in ("cloze", "truth") for r in scored("teacher", task, 0.9)]
+    rows += scored("kl", "cloze", 0.4) + scored("kl", "truth", 0.6) + scored("kl", "cloze", 0.9, seed=1)
+    frame = frame_of(tmp_path, rows)
+    assert table2.average(frame)["kl"] == {0: pytest.approx(50.0)}
+
+
+def test_claims_hold_in_the_paper_and_are_judged_by_pairs_of_seeds(tmp_path):
+    paper = reference.table2()
+    assert all(holds_in_paper(claim, paper["average"]) for claim in TABLE2)
+    for method in METHODS:  # transcription: the average is that of the six tasks, rounded to two digits
+        six = [paper[task][method] for task in paper if task != "average"]
+        assert paper["average"][method] == pytest.approx(sum(six) / 6, abs=0.011)
+    losses_of = {"taid": 1.0, "kl": 1.1} | {m: 1.2 for m in METHODS if m not in ("taid", "kl")}
+    noise = {0: 0.0, 1: 0.3, 2: -0.2}  # moves a seed as a whole, and cancels in pairs
+    wiggle = {0: 0.001, 1: -0.001, 2: 0.0}
+    rows = [
+        row(v + noise[seed] + wiggle[seed] * i, method=m, seed=seed)
+        for seed in noise for i, (m, v) in enumerate(losses_of.items())
+    ]  # fmt: skip
+    frame = frame_of(tmp_path, rows)
+    judged = table2.likelihood_verdicts(frame)
+    found = {(where, claim.name): verdict.outcome for where, claim, verdict in judged}
+    title = table2.MEASURES["kl_to_teacher"]
+    assert found[title, "TAID is best"] == found[title, "KL is strong"] == "supported"
+    assert found[table2.MEASURES["held_out_loss"], "TAID is best"] == "inconclusive"  # no rows
+
+
+def test_missing_cells_are_dashes_and_equal_rows_give_equal_text(tmp_path):
+    frame = frame_of(tmp_path, [row(1.5, method="kl"), *scored("kl", "cloze", 0.5)])
+    text = table2.render(frame, "cpu")
+    assert "| KL | **1.500 (1 seed)** | — | — |" in text
+    assert text == table2.render(frame.sample(frac=1, random_state=0), "cpu")
+    assert "Task scores" not in text  # no teacher, no average
+    table2.draw(frame, "cpu")
+
+
+def test_smoke_is_never_mistaken_for_a_result(tmp_path):
+    assert "mean nothing" in table2.render(frame_of(tmp_path, [row(1.0)]), "smoke")

@@ -1,0 +1,265 @@
+"""Table 6: what is judged, and how it is shown, from synthetic rows whose trends are known."""
+
+import math
+import re
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analysis import reference, rows, style, table6
+from analysis.claims import FLAT, TABLE6, TABLE6_BY_TEACHER, holds_in_paper
+from taid import capacity, results
+from taid.results import Provenance, Row
+
+HERE = Provenance(commit="c0ffee", dirty=False, versions="python 3.11", device="cpu", date="2025-01-01")
+SEEDS = range(5)
+WIGGLE = (0.0, 0.01, -0.01, 0.02, -0.02)  # of the seeds' slopes, mean 0
+SLOPES = {"taid": 0.5, "skew_kl": -0.25, "kl": 0.0}  # per tenfold teacher, on every metric, up is better
+
+
+def row(metric: str, value: float, **fields) -> Row:
+    unit, higher = capacity.UNITS[metric]
+    default = Row(
+        experiment="table6", scale="cpu", method="taid", teacher="pythia-1b", student="pythia-70m",
+        task="base", seed=0, metric=metric, value=value, unit=unit, higher_is_better=higher,
+        config={"learning_rate": 0.01}, config_hash="0", seconds=1.0, **asdict(HERE),
+    )  # fmt: skip
+    return replace(default, **fields)
+
+
+def synthetic(slopes=SLOPES, seeds=SEEDS, teachers=tuple(table6.SIZES)) -> list[Row]:
+    """Students on a line over log₁₀ size, a level and a slope for each seed, and their references."""
+    found = []
+    for metric in table6.METRICS:
+        sign = table6.METRICS[metric][2]
+        for teacher in teachers:
+            x = math.log10(table6.SIZES[teacher])
+            for method, slope in slopes.items():
+                for seed in seeds:
+                    value = sign * (3 + 0.1 * seed + (slope + WIGGLE[seed]) * x)
+                    found.append(row(metric, value, method=method, teacher=teacher, seed=seed))
+            if metric != "kl_to_teacher":
+                found.append(row(metric, sign * (5 + x), method="teacher", teacher=teacher))
+        for method in ("sft", "untrained"):
+            found += [row(metric, sign * 2.0, method=method, teacher="none", seed=seed) for seed in seeds]
+    found += [row("entropy", 3 - 0.1 * i, method="teacher", teacher=t) for i, t in enumerate(teachers)]
+    found += [row("last_word_chance", 0.7, method="untrained", teacher="none", seed=seed) for seed in seeds]
+    grid = [{"learning_rate": rate} for rate in (0.001, 0.01, 0.1)]
+    return found + [
+        row("held_out_loss", 3.0, experiment="table6_search", method=m, teacher=t, config=config)
+        for m in slopes for t in teachers for config in grid
+    ]  # fmt: skip
+
+
+def mapped() -> list[Row]:
+    """A map with gains of 1 (TAID) and −2 (skew KL) on every judged metric, 3 seeds; teachers at τ = 2."""
+    found = []
+    for variant in capacity.variants(capacity.Run("cpu", "taid", "pythia-1b", 0, 0.01)):
+        shared = dict(experiment="table6_map", task=variant.task, student=variant.student)
+        for metric in table6.JUDGED:
+            sign = table6.METRICS[metric][2]
+            for method, gain in (("taid", 1.0), ("skew_kl", -2.0)):
+                for seed in range(3):
+                    for teacher, share in (("pythia-410m", 0), ("pythia-6.9b", 1)):
+                        value = sign * (3 + 0.1 * seed + share * gain)
+                        found.append(row(metric, value, method=method, teacher=teacher, seed=seed, **shared))
+    for teacher, entropy in (("pythia-410m", 4.0), ("pythia-6.9b", 3.5)):
+        shared = dict(experiment="table6_map", task="τ = 2", method="teacher")
+        found.append(row("entropy", entropy, teacher=teacher, **shared))
+    return found
+
+
+def frame(tmp_path, chosen):
+    path = tmp_path / "table6.jsonl"
+    results.append(path, chosen)
+    return rows.load(path, "cpu")
+
+
+@pytest.fixture
+def full(tmp_path):
+    return frame(tmp_path, synthetic() + mapped())
+
+
+# The paper's numbers
+
+
+def test_the_papers_table_is_whole_and_its_claims_hold():
+    """Facts of the paper's Table 6: TAID rises at every step, skew KL falls at every step."""
+    paper = reference.table6()
+    assert set(paper) == {"taid", "skew_kl"} and all(list(by) == list(table6.SIZES) for by in paper.values())
+    assert list(paper["taid"].values()) == sorted(paper["taid"].values())
+    assert list(paper["skew_kl"].values()) == sorted(paper["skew_kl"].values(), reverse=True)
+    slopes = table6.paper_slopes()
+    x = np.log10([0.41, 1.0, 2.8, 6.9])
+    for method, by in paper.items():  # oracle: the textbook formula
+        y = np.array(list(by.values()))
+        assert slopes[method] == pytest.approx(((x - x.mean()) * y).sum() / ((x - x.mean()) ** 2).sum())
+    assert all(holds_in_paper(claim, slopes | {FLAT: 0.0}) for claim in TABLE6)
+    for teacher in table6.SIZES:
+        numbers = {method: by[teacher] for method, by in paper.items()}
+        assert all(holds_in_paper(claim, numbers) for claim in TABLE6_BY_TEACHER)
+
+
+def test_library_and_analysis_name_the_same_things():
+    assert tuple(table6.SIZES) == capacity.TEACHERS and table6.STUDENT == capacity.STUDENT
+    assert set(table6.METHODS) == set(capacity.METHODS) and table6.NONE == capacity.NONE
+    assert set(table6.METRICS) <= set(capacity.UNITS)
+    for metric, (_, _, sign) in table6.METRICS.items():
+        assert (sign > 0) == capacity.UNITS[metric][1]
+    assert set(capacity.ZOO) <= set(style.NAMES)
+
+
+# Trends
+
+
+@pytest.mark.parametrize("metric", table6.JUDGED)
+def test_slopes_are_those_of_the_lines(full, metric):
+    found = table6.slopes(table6.by_teacher(full, metric), table6.METRICS[metric][2])
+    for method, slope in SLOPES.items():
+        assert found[method] == pytest.approx({seed: slope + WIGGLE[seed] for seed in SEEDS})
+
+
+def test_a_seed_without_all_teachers_has_no_slope(tmp_path):
+    chosen = [r for r in synthetic() if (r.method, r.teacher, r.seed) != ("taid", "pythia-2.8b", 3)]
+    found = table6.slopes(table6.by_teacher(frame(tmp_path, chosen), "held_out_loss"), -1)
+    assert set(found["taid"]) == {0, 1, 2, 4} and set(found["kl"]) == set(SEEDS)
+
+
+def test_pages_test_is_scipys_on_seeds_by_teachers(full):
+    """Five seeds that all rise: the rarest of the (4!)^5 orders, p = 1 / 24^5."""
+    ours = table6.by_teacher(full, "held_out_loss")
+    up, down = table6.page(ours, "taid", -1)
+    assert up == pytest.approx(24**-5) and down == pytest.approx(1)
+    assert table6.page(ours, "skew_kl", -1)[1] == pytest.approx(24**-5)
+    data = [[ours[teacher]["taid"][seed] for teacher in table6.SIZES] for seed in SEEDS]
+    assert table6.page(ours, "taid", 1)[0] == pytest.approx(stats.page_trend_test(data).pvalue)
+
+
+# Claims
+
+
+def outcomes(chosen) -> dict[tuple[str, str], str]:
+    return {(where, claim.name): verdict.outcome for where, claim, _, verdict in table6.verdicts(chosen)}
+
+
+@pytest.mark.parametrize(
+    ("slopes", "rises", "falls", "gains"),
+    [
+        ({"taid": 0.5, "skew_kl": -0.25}, "supported", "supported", "supported"),
+        ({"taid": -0.5, "skew_kl": 0.25}, "contradicted", "contradicted", "contradicted"),
+        ({"taid": 0.5, "skew_kl": 0.25}, "supported", "contradicted", "supported"),
+        ({"taid": 0.0, "skew_kl": 0.0}, "inconclusive", "inconclusive", "inconclusive"),
+    ],
+)
+def test_claims_follow_the_rows(tmp_path, slopes, rises, falls, gains):
+    found = outcomes(frame(tmp_path, synthetic(slopes)))
+    for metric in table6.JUDGED:
+        title = table6.METRICS[metric][0]
+        assert [found[title, claim.name] for claim in TABLE6] == [rises, falls, gains]
+
+
+def test_claims_by_teacher_are_paired_and_oriented(full):
+    """At 6.9B TAID's line lies above skew KL's, at 410M below, for accuracy and for the loss alike."""
+    found = outcomes(full)
+    for metric in table6.JUDGED:
+        title = table6.METRICS[metric][0]
+        assert found[f"{title}, Pythia 6.9B", "TAID above skew KL"] == "supported"
+        assert found[f"{title}, Pythia 410M", "TAID above skew KL"] == "contradicted"
+
+
+def test_one_seed_settles_nothing(tmp_path):
+    assert set(outcomes(frame(tmp_path, synthetic(seeds=[0]))).values()) == {"inconclusive"}
+
+
+# Check and map
+
+
+def test_teachers_must_get_strictly_better(tmp_path):
+    assert table6.strictly_better([1, 2, 3], 1) == "yes" == table6.strictly_better([3, 2, 1], -1)
+    assert table6.strictly_better([1, 2, 2], 1) == "NO" == table6.strictly_better([1, 2, 3], -1)
+    assert table6.strictly_better([1, None, 3], 1) == "—"
+    spoilt = ("teacher", "held_out_loss", "pythia-6.9b")
+    worse = [replace(r, value=9.0) if (r.method, r.metric, r.teacher) == spoilt else r for r in synthetic()]
+    lines = table6.teachers_check(frame(tmp_path, worse)).splitlines()
+    verdicts = {line.split(" | ")[0].strip("| "): line.strip(" |").split(" | ")[-1] for line in lines[2:]}
+    assert verdicts["Held-out loss [nats/token]"] == "NO"
+    assert verdicts["Last-word accuracy [percent]"] == "yes"
+
+
+def test_gaps_are_the_largest_teachers_gain_in_every_variant(full):
+    span = math.log10(6.9 / 0.41)
+    for metric in table6.JUDGED:
+        found = table6.gaps(full, metric)
+        steps, temperatures = ["steps × 0.5", "steps × 2"], ["τ = 0.5", "τ = 2"]
+        assert list(found) == ["base", "pythia-31m", "pythia-160m", *steps, *temperatures]
+        base = {seed: (SLOPES["taid"] + WIGGLE[seed]) * span for seed in SEEDS}
+        assert found["base"]["taid"] == pytest.approx(base)
+        for variant in list(found)[1:]:
+            assert found[variant]["taid"] == pytest.approx(dict.fromkeys(range(3), 1.0))
+            assert found[variant]["skew_kl"] == pytest.approx(dict.fromkeys(range(3), -2.0))
+    assert "| τ = 2 | 4.000 | 3.500 |" in table6.map_table(full)
+
+
+# Rendering
+
+
+def test_paper_and_ours_stand_side_by_side_and_apart(full):
+    table = table6.score_table(full, "cpu")
+    line = next(line for line in table.splitlines() if line.startswith("| TAID |"))
+    mean = 3.2 + 0.5 * math.log10(0.41)
+    assert f"| 20.82 \\| {mean:.2f} ± " in line
+    assert "| KL | — \\| 3.20 ± " in table and "| RKL | — \\| — |" in table
+    assert "always the most frequent word 0.70" in table
+
+
+def test_rates_at_the_edge_are_bold(tmp_path):
+    chosen = [replace(r, config={"learning_rate": 0.1}) if (r.method, r.experiment) == ("kl", "table6") else r
+              for r in synthetic()]  # fmt: skip
+    table = table6.rates_table(frame(tmp_path, chosen))
+    assert "| KL | **0.1** | **0.1** | **0.1** | **0.1** |" in table and "| TAID | 0.01 | 0.01 |" in table
+
+
+def axes(figure):
+    return [ax for ax in figure.axes if ax.lines]
+
+
+def test_the_figure_draws_the_papers_numbers_and_ours(full):
+    paper, accuracy, _, loss = axes(table6.draw(full, "cpu"))
+    theirs = [list(by.values()) for by in reference.table6().values()]
+    assert [list(line.get_ydata()) for line in paper.lines] == theirs
+    taid = accuracy.lines[0]
+    assert list(taid.get_xdata()) == list(table6.SIZES.values())
+    expected = [3.2 + 0.5 * math.log10(size) for size in table6.SIZES.values()]
+    assert list(taid.get_ydata()) == pytest.approx(expected)
+    assert loss.yaxis_inverted() and not accuracy.yaxis_inverted()
+
+
+def test_the_maps_figure_draws_every_gap(full):
+    for ax in axes(table6.draw_map(full)):
+        dots = [line for line in ax.lines if line.get_marker() == "o"]
+        assert len(dots) == 2 * 7  # the map's two methods, in the base and in six variants
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        lambda r: r.method == "teacher",
+        lambda r: r.experiment == "table6_search",
+        lambda r: r.seed == 0 and r.experiment != "table6_map",
+        lambda r: r.teacher in ("pythia-410m", "none"),
+        lambda r: r.method == "taid",
+        lambda r: r.experiment == "table6_map",
+        lambda r: r.metric == "held_out_loss",
+        lambda r: r.task in ("base", "τ = 2") and r.seed < 2,
+    ],
+    ids="teachers,search,one seed,one teacher,one method,map alone,one metric,part of the map".split(","),
+)
+def test_any_part_of_the_rows_renders(tmp_path, keep):
+    """As a run that was cut short leaves them; equal rows give equal text."""
+    part = frame(tmp_path, [r for r in synthetic() + mapped() if keep(r)])
+    table6.write(part, tmp_path, "cpu")
+    text = (tmp_path / "table6.md").read_text()
+    assert text == table6.render(part, "cpu") and not re.search(r"\b(nan|inf)\b", text.lower())
+    assert (tmp_path / "table6.png").exists()
