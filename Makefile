@@ -45,11 +45,15 @@ table1: setup ## Table 1: instruction tuning, 11 methods, 3 pairs | 2 / 40 for o
 	$(PY) paper_experiments/01_table1_instruction_tuning.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis table1 --scale $(SCALE) --results $(RESULTS)
 
+table2: setup ## Table 2: continued pre-training from SmolLM2-135M, eight methods, lm-eval | 2 / 60 a seed, not yet run whole
+	$(PY) paper_experiments/02_table2_continued_pretraining.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
+	$(PY) -m analysis table2 --scale $(SCALE) --results $(RESULTS)
+
 table3: setup ## Table 3: head and tail mass of Table 1's students | 0.5 / 3 after table1
 	$(PY) paper_experiments/03_table3_probability_mass.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis table3 --scale $(SCALE) --results $(RESULTS)
 
-table6: setup ## Table 6, Figure 2 right: the capacity gap, four teachers of one student | 1 / 60 for five seeds
+table6: setup ## Table 6, Figure 2 right: the capacity gap, four teachers of one student | 1 / 60 for five seeds, not yet run whole
 	$(PY) paper_experiments/06_table6_capacity_gap.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis table6 --scale $(SCALE) --results $(RESULTS)
 
@@ -65,7 +69,7 @@ ablations: setup ## TAID's parts, one by one, around Table 1's first pair | 1 / 
 	$(PY) paper_experiments/15_ablations.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis ablations --scale $(SCALE) --results $(RESULTS)
 
-bench: setup ## speed and memory of every loss, beside the official code and other libraries | 1 / 15
+bench: setup ## speed and memory of every loss, beside the official code and other libraries | 1 / 15, not yet run whole
 	$(PY) -m benchmarks losses --scale $(SCALE) --results $(RESULTS)
 	$(PY) -m analysis speed --scale $(SCALE) --results $(RESULTS)
 
@@ -92,11 +96,6 @@ report: setup ## render the committed rows in results/ again | 0.1
 	$(PY) -m analysis table1
 	$(PY) -m analysis table3
 	$(PY) -m analysis rounds
-	$(PY) -m analysis table6
-	$(PY) -m analysis figure2
-	$(PY) -m analysis adaptivity
-	$(PY) -m analysis ablations
-	$(PY) -m analysis speed
 
 clean: ## remove caches and trained models, keep all rows
 	rm -rf .cache build *.egg-info .pytest_cache

@@ -145,7 +145,8 @@ def test_ctkd_differentiates_its_temperature(engine):
     mask = torch.arange(ROWS) != 3
     (2 * fused.ctkd(s, z, tau, mask)).backward()
     (2 * losses.ctkd(s.detach().double(), z.double(), exact)[mask].mean()).backward()
-    assert tau.grad.item() == pytest.approx(exact.grad.item(), rel=1e-5) and s.grad.isfinite().all()
+    # 2τ KL and τ² dKL/dτ nearly cancel, and fp32 rounding with them is amplified
+    assert tau.grad.item() == pytest.approx(exact.grad.item(), rel=1e-4) and s.grad.isfinite().all()
 
 
 def test_exponential_and_logarithm_of_the_kernel():
