@@ -73,7 +73,7 @@ CPU = Setting(
     heal=Training(400, 4, 1e-3, warmup_steps=20),
     distil=Training(160, 4, 3e-4),
     search_steps=40,
-    learning_rates=(1e-4, 3e-4, 1e-3),
+    learning_rates=(3e-4, 1e-3, 3e-3),
     validation=48,
     test=128,
     items=1000,

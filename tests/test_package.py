@@ -38,7 +38,7 @@ def test_an_unknown_attribute_names_the_exports():
 
 @pytest.mark.slow
 def test_the_wheel_holds_taid_alone(tmp_path):
-    """Built from a copy as `pip install .` does; every module of taid, evaluation included, and nothing beside it."""
+    """Built from a copy as `pip install .` does; every source of taid, the C++ kernel's included, and nothing beside it."""
     source = tmp_path / "source"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "*.egg-info", "build", "runs", "__pycache__"))
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(source)]
@@ -46,6 +46,6 @@ def test_the_wheel_holds_taid_alone(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
     assert wheel.name == f"taid-{taid.__version__}-py3-none-any.whl"
-    modules = {path.relative_to(ROOT) for path in (ROOT / "taid").rglob("*.py")}
-    assert {name for name in names if ".dist-info" not in name.parts[0]} == modules
+    sources = {path.relative_to(ROOT) for suffix in ("py", "cpp") for path in (ROOT / "taid").rglob(f"*.{suffix}")}
+    assert {name for name in names if ".dist-info" not in name.parts[0]} == sources
     assert any(name.name == "LICENSE" for name in names)
