@@ -28,7 +28,7 @@ AUDITED = {  # metric of the traces → title, decimals
     "relative_noise_variance": ("variance of the loss's noise, of the mean squared", 4),
     "momentum_mean": ("m, mean", 4),
     "momentum_largest": ("m, largest size", 4),
-    "momentum_bound": ("(1 − β) log(max J / min J), which m cannot exceed", 4),
+    "momentum_bound": ("most that m can be for losses of this range", 4),
     "momentum_needed": ("m, size that would move t by 0.05", 4),
     "deviation": ("t − closed form at m = 0, largest size", 4),
     "lead": ("t − linear ramp, largest", 3),

@@ -267,7 +267,7 @@ def adaptivity(margin: float) -> tuple[Claim, ...]:
         ),
         Claim(
             name="the momentum helps",
-            paper_item="section 3",
+            paper_item="the method",
             statement="TAID is better than with σ(m) = ½ held constant.",
             predicate=partial(greater, first="taid", second="constant"),
         ),

@@ -1,13 +1,13 @@
-"""Speed and memory, measured side by side on one thread.
+"""Speed and memory, side by side on one thread.
 
     python -m benchmarks peers     # once: the libraries to compare with, in a folder of their own
     python -m benchmarks losses [--scale smoke|cpu] [--results runs/cpu]
     python -m benchmarks cost   [--scale smoke|cpu] [--results runs/cpu]
     python -m analysis speed    [--scale smoke|cpu] [--results runs/cpu]
 
-`losses`: time, memory and gradients of the losses and of the linear head with one fused in. `cost`: seconds per training
-step of KL, TAID, DistiLLM and GKD. Both print a table per cell and append its rows to <results>/speed.jsonl; a cell that
-this very code has measured is skipped.
+`losses`: time, memory and gradients of the losses, alone and with the linear head. `cost`: seconds per
+training step of KL, TAID, DistiLLM and GKD. Both print a table per cell and append its rows to
+<results>/speed.jsonl; a cell is skipped if this very code has measured it there.
 """
 
 import argparse
@@ -17,30 +17,33 @@ from benchmarks import grid, head, losses, peers, training
 from benchmarks.record import rows
 from taid import jobs
 
-COMMANDS = {  # command -> experiment -> how its cells are measured
+EXPERIMENTS = {  # command → experiment → how its cells are measured
     "losses": {
-        "losses": losses.measure, "accuracy": losses.accuracy, "scaling_vocab": losses.measure,
-        "scaling_rows": losses.measure, "head": head.measure,
+        "losses": losses.measure,
+        "accuracy": losses.accuracy,
+        "scaling_vocab": losses.measure,
+        "scaling_rows": losses.measure,
+        "head": head.measure,
     },
     "cost": {"step": training.measure, "cost": training.measure},
-}  # fmt: skip
+}
 
 
 def main(command: str, scale: str, folder: Path) -> None:
-    """Measure every cell of a command that has no rows yet, one after the other, in a process of one thread."""
-    for package, version in peers.versions().items():
-        if version is None and command == "losses":
-            print(f"{package} is missing (`python -m benchmarks peers` installs it): no rows for it", flush=True)
-    for experiment, measure in COMMANDS[command].items():
+    """Measure the cells of a command that have no rows yet, one by one, in a process of one thread."""
+    missing = [package for package, version in peers.versions().items() if version is None]
+    if missing and command == "losses":
+        print(f"no rows for {', '.join(missing)}: `python -m benchmarks peers` installs what is missing")
+    for experiment, measure in EXPERIMENTS[command].items():
         cells = {(cell,): [experiment] for cell in grid.cells(experiment, scale)}
         jobs.evaluate(cells, measure, rows, folder / "speed.jsonl", workers=1, title=experiment)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Speed and memory, side by side.")
-    parser.add_argument("command", choices=[*COMMANDS, "peers"])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Speed, side by side.")
+    parser.add_argument("command", choices=[*EXPERIMENTS, "peers"])
     parser.add_argument("--scale", choices=grid.SCALES, default="cpu")
-    parser.add_argument("--results", type=Path, default=Path("runs/cpu"))
+    parser.add_argument("--results", type=Path, default=Path("runs/cpu"), help="folder of speed.jsonl")
     arguments = parser.parse_args()
     if arguments.command == "peers":
         peers.install()

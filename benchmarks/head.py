@@ -1,5 +1,7 @@
-"""The linear head with a loss: from hidden states of student and teacher to the gradients of the student's and of its
-weight. With matmuls, the logits of both sides are whole; fused in, they come and go in chunks."""
+"""The linear head with a loss: from hidden states to the gradients of the student's hidden states and weight.
+
+With matmuls the logits of both sides are whole; fused in, they come and go in chunks.
+"""
 
 import time
 from collections.abc import Callable
@@ -10,10 +12,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import peers
-from benchmarks.losses import DTYPES, Loss, T, Values, contenders, per_element
+from benchmarks.losses import DTYPES, Loss, T, contenders, per_logit
 from benchmarks.measure import Call
-from benchmarks.record import code_digest
+from benchmarks.record import Values, code_digest, show
 from taid import fused_head
+
+# of (hidden [N, H], weight [V, H], the teacher's hidden [N, H'] and weight [V, H'], labels [N])
+Head = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 FUSED = {"taid": partial(fused_head.mean, "taid_kl", t=T), "gjs": partial(fused_head.mean, "jsd")}
 WITH_MATMULS = ("official", "trl", "cpp")  # contenders of whole logits
@@ -24,7 +29,7 @@ class Cell:
     """The contenders of one loss at one shape."""
 
     scale: str
-    loss: str
+    loss: str  # "taid" or "gjs"
     rows: int
     vocab: int
     student: int  # hidden sizes
@@ -41,38 +46,50 @@ class Cell:
 
 
 def measure(cell: Cell) -> tuple[Values, float]:
-    """A job: time [ns per logit] of each repetition, and memory [logit tensors] beyond the inputs and both gradients."""
+    """A job: (`per_logit` of each contender, its memory beyond inputs and both gradients; seconds)."""
     started = time.perf_counter()
-    generator = torch.Generator().manual_seed(0)
-    hidden, weight, teacher, teacher_weight = (
-        (torch.randn(count, size, generator=generator) * scale).to(DTYPES[cell.dtype])
-        for size in (cell.student, cell.teacher)
-        for count, scale in ((cell.rows, 1.0), (cell.vocab, 2 * size**-0.5))  # logits of deviation 2
-    )
-    leaves = [tensor.requires_grad_() for tensor in (hidden, weight)]
+    torch.compiler.reset()
+    hidden, weight, teacher, teacher_weight = inputs(cell)
     labels = torch.zeros(cell.rows, dtype=torch.long)
-    calls = {
-        name: Call(lambda head=head: torch.autograd.grad(head(hidden, weight, teacher, teacher_weight, labels), leaves))
-        for name, head in heads(cell.loss).items()
-    }
-    values = per_element(
-        str(cell), calls, cell.repetitions, cell.rows * cell.vocab, hidden.element_size(), sum(x.nbytes for x in leaves)
-    )
+
+    def gradients(head: Head) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(head(hidden, weight, teacher, teacher_weight, labels), (hidden, weight))
+
+    calls = {name: Call(partial(gradients, head)) for name, head in heads(cell.loss).items()}
+    known = hidden.nbytes + weight.nbytes
+    values = per_logit(calls, cell.repetitions, cell.rows * cell.vocab, hidden.element_size(), known)
+    show(str(cell), values)
     return values, time.perf_counter() - started
 
 
-def heads(loss: str) -> dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]]:
-    """Name → loss of (hidden, weight, teacher's hidden, teacher's weight, labels), the baseline first."""
-    whole = {name: partial(_with_matmuls, each) for name, each in contenders(loss).items() if name in WITH_MATMULS}
-    liger = {"liger": peers.liger_fused_linear_jsd()} if loss == "gjs" and peers.versions()["liger-kernel"] else {}
-    return whole | liger | {"fused_head": partial(_fused, loss)}
+def inputs(cell: Cell) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states and weight of the student, which want gradients, and the teacher's; for logits of
+    deviation 2."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = []
+    for size in (cell.student, cell.teacher):
+        hidden = torch.randn(cell.rows, size, generator=generator)
+        weight = torch.randn(cell.vocab, size, generator=generator) * 2 * size**-0.5
+        tensors += [hidden.to(DTYPES[cell.dtype]), weight.to(DTYPES[cell.dtype])]
+    hidden, weight, teacher, teacher_weight = tensors
+    return hidden.requires_grad_(), weight.requires_grad_(), teacher, teacher_weight
 
 
-def _with_matmuls(
+def heads(loss: str) -> dict[str, Head]:
+    """Name → contenders, the baseline first."""
+    whole = {name: partial(_matmuls, each) for name, each in contenders(loss).items() if name in WITH_MATMULS}
+    if loss == "gjs" and peers.versions()["liger-kernel"]:
+        whole["liger"] = peers.liger_fused_linear_jsd()
+    return whole | {"fused_head": partial(_fused, loss)}
+
+
+def _matmuls(
     loss: Loss, hidden: Tensor, weight: Tensor, teacher: Tensor, teacher_weight: Tensor, labels: Tensor
 ) -> Tensor:
     return loss(hidden @ weight.T, teacher @ teacher_weight.T, labels)
 
 
-def _fused(loss, hidden: Tensor, weight: Tensor, teacher: Tensor, teacher_weight: Tensor, labels: Tensor) -> Tensor:
+def _fused(
+    loss: str, hidden: Tensor, weight: Tensor, teacher: Tensor, teacher_weight: Tensor, labels: Tensor
+) -> Tensor:
     return FUSED[loss](fused_head.Head(hidden, weight), fused_head.Head(teacher, teacher_weight))

@@ -1,7 +1,7 @@
-"""The losses side by side: time, memory and the error of the gradient, at the shapes that language models have.
+"""The losses side by side: time, memory and the error of the gradient, at the shapes of language models.
 
-A *contender* computes the mean of a loss over the labels of a batch and its gradient with respect to the student's
-logits; contenders of one cell take turns in one process of one thread.
+A *contender* computes the mean of a loss over the labels of a batch, and its gradient with respect to the
+student's logits.
 """
 
 import time
@@ -15,40 +15,42 @@ from torch import Tensor
 
 from benchmarks import official, peers
 from benchmarks.measure import Call, growth, interleaved, timed
-from benchmarks.record import code_digest, show
+from benchmarks.record import Values, code_digest, show
 from taid import fused, losses
 from taid.data import IGNORE
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (student's logits [N, V], teacher's, labels [N]) -> the mean
-Values = dict[tuple[str, str, int], float]  # (contender, metric, repetition) -> value
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (student's logits [N, V], teacher's, labels [N]) → mean
 
 T = 0.4  # TAID's t
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-SLOW, FEW = ("plain", "trl", "torchtune"), 3  # contenders of at most so many repetitions
+SLOW, FEW = ("plain", "trl", "torchtune"), 3  # contenders of so many repetitions at most
 FLOOR = "floor"  # no loss: both logits read and a gradient written, once
 
 FUSED = {"taid": partial(fused.taid_kl, t=T), "gjs": fused.jsd, "rkl": fused.reverse_kl}
 PLAIN = {"taid": partial(losses.taid_kl, t=T), "gjs": losses.jsd, "rkl": losses.reverse_kl}
+ENGINES = {"eager": "eager", "compiled": "compiled", "cpp": "cpp", "cpp_inplace": "cpp"}  # contender → engine
 COMPILED = ("official_compiled", "compiled", "cpp", "cpp_inplace")  # those that want a C++ compiler
-ENGINES = {"eager": "eager", "compiled": "compiled", "cpp": "cpp", "cpp_inplace": "cpp"}  # contender -> engine
 
 
 def contenders(loss: str) -> dict[str, Loss]:
-    """Name → the contenders for a loss that this machine has, the baseline first."""
-    peer = {"gjs": ("trl", peers.trl_jsd), "rkl": ("torchtune", peers.torchtune_reverse_kl)}
-    if loss == "taid":
-        others = {"official": partial(official.taid_kl, t=T), "official_compiled": _compiled(official.taid_kl)}
-    else:
-        package, function = peer[loss]
-        others = {package: function} if peers.versions()[package] else {}
-    every = others | {"plain": partial(_plain, loss)} | {name: partial(_fused, loss, name) for name in ENGINES}
+    """Name → those contenders for a loss that this machine has, baselines first."""
+    installed = peers.versions()
+    others = {
+        "taid": {"official": partial(official.taid_kl, t=T), "official_compiled": _compiled_official()},
+        "gjs": {"trl": peers.trl_jsd} if installed["trl"] else {},
+        "rkl": {"torchtune": peers.torchtune_reverse_kl} if installed["torchtune"] else {},
+    }
+    ours = {"plain": partial(_plain, loss)} | {name: partial(_fused, loss, name) for name in ENGINES}
     logits = torch.empty(1, 1)
     compiler = fused.engine(logits, logits) == "cpp"
-    return {name: contender for name, contender in every.items() if compiler or name not in COMPILED}
+    return {
+        name: contender for name, contender in (others[loss] | ours).items()
+        if compiler or name not in COMPILED
+    }  # fmt: skip
 
 
-def _compiled(loss: Callable[..., Tensor]) -> Loss:
-    compiled = torch.compile(loss, dynamic=False)
+def _compiled_official() -> Loss:
+    compiled = torch.compile(official.taid_kl, dynamic=False)
     return lambda student, teacher, labels: compiled(student, teacher, labels, T)
 
 
@@ -65,12 +67,12 @@ def _fused(loss: str, contender: str, student: Tensor, teacher: Tensor, labels: 
 
 
 class _Model(torch.autograd.Function):
-    """Stands for a model whose output are the logits: hands them out and takes their gradient, without a copy."""
+    """Stands for a model: hands out logits and takes their gradient, neither of them copied."""
 
     @staticmethod
     def forward(ctx, weight: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> Tensor:
         ctx.gradients = gradients
-        return torch.empty(0, dtype=logits[0].dtype).set_(logits[0])  # lists: autograd does not look inside
+        return torch.empty(0, dtype=logits[0].dtype).set_(logits[0])  # autograd does not look into lists
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[None, None, None]:
@@ -79,16 +81,18 @@ class _Model(torch.autograd.Function):
 
 
 def gradient(loss: Loss, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    """The gradient of `loss` with respect to the student's logits [N, V], which may be overwritten."""
+    """Gradient of `loss` with respect to the student's logits [N, V], over which it may be written."""
     weight, gradients = torch.zeros((), requires_grad=True), []
     loss(_Model.apply(weight, [student], gradients), teacher, labels).backward()
     return gradients[0]
 
 
-def inputs(rows: int, vocab: int, dtype: torch.dtype, gap: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Random logits [N, V] of student and teacher, and labels [N], none of them ignored.
+def inputs(
+    rows: int, vocab: int, dtype: torch.dtype, gap: float | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [N, V] of student and teacher, normal with deviation 2, and labels [N], none of them ignored.
 
-    Both are normal with deviation 2, independent or, with a `gap`, apart by noise of that deviation.
+    The two are independent or, with a `gap`, apart by noise of that deviation.
     """
     generator = torch.Generator().manual_seed(0)
     student, noise = (torch.randn(rows, vocab, generator=generator) for _ in range(2))
@@ -101,10 +105,10 @@ def inputs(rows: int, vocab: int, dtype: torch.dtype, gap: float | None = None) 
 
 @dataclass(frozen=True)
 class Cell:
-    """The contenders of one loss at one shape."""
+    """Contenders of one loss at one shape."""
 
     scale: str
-    loss: str
+    loss: str  # "taid", "gjs" or "rkl"
     rows: int
     vocab: int
     dtype: str
@@ -120,10 +124,9 @@ class Cell:
 
 
 def measure(cell: Cell) -> tuple[Values, float]:
-    """A job: time [ns/element] of each repetition, its median on the wall clock, and memory [logit tensors] beyond the
-    two inputs, of each contender and the floor."""
+    """A job: (`per_logit` of each contender and the floor, seconds)."""
     started = time.perf_counter()
-    torch.compiler.reset()  # every cell compiles for its own shape
+    torch.compiler.reset()  # each cell compiles for its own shape
     student, teacher, labels = inputs(cell.rows, cell.vocab, DTYPES[cell.dtype])
     logits = student.clone()
     calls = {
@@ -132,29 +135,30 @@ def measure(cell: Cell) -> tuple[Values, float]:
         if name in cell.only
     }
     out = torch.empty_like(student).copy_(student)
-    floor = {FLOOR: Call(partial(torch.add, student, teacher, out=out))}
-    values = per_element(str(cell), calls | floor, cell.repetitions, student.numel(), student.element_size())
+    calls[FLOOR] = Call(partial(torch.add, student, teacher, out=out))
+    values = per_logit(calls, cell.repetitions, student.numel(), student.element_size())
+    values.pop((FLOOR, "memory", 0), None)  # its gradient was there before
+    show(str(cell), values)
     return values, time.perf_counter() - started
 
 
-def per_element(
-    title: str, calls: Mapping[str, Call], repetitions: int, elements: int, itemsize: int, known: int = 0
-) -> Values:
-    """The values of calls on `elements` logits: CPU time of each repetition and the median on the wall clock
-    [ns/element], memory [logit tensors] less `known` bytes that any contender needs."""
+def per_logit(
+    calls: Mapping[str, Call], repetitions: int, count: int, itemsize: int, known: int = 0
+) -> dict[tuple[str, str, int], float]:
+    """Of calls on `count` logits of `itemsize` bytes: CPU time of each repetition and the median on the wall
+    clock [ns/element], and memory [logit tensors] less the `known` bytes that any contender needs."""
     torch.set_num_threads(1)
-    values: Values = {}
+    values: dict[tuple[str, str, int], float] = {}
     for name, call in calls.items():
-        if name not in SLOW:  # what is compiled is compiled now
+        if name not in SLOW:  # for those, the next run is warm-up enough
             timed(call)
         if (peak := growth(call)) is not None:
-            values[name, "memory", 0] = max(0, peak - known) / (elements * itemsize)
+            values[name, "memory", 0] = max(0, peak - known) / (count * itemsize)
     counts = {name: min(repetitions, FEW) if name in SLOW else repetitions for name in calls}
     for name, times in interleaved(calls, counts).items():
         for repetition, each in enumerate(times):
-            values[name, "time", repetition] = each.cpu / elements * 1e9
-        values[name, "wall", 0] = median(each.wall for each in times) / elements * 1e9
-    show(title, values)
+            values[name, "time", repetition] = each.cpu / count * 1e9
+        values[name, "wall", 0] = median(each.wall for each in times) / count * 1e9
     return values
 
 
@@ -163,7 +167,7 @@ def per_element(
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The gradients of a loss's contenders against fp64, at logits of one dtype."""
+    """All contenders of one loss, at logits of one type."""
 
     scale: str
     loss: str
@@ -177,18 +181,19 @@ class Accuracy:
         return f"{self.loss}, {where}, {self.dtype}"
 
     def config(self) -> dict:
+        """Everything that decides the numbers, plain JSON."""
         return asdict(self) | {"code": code_digest(), "peers": peers.versions()}
 
 
 def accuracy(cell: Accuracy) -> tuple[Values, float]:
-    """A job: ‖g − g*‖ / ‖g*‖ of each contender's gradient g, g* that of `taid.losses` in fp64 at the same logits."""
+    """A job: ‖g − g*‖ / ‖g*‖ of each gradient g; g* is that of `taid.losses` in fp64 at the same logits."""
     started = time.perf_counter()
     torch.compiler.reset()
     student, teacher, labels = inputs(cell.rows, cell.vocab, DTYPES[cell.dtype], cell.gap)
     exact = gradient(partial(_plain, cell.loss), student.double(), teacher.double(), labels)
-    values: Values = {}
+    values = {}
     for name, loss in contenders(cell.loss).items():
-        found = gradient(loss, student.clone(), teacher, labels).double()
+        found = gradient(loss, student.clone(), teacher, labels)
         values[name, "gradient_error", 0] = float((found - exact).norm() / exact.norm())
     show(str(cell), values)
     return values, time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""One thread, one process, side by side: the CPU time of interleaved calls, and what a call makes the process grow by."""
+"""The CPU time of calls that take turns, and what a call makes the process grow by."""
 
 import ctypes
 import gc
@@ -13,18 +13,19 @@ def nothing() -> None:
 
 
 class Call(NamedTuple):
-    """Something to measure: `prepare` is not, `run` is."""
+    """What is measured, `run`, and what has to happen before each run of it, `prepare`."""
 
     run: Callable[[], object]
     prepare: Callable[[], object] = nothing
 
 
 class Time(NamedTuple):
-    cpu: float  # seconds of this process, user and system: page faults of fresh memory count
+    cpu: float  # seconds of this process, user and system: the page faults of fresh memory count
     wall: float
 
 
 def timed(call: Call) -> Time:
+    """The time of one run."""
     call.prepare()
     wall, cpu = time.perf_counter(), time.process_time()
     call.run()
@@ -32,8 +33,10 @@ def timed(call: Call) -> Time:
 
 
 def interleaved(calls: Mapping[str, Call], repetitions: Mapping[str, int]) -> dict[str, list[Time]]:
-    """Name → times. A repetition runs each call once that still has one to go, so that a busy moment of the
-    machine meets them all. Warm them up first: see `growth`, which runs a call as well."""
+    """Name → times. A repetition runs each call that has one to go, so that a busy moment meets them all.
+
+    Run each once before: this is no warm-up.
+    """
     times: dict[str, list[Time]] = {name: [] for name in calls}
     for repetition in range(max(repetitions.values())):
         for name, call in calls.items():
@@ -47,11 +50,11 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, MIB = -1, -3, 2**20  # of glibc's mallopt
 
 
 def growth(call: Call) -> int | None:
-    """Bytes by which `run` makes the resident memory grow at its peak, its result included; None where the system
-    does not tell (it is Linux that does).
+    """Bytes by which one run makes the resident memory grow at its peak, its result included.
 
-    All memory counts, whoever allocates it: PyTorch, compiled code, a kernel's own buffers. For the peak to be exact,
-    blocks of a MiB and more come from the system and go back to it at once, as larger ones always do.
+    All memory counts, whoever asks for it: PyTorch, compiled code, a kernel's own buffers. For an exact peak,
+    blocks of a MiB and more come straight from the system and go back at once, as larger ones always do.
+    None where the system does not tell (Linux with glibc does).
     """
     call.prepare()
     gc.collect()

@@ -9,9 +9,10 @@ from statistics import median
 
 from taid import results
 
+Values = Mapping[tuple[str, str, int], float]  # (contender, metric, repetition) → value
+
 ROOT = Path(__file__).parents[1]
-MEASURED = ("benchmarks", "taid")  # folders whose code decides the numbers
-UNITS = {  # metric -> unit; of all, less is better
+UNITS = {  # metric → unit; less of any is better
     "time": "ns/element",
     "wall": "ns/element",
     "memory": "logit tensors",
@@ -23,37 +24,36 @@ UNITS = {  # metric -> unit; of all, less is better
 
 @cache
 def code_digest() -> str:
-    """The code that was measured: what it was measured with as well. Other code is another benchmark."""
+    """Of the code that is measured and measures: other code is another benchmark."""
     total = hashlib.sha256()
-    files = (path for folder in MEASURED for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".cpp"))
-    for path in sorted(files):
+    files = (path for folder in ("benchmarks", "taid") for path in (ROOT / folder).rglob("*"))
+    for path in sorted(path for path in files if path.suffix in (".py", ".cpp")):
         total.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return total.hexdigest()[:12]
 
 
-def rows(job, experiment: str, values: Mapping[tuple[str, str, int], float], seconds: float) -> list[results.Row]:
-    """The rows of one job from its {(contender, metric, repetition): value}; a repetition stands for a seed."""
+def rows(job, experiment: str, values: Values, seconds: float) -> list[results.Row]:
+    """The rows of one job; a contender is the row's method, a repetition its seed."""
     config = job.config() | {"experiment": experiment}
     shared = dict(
-        experiment=experiment, scale=job.scale, teacher="", student="", task=str(job), higher_is_better=False,
-        config=config, config_hash=results.config_hash(config), seconds=round(seconds, 2),
+        experiment=experiment, scale=job.scale, teacher="", student="", task=str(job), config=config,
+        config_hash=results.config_hash(config), seconds=round(seconds, 2), higher_is_better=False,
         **asdict(results.provenance()),
     )  # fmt: skip
     return [
-        results.Row(method=contender, seed=repetition, metric=metric, value=value, unit=UNITS[metric], **shared)
-        for (contender, metric, repetition), value in values.items()
+        results.Row(method=who, seed=repetition, metric=metric, value=value, unit=UNITS[metric], **shared)
+        for (who, metric, repetition), value in values.items()
     ]
 
 
-def show(title: str, values: Mapping[tuple[str, str, int], float]) -> None:
-    """Print a table: a line per contender with the median of each metric, the first contender's time as unit."""
-    names = list(dict.fromkeys(name for name, _, _ in values))
-    metrics = [metric for metric in UNITS if any(found == metric for _, found, _ in values)]
-    print(f"\n{title}")
-    print("".join(["  " + " " * 20, *(f"{f'{metric} [{UNITS[metric]}]':>32}" for metric in metrics)]))
-    for name in names:
-        cells = []
-        for metric in metrics:
-            found = [value for (who, what, _), value in values.items() if (who, what) == (name, metric)]
-            cells.append(f"{median(found):32.4g}" if found else f"{'—':>32}")
-        print("".join([f"  {name:20}", *cells]), flush=True)
+def show(title: str, values: Values) -> None:
+    """Print a line per contender: the median of each metric over the repetitions."""
+    contenders = dict.fromkeys(who for who, _, _ in values)
+    measured = [metric for metric in UNITS if any(metric == found for _, found, _ in values)]
+    print(f"\n{title}\n{'':22}" + "".join(f"{f'{metric} [{UNITS[metric]}]':>32}" for metric in measured))
+    for contender in contenders:
+        line = f"  {contender:20}"
+        for metric in measured:
+            found = [value for (who, what, _), value in values.items() if (who, what) == (contender, metric)]
+            line += f"{median(found):32.4g}" if found else f"{'—':>32}"
+        print(line, flush=True)

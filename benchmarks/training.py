@@ -1,8 +1,9 @@
-"""Seconds per optimizer step of whole training steps: the paper's cost claim, and TAID's step beside KL's.
+"""Seconds per optimizer step: the paper's cost claim, and TAID's step beside KL's.
 
-Teacher and student are the scale models of Table 1's second pair, freshly initialised, and prompts and responses are
-random tokens of fixed lengths: what a step costs depends on shapes alone. A fresh student hardly ever ends a response, so
-that sampling runs to the limit; that is what a batch of a trained student's does too, for it ends with its longest.
+Teacher and student are the scale models of Table 1's second pair, freshly initialised, prompts and responses
+random tokens of fixed lengths: a step's cost depends on shapes alone. A fresh student hardly ever ends a
+response, so that sampling runs to its limit, as it does for a trained student's batch, which ends with its
+longest response.
 """
 
 import copy
@@ -10,34 +11,37 @@ import random
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
+from itertools import pairwise
 from statistics import mean
 from types import SimpleNamespace
 
+import torch
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
 from benchmarks.measure import Call, timed
-from benchmarks.record import code_digest, show
-from taid import models, objectives, rollouts
+from benchmarks.record import Values, code_digest, show
+from taid import models, objectives
 from taid.data import Collator
+from taid.rollouts import sample_responses
 from taid.trainer import DistillationTrainer
 
 TEACHER, STUDENT = "llama-2", "tinyllama"
 PAD, END = 0, 1
-GENERATION = "generation"  # beside the methods: a batch of responses drawn from the student, no training
+GENERATION = "generation"  # beside the methods: one batch of responses drawn from the student, no training
 
 
 @dataclass(frozen=True)
 class Training:
-    """Methods side by side: blocks of `steps` optimizer steps take turns, as many blocks as `repetitions`."""
+    """Methods side by side: blocks of `steps` optimizer steps take turns, `repetitions` blocks each."""
 
     scale: str
     methods: tuple[str, ...]
     vocab: int
     prompt: int  # tokens
-    response: int  # tokens of the data's responses, and of the student's at most
+    response: int  # tokens of the data's responses, and of the student's
     batch: int
-    probability: float  # that GKD samples from the student at a step
+    probability: float  # of a step of GKD to sample from the student
     steps: int
     repetitions: int
 
@@ -49,20 +53,14 @@ class Training:
         """Everything that decides the numbers, plain JSON."""
         return asdict(self) | {"code": code_digest(), "pair": [TEACHER, STUDENT]}
 
-    def objective(self, method: str) -> objectives.Objective:
-        """`distillm` as it runs without a rise of its validation loss: it never samples. `distillm_sampling`: with its
-        threshold at the highest and a buffer that two batches fill, so that replay begins at once."""
-        options = {
-            "gkd": {"max_new_tokens": self.response, "probability": self.probability},
-            "distillm": {"max_new_tokens": self.response},
-            "distillm_sampling": {"max_new_tokens": self.response, "threshold": 1.0, "capacity": 2 * self.batch},
-        }
-        return objectives.objective(method.removesuffix("_sampling"), **options.get(method, {}))
 
-
-def measure(cell: Training) -> tuple[dict[tuple[str, str, int], float], float]:
-    """A job: mean CPU seconds of an optimizer step in each block, and the share of its steps that sampled."""
+def measure(cell: Training) -> tuple[Values, float]:
+    """A job: mean CPU seconds of a step and the share of steps that sampled, per block; seconds of it all."""
     started = time.perf_counter()
+    torch.set_num_threads(1)
+    prompts = [example["prompt_ids"] for example in examples(cell)[: cell.batch]]
+    student = model(STUDENT, cell.vocab)
+    draw = Call(partial(sample_responses, student, prompts, cell.response, seed=0))
     values = {}
     for repetition in range(cell.repetitions):
         for method in cell.methods:
@@ -70,29 +68,41 @@ def measure(cell: Training) -> tuple[dict[tuple[str, str, int], float], float]:
             values[method, "step", repetition] = mean(seconds)
             if objective.rollouts is not None:
                 values[method, "sampled_share", repetition] = objective.logs()["rollout_share"]
-        draw = Call(lambda: rollouts.sample_responses(model(STUDENT, cell.vocab), prompts(cell), cell.response, seed=0))
         values[GENERATION, "step", repetition] = timed(draw).cpu
     show(str(cell), values)
     return values, time.perf_counter() - started
 
 
+def objective_of(cell: Training, method: str) -> objectives.Objective:
+    """`distillm` as it runs while its validation loss falls: it never samples. `distillm_sampling`: at its
+    highest threshold, with a buffer that two batches fill, so that replay begins at once."""
+    options = {
+        "gkd": {"max_new_tokens": cell.response, "probability": cell.probability},
+        "distillm": {"max_new_tokens": cell.response},
+        "distillm_sampling": {"max_new_tokens": cell.response, "threshold": 1.0, "capacity": 2 * cell.batch},
+    }
+    return objectives.objective(method.removesuffix("_sampling"), **options.get(method, {}))
+
+
 def block(cell: Training, method: str, seed: int) -> tuple[list[float], objectives.Objective]:
-    """CPU seconds of each of `cell.steps` optimizer steps, from the end of one to the end of the next, with loading of
-    data and sampling; an earlier step, in which everything is warmed up, is left out."""
-    clock = _Clock()
+    """(CPU seconds of `cell.steps` optimizer steps, the objective after them).
+
+    A step lasts from the end of the one before to its own, loading and sampling included; a first is warm-up.
+    """
+    clock, chosen = _Clock(), objective_of(cell, method)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = DistillationTrainer(
-            copy.deepcopy(model(STUDENT, cell.vocab)), model(TEACHER, cell.vocab), cell.objective(method),
+            copy.deepcopy(model(STUDENT, cell.vocab)), model(TEACHER, cell.vocab), chosen,
             args=TrainingArguments(
-                output_dir=scratch, seed=seed, max_steps=cell.steps + 1, per_device_train_batch_size=cell.batch,
-                learning_rate=1e-3, save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True,
-                remove_unused_columns=False, use_cpu=True,
+                output_dir=scratch, seed=seed, max_steps=cell.steps + 1, learning_rate=1e-3,
+                per_device_train_batch_size=cell.batch, save_strategy="no", logging_strategy="no",
+                report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=True,
             ),
             train_dataset=examples(cell), data_collator=Collator(PAD), callbacks=[clock],
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return [after - before for before, after in zip(clock.ends, clock.ends[1:])], trainer.objective
+    return [after - before for before, after in pairwise(clock.ends)], chosen
 
 
 class _Clock(TrainerCallback):
@@ -107,23 +117,18 @@ class _Clock(TrainerCallback):
 
 @cache
 def model(name: str, vocab: int) -> PreTrainedModel:
-    """A fresh scale model of that vocabulary."""
-    tokens = SimpleNamespace(eos_token_id=END, pad_token_id=PAD)
-    return models.scale_model(name, vocab, tokens, seed=0)
+    """A fresh scale model."""
+    return models.scale_model(name, vocab, SimpleNamespace(eos_token_id=END, pad_token_id=PAD), seed=0)
 
 
 def examples(cell: Training) -> list[dict]:
-    """As many as one block sees, as of `taid.data.encode`."""
+    """As many as a block sees, as of `taid.data.encode`."""
     rng = random.Random(0)
+
+    def tokens(count: int) -> list[int]:
+        return [rng.randrange(2, cell.vocab) for _ in range(count)]
+
     return [
-        {"index": i} | {
-            part: [rng.randrange(2, cell.vocab) for _ in range(length)]
-            for part, length in (("prompt_ids", cell.prompt), ("response_ids", cell.response))
-        }
+        {"index": i, "prompt_ids": tokens(cell.prompt), "response_ids": tokens(cell.response)}
         for i in range(cell.batch * (cell.steps + 1))
-    ]  # fmt: skip
-
-
-def prompts(cell: Training) -> list[list[int]]:
-    """Those of one batch."""
-    return [example["prompt_ids"] for example in examples(cell)[: cell.batch]]
+    ]

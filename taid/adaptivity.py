@@ -57,13 +57,20 @@ def momentum_needed(
 
 
 def momentum_bound(losses: Array, beta: float) -> float:
-    """(1 − β) log(max J / min J): no momentum exceeds it, whatever the order of these positive losses.
+    """(1 − β) (log(max J / min J) + Σ excess): no momentum exceeds it under these losses, in any order.
 
     δ_n = 1 − J_n/J_{n−1} ≤ log J_{n−1} − log J_n. Summed with the weights (1 − β) β^(n−k), by parts, that is
-    (1 − β) times an average of earlier log J less the last. Downwards there is no such bound: noise alone
-    pulls, for E[J_n / J_{n−1}] > 1.
+    (1 − β) times an average of earlier log J less the last: the first term, and all there is in the paper's
+    update. Ours clips δ at −1, which spares the momentum what a rise exceeds a factor e by: the second, zero
+    but for rises by more. Downwards there is no such bound: noise alone pulls, for E[J_n / J_{n−1}] > 1.
+    ∞ where a loss is not positive.
     """
-    return (1 - beta) * math.log(np.max(losses) / np.min(losses))
+    losses = np.asarray(losses, dtype=float)
+    if losses.min() <= 0:
+        return math.inf
+    log = np.log(losses)
+    excess = np.maximum(np.diff(log) - 1, 0).sum()
+    return float((1 - beta) * (np.ptp(log) + excess))
 
 
 def _continuous(alpha: float, momentum: float = 0.0) -> float:

@@ -86,11 +86,31 @@ def test_no_momentum_moves_what_the_floor_holds():
     assert adaptivity.momentum_needed(1e-3, 100, 0.4) == math.inf
 
 
-@given(losses=st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=60), beta=st.floats(0, 1))
-def test_no_loss_can_push_the_momentum_beyond_its_bound(losses, beta):
+positive_losses = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=60)
+
+
+@given(losses=positive_losses, beta=st.floats(0, 1))
+def test_no_loss_can_push_the_papers_momentum_beyond_the_range_of_its_logarithm(losses, beta):
+    """Oracle: the paper's formulas, unclipped."""
+    momentum, bound = 0.0, (1 - beta) * math.log(max(losses) / min(losses))
+    for before, loss in zip(losses, losses[1:]):
+        momentum = beta * momentum + (1 - beta) * (before - loss) / before
+        assert momentum <= bound + 1e-12
+
+
+@given(losses=positive_losses, beta=st.floats(0, 1))
+def test_no_loss_can_push_our_momentum_beyond_its_bound(losses, beta):
     bound = adaptivity.momentum_bound(losses, beta)
     for state in states(Adaptive(0.2, alpha=0.1, beta=beta), losses):
         assert state.momentum <= bound + 1e-12
+
+
+def test_a_clipped_jump_spares_the_momentum_what_it_exceeds_a_factor_e_by():
+    """A saw tooth, up by 10⁶ at once and down in ten steps: beyond the range alone, within the bound."""
+    losses = np.tile(np.geomspace(1e6, 1, 11), 20)
+    reached = max(state.momentum for state in states(Adaptive(0.2, alpha=0.1, beta=0.99), losses))
+    assert 0.01 * math.log(1e6) < reached < adaptivity.momentum_bound(losses, 0.99)
+    assert adaptivity.momentum_bound([0.0, 1.0], 0.99) == math.inf
 
 
 def test_the_bound_is_nearly_met_by_a_loss_that_falls_slowly_and_all_along():

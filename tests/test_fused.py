@@ -185,6 +185,19 @@ def test_absent_entries_count_as_in_the_pure_loss(engine, name, side):
         assert (gradient[:, 5:540] == 0).all() or side == "teacher"
 
 
+@pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "adaptive_kl", "jsd"])
+@pytest.mark.parametrize("side", [0, 1])
+def test_what_vanishes_beside_a_later_maximum_does_not_exist(engine, name, side):
+    """A first block with a huge divergence, infinite on one side, whose probability is below anything fp32 holds."""
+    pair = [x.detach() for x in logits()]
+    pair[side][:, :600] = -INF
+    pair[1 - side][:, :600] -= 900.0
+    value, gradient = mean_and_gradient(name, pair[0].requires_grad_(), pair[1])
+    expected, expected_gradient = mean_and_gradient(name, pair[0].detach()[:, 600:].requires_grad_(), pair[1][:, 600:])
+    assert value.item() == pytest.approx(expected.item(), rel=2e-6)
+    assert error(gradient[:, 600:], expected_gradient.double()) < 1e-5 and (gradient[:, :600] == 0).all()
+
+
 @every_loss
 @pytest.mark.parametrize("inplace", [False, True])
 def test_masked_rows_are_never_read(engine, name, inplace):

@@ -1,9 +1,10 @@
 // The losses of taid/losses.py on rows of logits, value and gradient, one row at a time in fp32.
 //
-// A row passes through blocks that stay in the first-level cache. `load` turns a piece of the inputs into fp32 logits
-// of the student and of the teacher (the blend, for TAID), padded with −∞, which is probability zero. The first sweep
-// finds the normalisers of both softmaxes. With q, p and r = log p − log q, a divergence Σ f(p, q) has the gradient
-// h − q Σ h, h = ∂f / ∂ log q: a second sweep sums f and h, where Σ h is not known before, and the last one writes.
+// A row is read in blocks that stay in the first-level cache: `load` turns a piece of both inputs into fp32 logits (the
+// blend, for TAID), padded with −∞, which is probability zero. `normalise` makes both softmaxes of them, and the KL
+// divergences on the way, and keeps e^x for the sweeps that follow: one that sums f and h, where a loss needs it, and
+// one that writes h − q Σ h. That is the gradient of Σ f(p, q), with q, p the student's and teacher's probabilities
+// and h = ∂f / ∂ log q; r = log p − log q.
 // Vectors are as wide as the processor's; the same source serves AVX2, AVX-512 and NEON.
 
 #include <algorithm>
@@ -12,8 +13,14 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <memory>
+#include <numeric>
 #include <type_traits>
 #include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #if defined(__AVX512F__)
 #define BYTES 64
@@ -43,7 +50,7 @@ struct Job {  // as taid/fused/kernel.py lays it out; strides in elements, betwe
 };
 
 enum Type { FLOAT32, BFLOAT16, FLOAT16 };
-enum Loss { FORWARD_KL, REVERSE_KL, TVD_, JSD_, SKEW_KL, SKEW_RKL, ADAPTIVE_KL, DKD, CTKD, TAID_KL };
+enum Loss { FORWARD_KL, REVERSE_KL, TOTAL_VARIATION, JENSEN_SHANNON, SKEW_KL, SKEW_RKL, ADAPTIVE_KL, DKD, CTKD, TAID_KL };
 
 // Elementary functions
 
@@ -51,9 +58,10 @@ INLINE F bits_to_float(I x) { return (F)x; }
 INLINE F maximum(F x, F y) { return x > y ? x : y; }  // y, where x is NaN
 INLINE F absolute(F x) { return bits_to_float((I)x & 0x7fffffff); }
 
-// e^x for x ≤ 0, relative error below 2e-7; 0 below −87, where results would be subnormal; NaN stays.
+// e^x for x ≤ 0, relative error below 2e-7; 0 below −87.7, where results would be subnormal; NaN stays.
 INLINE F exponential(F x) {
     const float magic = 12582912.0f + 127.0f;  // 1.5 · 2^23: adding it rounds to integers, kept in the low bits
+    x = x < -88.0f ? F{} - 88.0f : x;
     F shifted = x * 1.44269504f + magic;
     F r = x - (shifted - magic) * 0.693147182f;
     F y = r * 8.297584019601345e-3f + 4.191587492823601e-2f;
@@ -61,8 +69,7 @@ INLINE F exponential(F x) {
     y = y * r + 4.999889135360718e-1f;
     y = y * r + 9.999997019767761e-1f;
     y = y * r + 1.0000001192092896f;
-    y *= bits_to_float((I)shifted << 23);
-    return x < -87.0f ? F{} : y;
+    return y * bits_to_float((I)shifted << 23);
 }
 
 // log x for normal x > 0, error below 2e-7 of the result or of 1; NaN stays.
@@ -83,11 +90,17 @@ INLINE F logarithm(F x) {
 // w · log x, zero where both are zero
 INLINE F times_log(F w, F x) { return w * logarithm(x + TINY); }
 
-double sum(F x) {
-    double total = 0;
-    for (int i = 0; i < LANES; i++) total += x[i];
-    return total;
-}
+struct Total {  // a sum in fp64, lane by lane
+    double lanes[LANES] = {};
+
+    INLINE void add(F x) {
+        for (int i = 0; i < LANES; i++) lanes[i] += x[i];
+    }
+    void scale(double by) {  // what is too small for fp32 is gone, even if it was infinite
+        for (double &x : lanes) x = by > 1e-45 || x != x ? x * by : 0;
+    }
+    double sum() const { return std::accumulate(lanes, lanes + LANES, 0.0); }
+};
 
 float largest(F x) {
     float most = x[0];
@@ -103,12 +116,12 @@ template <class V> INLINE V read(const void *at) {
     return x;
 }
 
-template <class V> INLINE void write(void *at, V x) { std::memcpy(at, &x, sizeof x); }
+template <class V> INLINE void save(void *at, V x) { std::memcpy(at, &x, sizeof x); }
 
 struct Float32 {
     typedef float Scalar;
     static INLINE F load(const float *at) { return read<F>(at); }
-    static INLINE void store(float *at, F x) { write(at, x); }
+    static INLINE void store(float *at, F x) { save(at, x); }
 };
 
 struct BFloat16 {
@@ -116,9 +129,8 @@ struct BFloat16 {
     static INLINE F load(const uint16_t *at) { return (F)(__builtin_convertvector(read<Half>(at), U) << 16); }
     static INLINE void store(uint16_t *at, F x) {  // to the nearest, ties to even
         U bits = (U)x;
-        bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-        bits = x == x ? bits : U{} + 0x7fc0;
-        write(at, __builtin_convertvector(bits, Half));
+        bits += 0x7fff + ((bits >> 16) & 1);
+        save(at, __builtin_convertvector(bits >> 16, Half));
     }
 };
 
@@ -126,32 +138,31 @@ struct Float16 {
     typedef _Float16 Scalar;
     typedef _Float16 Vector __attribute__((vector_size(BYTES / 2)));
     static INLINE F load(const _Float16 *at) { return __builtin_convertvector(read<Vector>(at), F); }
-    static INLINE void store(_Float16 *at, F x) { write(at, __builtin_convertvector(x, Vector)); }
+    static INLINE void store(_Float16 *at, F x) { save(at, __builtin_convertvector(x, Vector)); }
 };
 
-struct Block {
-    alignas(64) F s[VECTORS], z[VECTORS];
-    int vectors;
-};
-
-// `count` logits to fp32, padded with −∞ to whole vectors
-template <class T> INLINE void fetch(const void *row, int64_t at, int count, F *to) {
+// `count` logits to fp32, each vector by way of `mix`, padded with −∞ to whole vectors; returns their maxima by lanes
+template <class T, class Mix> INLINE F fetch(const void *row, int64_t at, int count, F *to, Mix mix) {
     auto *from = static_cast<const typename T::Scalar *>(row) + at;
     int whole = count / LANES, rest = count % LANES;
-    for (int j = 0; j < whole; j++) to[j] = T::load(from + j * LANES);
+    F most = F{} - INF;
+    for (int j = 0; j < whole; j++) most = maximum(to[j] = mix(T::load(from + j * LANES), j), most);
     if (rest) {
         typename T::Scalar last[LANES] = {};
         std::memcpy(last, from + whole * LANES, rest * sizeof *from);
-        F x = T::load(last);
+        F x = mix(T::load(last), whole);
         for (int i = rest; i < LANES; i++) x[i] = -INF;
-        to[whole] = x;
+        most = maximum(to[whole] = x, most);
     }
+    return most;
 }
 
-INLINE void fetch(int type, const void *row, int64_t at, int count, F *to) {
-    if (type == FLOAT32) fetch<Float32>(row, at, count, to);
-    if (type == BFLOAT16) fetch<BFloat16>(row, at, count, to);
-    if (type == FLOAT16) fetch<Float16>(row, at, count, to);
+template <class Mix> INLINE F fetch(int type, const void *row, int64_t at, int count, F *to, Mix mix) {
+    switch (type) {
+        case FLOAT32: return fetch<Float32>(row, at, count, to, mix);
+        case BFLOAT16: return fetch<BFloat16>(row, at, count, to, mix);
+        default: return fetch<Float16>(row, at, count, to, mix);
+    }
 }
 
 template <class T> INLINE void put(void *row, int64_t at, int count, const F *from) {
@@ -171,59 +182,103 @@ INLINE void put(int type, void *row, int64_t at, int count, const F *from) {
     if (type == FLOAT16) put<Float16>(row, at, count, from);
 }
 
-struct Normaliser {
-    float maximum = std::numeric_limits<float>::lowest();
-    double total = 0;  // Σ e^(x − maximum)
-    double log() const { return maximum + std::log(total); }
+struct Block {
+    alignas(64) F s[VECTORS], z[VECTORS];
+    F s_most, z_most;
+};
 
-    INLINE void raise(float to) {
-        if (to <= maximum) return;
-        total *= std::exp(double(maximum) - to);
-        maximum = to;
+// The softmax of one side of a row, block by block: e = e^(x − the maximum so far)
+struct Softmax {
+    F *e;
+    float *maxima;  // after each block
+    float maximum;
+    double total;  // Σ e^(x − maximum)
+
+    // what makes a block's e probabilities
+    float factor(int block) const {
+        return (maxima[block] == maximum ? 1 : std::exp(maxima[block] - maximum)) / total;
     }
+    double log() const { return maximum + std::log(total); }
 };
 
 struct Row {
     const Job &job;
     const void *student, *teacher;
     void *out;
-    float scale;         // of the gradient
-    int64_t label = -1;  // an entry to leave out
-    Normaliser s, z;
+    float scale;    // of the gradient
+    int64_t label;  // an entry to leave out, or −1
+    Softmax s, z;
+    double kl, reverse_kl;  // if `normalise` was asked for them
 
-    INLINE int load(int64_t at, Block &block) const {
-        int count = std::min<int64_t>(BLOCK, job.vocabulary - at);
-        block.vectors = (count + LANES - 1) / LANES;
-        fetch(job.student_type, student, at, count, block.s);
-        fetch(job.teacher_type, teacher, at, count, block.z);
+    int blocks() const { return (job.vocabulary + BLOCK - 1) / BLOCK; }
+    int count(int block) const { return std::min<int64_t>(BLOCK, job.vocabulary - int64_t(block) * BLOCK); }
+    int vectors(int block) const { return (count(block) + LANES - 1) / LANES; }
+
+    void load(int block, Block &to) const {
+        const int64_t at = int64_t(block) * BLOCK;
+        auto fetch_both = [&](auto student_mix, auto teacher_mix) {
+            to.s_most = fetch(job.student_type, student, at, count(block), to.s, student_mix);
+            to.z_most = fetch(job.teacher_type, teacher, at, count(block), to.z, teacher_mix);
+        };
+        auto plain = [](F x, int) { return x; };
+        auto blended = [&, a = 1 - job.a, b = job.a](F x, int j) { return a * to.s[j] + b * x; };
+        auto tempered = [tau = job.temperature](F x, int) { return x / tau; };
         if (job.loss == TAID_KL)
-            for (int j = 0; j < block.vectors; j++) block.z[j] = (1 - job.a) * block.s[j] + job.a * block.z[j];
-        if (job.temperature != 1)
-            for (int j = 0; j < block.vectors; j++) block.s[j] /= job.temperature, block.z[j] /= job.temperature;
-        if (label >= at && label < at + count)
-            for (F *x : {block.s, block.z}) x[(label - at) / LANES][(label - at) % LANES] = -INF;
-        return count;
+            fetch_both(plain, blended);
+        else if (job.temperature != 1)
+            fetch_both(tempered, tempered);
+        else
+            fetch_both(plain, plain);
+        if (label < at || label >= at + BLOCK) return;
+        to.s[(label - at) / LANES][(label - at) % LANES] = -INF;
+        to.z[(label - at) / LANES][(label - at) % LANES] = -INF;
+        to.s_most = to.z_most = F{} - INF;
+        for (int j = 0; j < vectors(block); j++) {
+            to.s_most = maximum(to.s[j], to.s_most);
+            to.z_most = maximum(to.z[j], to.z_most);
+        }
     }
 
-    void normalise() {
+    // Both softmaxes and, of the divergences between them, those asked for. While x − maximum is at hand, so is
+    // Σ e d, d the difference of the two sides' x − maximum; a new maximum changes d by a constant.
+    template <bool KL, bool REVERSE_KL> void normalise() {
         Block block;
-        for (int64_t at = 0; at < job.vocabulary; at += BLOCK) {
-            load(at, block);
-            F s_most = block.s[0], z_most = block.z[0];
-            for (int j = 1; j < block.vectors; j++) {
-                s_most = maximum(block.s[j], s_most);
-                z_most = maximum(block.z[j], z_most);
+        Total s_total, z_total, kl_total, reverse_total;
+        s.maximum = z.maximum = std::numeric_limits<float>::lowest();
+        for (int i = 0; i < blocks(); i++) {
+            load(i, block);
+            const float s_most = largest(block.s_most), z_most = largest(block.z_most);
+            if (s_most > s.maximum || z_most > z.maximum) {
+                const double s_rise = std::max(s_most, s.maximum) - double(s.maximum);
+                const double z_rise = std::max(z_most, z.maximum) - double(z.maximum);
+                s.maximum = std::max(s_most, s.maximum), z.maximum = std::max(z_most, z.maximum);
+                for (Total *total : {&s_total, &reverse_total}) total->scale(std::exp(-s_rise));
+                for (Total *total : {&z_total, &kl_total}) total->scale(std::exp(-z_rise));
+                if (i > 0)
+                    for (int k = 0; k < LANES; k++) {
+                        kl_total.lanes[k] += (s_rise - z_rise) * z_total.lanes[k];
+                        reverse_total.lanes[k] += (z_rise - s_rise) * s_total.lanes[k];
+                    }
             }
-            s.raise(largest(s_most));
-            z.raise(largest(z_most));
-            F s_total{}, z_total{};
-            for (int j = 0; j < block.vectors; j++) {
-                s_total += exponential(block.s[j] - s.maximum);
-                z_total += exponential(block.z[j] - z.maximum);
+            s.maxima[i] = s.maximum, z.maxima[i] = z.maximum;
+            F s_sum{}, z_sum{}, kl_sum{}, reverse_sum{};
+            F *s_to = s.e + i * VECTORS, *z_to = z.e + i * VECTORS;
+            for (int j = 0; j < vectors(i); j++) {
+                const F x = block.s[j] - s.maximum, y = block.z[j] - z.maximum;
+                const F e_x = exponential(x), e_y = exponential(y), difference = y - x;
+                s_to[j] = e_x, z_to[j] = e_y;
+                s_sum += e_x, z_sum += e_y;
+                if constexpr (KL) kl_sum += e_y == 0.0f ? F{} : e_y * difference;
+                if constexpr (REVERSE_KL) reverse_sum -= e_x == 0.0f ? F{} : e_x * difference;
             }
-            s.total += sum(s_total);
-            z.total += sum(z_total);
+            s_total.add(s_sum), z_total.add(z_sum);
+            if constexpr (KL) kl_total.add(kl_sum);
+            if constexpr (REVERSE_KL) reverse_total.add(reverse_sum);
         }
+        s.total = s_total.sum(), z.total = z_total.sum();
+        const double shift = std::log(s.total) - std::log(z.total);
+        kl = kl_total.sum() / z.total + shift;
+        reverse_kl = reverse_total.sum() / s.total - shift;
     }
 };
 
@@ -237,21 +292,21 @@ struct Sums {
     double f = 0, h = 0;
 };
 
-struct ForwardKL {
-    static constexpr bool knows_total = true;  // Σ h = −1, or as dkd sets it
-    float weight = 1;
-    INLINE F f(const Entry &e) const { return e.p == 0.0f ? F{} : e.p * e.r; }
-    INLINE F h(const Entry &e) const { return -weight * e.p; }
+// w KL(p ‖ q) + v KL(q ‖ p), which come with the normalisers
+struct KLs {
+    static constexpr bool reads_logits = true;
+    float w, v;
+    INLINE F h(const Entry &e) const { return -(e.q == 0.0f ? F{} : v * e.q * e.r) - w * e.p; }
 };
 
-struct ReverseKL {
-    static constexpr bool knows_total = false;
-    INLINE F f(const Entry &e) const { return e.q == 0.0f ? F{} : -e.q * e.r; }
-    INLINE F h(const Entry &e) const { return f(e); }  // and q, whose part cancels
+struct ForwardKL {
+    static constexpr bool reads_logits = false;
+    float w;
+    INLINE F h(const Entry &e) const { return -w * e.p; }
 };
 
 struct TVD {
-    static constexpr bool knows_total = false;
+    static constexpr bool reads_logits = false;
     INLINE F f(const Entry &e) const { return 0.5f * absolute(e.p - e.q); }
     INLINE F h(const Entry &e) const {
         F half = 0.5f * e.q;
@@ -260,7 +315,7 @@ struct TVD {
 };
 
 struct JSD {
-    static constexpr bool knows_total = false;
+    static constexpr bool reads_logits = false;
     float beta;
     INLINE F h(const Entry &e) const { return (1 - beta) * times_log(e.q, e.q * inverse(e)); }
     INLINE F f(const Entry &e) const { return beta * times_log(e.p, e.p * inverse(e)) + h(e); }
@@ -268,7 +323,7 @@ struct JSD {
 };
 
 struct SkewKL {
-    static constexpr bool knows_total = false;
+    static constexpr bool reads_logits = false;
     float lam;
     INLINE F ratio(const Entry &e) const { return e.p / (lam * e.p + (1 - lam) * e.q + TINY); }
     INLINE F f(const Entry &e) const { return times_log(e.p, ratio(e)); }
@@ -276,68 +331,74 @@ struct SkewKL {
 };
 
 struct SkewRKL {
-    static constexpr bool knows_total = false;
+    static constexpr bool reads_logits = false;
     float lam;
     INLINE F ratio(const Entry &e) const { return e.q / ((1 - lam) * e.p + lam * e.q + TINY); }
     INLINE F f(const Entry &e) const { return times_log(e.q, ratio(e)); }
     INLINE F h(const Entry &e) const { return f(e) - lam * e.q * ratio(e); }
 };
 
-struct WeightedKL {  // w KL(p ‖ q) + (1 − w) KL(q ‖ p)
-    static constexpr bool knows_total = false;
-    float w;
-    INLINE F f(const Entry &e) const { return w * ForwardKL().f(e) + (1 - w) * ReverseKL().f(e); }
-    INLINE F h(const Entry &e) const { return (1 - w) * ReverseKL().h(e) - w * e.p; }
-};
-
 struct HeadGap {  // sums |p − q|: f over the head, b ≥ threshold, h over all
+    static constexpr bool reads_logits = true;
     float threshold;
     INLINE F h(const Entry &e) const { return absolute(e.p - e.q); }
     INLINE F f(const Entry &e) const { return e.b >= threshold ? h(e) : F{}; }
 };
 
 struct TemperatureChange {  // −τ K′ = Σ f − K Σ h for K = KL(softmax(b) ‖ softmax(a)), a and b over τ
+    static constexpr bool reads_logits = true;
     INLINE F f(const Entry &e) const {
         return (e.q == 0.0f ? F{} : e.q * e.a) + (e.p == 0.0f ? F{} : e.p * (e.r * e.b - e.a));
     }
     INLINE F h(const Entry &e) const { return e.p == 0.0f ? F{} : e.p * e.b; }
 };
 
-// Σ f and Σ h over the row, each if asked for; writes scale · (h − q · total) if asked for
-template <bool SUM_F, bool SUM_H, bool WRITE, class L> Sums sweep(const Row &row, const L &loss, float total = 0) {
-    const Job &job = row.job;
-    const float s_inverse = 1 / row.s.total, z_inverse = 1 / row.z.total;
+// Calls `at(block, j, entry)` for the row's vectors and `after(block)` for its blocks
+template <bool READ_LOGITS, class At, class After> INLINE void sweep(const Row &row, At at, After after) {
     const float shift = std::log(row.s.total) - std::log(row.z.total);
     Block block;
-    Sums sums;
-    for (int64_t at = 0; at < job.vocabulary; at += BLOCK) {
-        int count = row.load(at, block);
-        F f_total{}, h_total{};
-        for (int j = 0; j < block.vectors; j++) {
+    for (int i = 0; i < row.blocks(); i++) {
+        if constexpr (READ_LOGITS) row.load(i, block);
+        const F *s = row.s.e + i * VECTORS, *z = row.z.e + i * VECTORS;
+        const float s_factor = row.s.factor(i), z_factor = row.z.factor(i);
+        for (int j = 0; j < row.vectors(i); j++) {
             Entry e;
-            e.a = block.s[j] - row.s.maximum;
-            e.b = block.z[j] - row.z.maximum;
-            e.q = exponential(e.a) * s_inverse;
-            e.p = exponential(e.b) * z_inverse;
-            e.r = e.b - e.a + shift;
-            if constexpr (SUM_F) f_total += loss.f(e);
-            if constexpr (SUM_H) h_total += loss.h(e);
-            if constexpr (WRITE) block.s[j] = row.scale * (loss.h(e) - e.q * total);
+            e.q = s[j] * s_factor;
+            e.p = z[j] * z_factor;
+            if constexpr (READ_LOGITS) {
+                e.a = block.s[j] - row.s.maximum;
+                e.b = block.z[j] - row.z.maximum;
+                e.r = e.b - e.a + shift;
+            }
+            at(j, e);
         }
-        if constexpr (SUM_F) sums.f += sum(f_total);
-        if constexpr (SUM_H) sums.h += sum(h_total);
-        if constexpr (WRITE) put(job.student_type, row.out, at, count, block.s);
+        after(i);
     }
-    return sums;
 }
 
-// The value; writes the gradient if there is a place for it
-template <class L> double divergence(const Row &row, const L &loss, float total = -1) {
-    if (!row.out) return sweep<true, false, false>(row, loss).f;
-    if constexpr (L::knows_total) return sweep<true, false, true>(row, loss, total).f;
-    Sums sums = sweep<true, true, false>(row, loss);
-    sweep<false, false, true>(row, loss, sums.h);
-    return sums.f;
+template <class L> Sums sums(const Row &row, const L &loss) {
+    Total f_total, h_total;
+    F f{}, h{};
+    sweep<L::reads_logits>(
+        row, [&](int, const Entry &e) { f += loss.f(e), h += loss.h(e); },
+        [&](int) { f_total.add(f), h_total.add(h), f = h = F{}; });
+    return {f_total.sum(), h_total.sum()};
+}
+
+// scale · (h − q · total), the gradient, unless nobody wants it
+template <class L> void write(const Row &row, const L &loss, double total) {
+    if (!row.out) return;
+    alignas(64) F gradient[VECTORS];
+    const float scaled = row.scale * total;
+    sweep<L::reads_logits>(
+        row, [&](int j, const Entry &e) { gradient[j] = row.scale * loss.h(e) - scaled * e.q; },
+        [&](int i) { put(row.job.student_type, row.out, int64_t(i) * BLOCK, row.count(i), gradient); });
+}
+
+template <class L> double divergence(const Row &row, const L &loss) {
+    const Sums both = sums(row, loss);
+    write(row, loss, both.h);
+    return both.f;
 }
 
 // Largest x among the teacher's logits less their maximum such that the entries ≥ x have the probability `mass`
@@ -347,13 +408,13 @@ float head_threshold(const Row &row, float mass) {
     for (float depth = 4;; depth *= 2) {  // most heads are narrow: look at the entries near the maximum first
         logits.clear();
         double found = 0, wanted = mass * row.z.total;
-        for (int64_t at = 0; at < row.job.vocabulary; at += BLOCK) {
-            row.load(at, block);
-            for (int j = 0; j < block.vectors; j++) {
+        for (int i = 0; i < row.blocks(); i++) {
+            row.load(i, block);
+            for (int j = 0; j < row.vectors(i); j++) {
                 F x = block.z[j] - row.z.maximum;
                 I near = x >= -depth;
-                for (int i = 0; i < LANES; i++)
-                    if (near[i]) logits.push_back(x[i]), found += std::exp(x[i]);
+                for (int k = 0; k < LANES; k++)
+                    if (near[k]) logits.push_back(x[k]), found += std::exp(x[k]);
             }
         }
         if (found < wanted && depth < 128) continue;
@@ -365,10 +426,11 @@ float head_threshold(const Row &row, float mass) {
 }
 
 double adaptive(const Row &row, float mu) {
-    Sums gap = sweep<true, true, false>(row, HeadGap{head_threshold(row, mu)});
+    const Sums gap = sums(row, HeadGap{head_threshold(row, mu)});
     const double epsilon = std::numeric_limits<float>::epsilon();
-    double w = gap.h > 0 ? gap.f / gap.h : 0.5;
-    return divergence(row, WeightedKL{float(std::clamp(w, epsilon, 1 - epsilon))});
+    const double w = std::clamp(gap.h > 0 ? gap.f / gap.h : 0.5, epsilon, 1 - epsilon), v = 1 - w;
+    write(row, KLs{float(w), float(v)}, v * row.reverse_kl - w);
+    return w * row.kl + v * row.reverse_kl;
 }
 
 double softplus(double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::fabs(x))); }
@@ -386,7 +448,7 @@ double two_way(double s, double z) {
 
 float entry(int type, const void *row, int64_t at) {
     F x{};
-    fetch(type, row, at, 1, &x);
+    fetch(type, row, at, 1, &x, [](F x, int) { return x; });
     return x[0];
 }
 
@@ -397,25 +459,26 @@ double decoupled(Row row, int64_t label) {
     double z_label = entry(job.teacher_type, row.teacher, label) / tau;
     row.label = label;
     row.scale *= job.temperature;
-    row.normalise();
+    row.normalise<true, false>();
     double s_odds = s_label - row.s.log(), z_odds = z_label - row.z.log();
     double excess = sigmoid(s_odds) - sigmoid(z_odds);  // q_y − p_y
-    double others = divergence(row, ForwardKL{float(beta)}, alpha * excess - beta);
+    write(row, ForwardKL{float(beta)}, alpha * excess - beta);
     if (row.out) {
         F x = F{} + float(row.scale * alpha * excess);
         put(job.student_type, row.out, label, 1, &x);
     }
-    return tau * tau * (alpha * two_way(s_odds, z_odds) + beta * others);
+    return tau * tau * (alpha * two_way(s_odds, z_odds) + beta * row.kl);
 }
 
 double tempered(Row row, float *slope) {
-    double tau = row.job.temperature;
+    const double tau = row.job.temperature;
     row.scale *= row.job.temperature;
-    Sums change;
-    if (slope) change = sweep<true, true, false>(row, TemperatureChange());
-    double value = divergence(row, ForwardKL());
-    if (slope) *slope = 2 * tau * value - tau * (change.f - value * change.h);
-    return tau * tau * value;
+    if (slope) {
+        const Sums change = sums(row, TemperatureChange());
+        *slope = 2 * tau * row.kl - tau * (change.f - row.kl * change.h);
+    }
+    write(row, ForwardKL{1}, -1);
+    return tau * tau * row.kl;
 }
 
 template <class P> P *shifted(P *base, int type, int64_t elements) {
@@ -423,21 +486,20 @@ template <class P> P *shifted(P *base, int type, int64_t elements) {
     return base ? static_cast<Byte *>(base) + elements * (type == FLOAT32 ? 4 : 2) : nullptr;
 }
 
-double value(const Job &job, int64_t i) {
+double value(const Job &job, int64_t i, const Softmax &s, const Softmax &z) {
     Row row{job, shifted(job.student, job.student_type, i * job.student_stride),
             shifted(job.teacher, job.teacher_type, i * job.teacher_stride),
-            shifted(job.out, job.student_type, i * job.out_stride), job.scale};
+            shifted(job.out, job.student_type, i * job.out_stride), job.scale, -1, s, z, 0, 0};
     if (job.loss == DKD) return decoupled(row, std::max<int64_t>(job.labels[i], 0));
-    row.normalise();
     switch (job.loss) {
-        case REVERSE_KL: return divergence(row, ReverseKL());
-        case TVD_: return divergence(row, TVD());
-        case JSD_: return divergence(row, JSD{job.a});
-        case SKEW_KL: return divergence(row, SkewKL{job.a});
-        case SKEW_RKL: return divergence(row, SkewRKL{job.a});
-        case ADAPTIVE_KL: return adaptive(row, job.a);
-        case CTKD: return tempered(row, job.slopes ? job.slopes + i : nullptr);
-        default: return divergence(row, ForwardKL());
+        case TOTAL_VARIATION: row.normalise<false, false>(); return divergence(row, TVD());
+        case JENSEN_SHANNON: row.normalise<false, false>(); return divergence(row, JSD{job.a});
+        case SKEW_KL: row.normalise<false, false>(); return divergence(row, SkewKL{job.a});
+        case SKEW_RKL: row.normalise<false, false>(); return divergence(row, SkewRKL{job.a});
+        case ADAPTIVE_KL: row.normalise<true, true>(); return adaptive(row, job.a);
+        case CTKD: row.normalise<true, false>(); return tempered(row, job.slopes ? job.slopes + i : nullptr);
+        case REVERSE_KL: row.normalise<false, true>(); write(row, KLs{0, 1}, row.reverse_kl); return row.reverse_kl;
+        default: row.normalise<true, false>(); write(row, ForwardKL{1}, -1); return row.kl;
     }
 }
 
@@ -447,12 +509,45 @@ void zero(const Job &job, int64_t i) {
     std::memset(row, 0, job.vocabulary * (job.student_type == FLOAT32 ? 4 : 2));
 }
 
+struct Scratch {  // for one row
+    std::unique_ptr<float[]> memory;
+    Softmax s, z;
+
+    explicit Scratch(int64_t vocabulary) {
+        const int64_t blocks = (vocabulary + BLOCK - 1) / BLOCK;
+        memory.reset(new float[2 * blocks * (BLOCK + 1) + LANES]);
+        float *at = memory.get();
+        while (reinterpret_cast<uintptr_t>(at) % BYTES) at++;
+        s.e = reinterpret_cast<F *>(at);
+        z.e = s.e + blocks * VECTORS;
+        s.maxima = at + 2 * blocks * BLOCK;
+        z.maxima = s.maxima + blocks;
+    }
+};
+
+// A fresh gradient's pages come into being as they are written: in units of 2 MB, where the system has them, this takes
+// a fraction of the time.
+void ask_for_huge_pages(const Job &job) {
+#ifdef __linux__
+    const uintptr_t size = 1 << 21, at = reinterpret_cast<uintptr_t>(job.out);
+    const uintptr_t bytes = job.rows * job.out_stride * (job.student_type == FLOAT32 ? 4 : 2);
+    const uintptr_t first = (at + size - 1) / size * size, last = (at + bytes) / size * size;
+    if (job.out && job.out != job.student && first < last)
+        madvise(reinterpret_cast<void *>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 extern "C" void taid_rows(const Job *job) {
-#pragma omp parallel for num_threads(job->threads) schedule(static) if (job->threads > 1)
-    for (int64_t i = 0; i < job->rows; i++) {
-        if (!job->mask || job->mask[i])
-            job->values[i] = value(*job, i);
-        else
-            zero(*job, i);
+    ask_for_huge_pages(*job);
+#pragma omp parallel num_threads(job->threads) if (job->threads > 1)
+    {
+        Scratch scratch(job->vocabulary);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < job->rows; i++) {
+            if (!job->mask || job->mask[i])
+                job->values[i] = value(*job, i, scratch.s, scratch.z);
+            else
+                zero(*job, i);
+        }
     }
 }
