@@ -11,8 +11,7 @@ from analysis.claims import CONFIDENCE, Claim, Verdict, ablations
 from analysis.rows import Pair, Scores, scores
 from analysis.statistics import Estimate, paired_interval
 from analysis.style import COLOURS, name, pair_name
-from analysis.table1 import provenance
-from analysis.tables import MISSING, interval, markdown, plural, value
+from analysis.tables import MISSING, document, interval, markdown, plural, provenance, value
 
 TITLE = "Ablations: TAID's parts, one by one"
 PAIR = Pair("phi-3-mini", "tinyllama")
@@ -49,18 +48,15 @@ def render(frame: pd.DataFrame, scale: str) -> str:
         "Claims": claims(frame),
         "Provenance": provenance(frame),
     }
-    body = "".join(f"\n## {title}\n\n{text}" for title, text in sections.items() if text)
-    return f"# {TITLE}\n\n{preamble(frame, scale)}{body}"
+    return document(TITLE, scale, preamble(frame, scale), sections)
 
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
-    warning = "**Scale smoke: the numbers mean nothing. They show that everything runs, and no more.**\n\n"
     runs = frame[frame.experiment == "ablations"]
     rates = [runs[(runs.method == "sft") == own].learning_rate.unique() for own in (False, True)]
     rate, own = (", ".join(f"{rate:g}" for rate in found) or MISSING for found in rates)
     count = compared(frame)
     return (
-        f"{warning if scale == 'smoke' else ''}"
         f"{pair_name(PAIR)}, scale {scale}, {plural(frame.seed.nunique(), 'seed')}, on the test prompts; ± is half"
         " of the 95% t-interval over them. All variants of a seed start from one student and see one stream of"
         f" batches. Learning rate: {rate}, which Table 1 chose on validation for TAID,"

@@ -12,8 +12,7 @@ from analysis.claims import AUDIT, Claim, Verdict, adaptivity
 from analysis.rows import Pair, Scores, scores
 from analysis.statistics import mean_interval
 from analysis.style import COLOURS, name, pair_name
-from analysis.table1 import provenance
-from analysis.tables import MISSING, interval, judged, markdown, number, plural, value
+from analysis.tables import MISSING, document, interval, judged, markdown, number, plural, provenance, value
 
 TITLE = "Is the adaptive update adaptive?"
 PAIR = Pair("phi-3-mini", "tinyllama")
@@ -49,14 +48,11 @@ def render(frame: pd.DataFrame, scale: str) -> str:
         "Claims": claims(frame),
         "Provenance": provenance(frame),
     }
-    body = "".join(f"\n## {title}\n\n{text}" for title, text in sections.items())
-    return f"# {TITLE}\n\n{preamble(frame, scale)}{body}"
+    return document(TITLE, scale, preamble(frame, scale), sections)
 
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
-    warning = "**Scale smoke: the numbers mean nothing. They show that everything runs, and no more.**\n\n"
     return (
-        f"{warning if scale == 'smoke' else ''}"
         f"{pair_name(PAIR)}, scale {scale}, {plural(frame.seed.nunique(), 'seed')}; ± is half of the 95%"
         " t-interval over them. Four schedules of t, paired by seed: the adaptive update, the linear ramp, σ(m) = ½"
         " held constant (t a function of the step alone), and t as another seed's adaptive run recorded it, which"

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from analysis.claims import FIGURE2, Claim, Verdict
 from analysis.rows import Pair, Scores, scores
 from analysis.style import COLOURS, name, pair_name
-from analysis.table1 import provenance
-from analysis.tables import judged, markdown, plural
+from analysis.tables import document, judged, markdown, plural, provenance
 from analysis.theory_figures import REFERENCE, SHADES, lines
 
 TITLE = "Figure 2: t over training, and the objective"
@@ -41,14 +40,11 @@ def render(frame: pd.DataFrame, scale: str) -> str:
         "Claims": claims(frame),
         "Provenance": provenance(frame),
     }
-    body = "".join(f"\n## {title}\n\n{text}" for title, text in sections.items())
-    return f"# {TITLE}\n\n{preamble(frame, scale)}{body}"
+    return document(TITLE, scale, preamble(frame, scale), sections)
 
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
-    warning = "**Scale smoke: the numbers mean nothing. They show that everything runs, and no more.**\n\n"
     return (
-        f"{warning if scale == 'smoke' else ''}"
         f"{pair_name(PAIR)}, scale {scale}, {plural(frame.seed.nunique(), 'seed')}. The x axis is the share of updates"
         " done.\n\n"
         "![t and the objective over training](figure2.png)\n\n"

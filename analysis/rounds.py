@@ -11,8 +11,7 @@ from analysis.claims import ROUNDS, Claim, Verdict
 from analysis.rows import Pair, Scores, scores
 from analysis.statistics import mean_interval
 from analysis.style import COLOURS, pair_name
-from analysis.table1 import provenance
-from analysis.tables import interval, markdown, number, plural, value
+from analysis.tables import document, interval, markdown, number, plural, provenance, value
 from analysis.theory_figures import lines
 
 TITLE = "Repeated rounds: does the theory's picture carry over?"
@@ -50,12 +49,10 @@ def render(frame: pd.DataFrame, scale: str) -> str:
         **{title: by_round(frame, metric) for metric, (title, _) in METRICS.items()},
         "Provenance": provenance(frame),
     }
-    body = "".join(f"\n## {title}\n\n{text}" for title, text in sections.items())
-    return f"# {TITLE}\n\n{preamble(frame, scale)}{body}"
+    return document(TITLE, scale, preamble(frame, scale), sections)
 
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
-    warning = "**Scale smoke: the numbers mean nothing. They show that everything runs, and no more.**\n\n"
     weights = frame.drop_duplicates("method").set_index("method").config.map(lambda config: config["weights"])
     schedules = "; ".join(
         f"*{label}*: {', '.join(number(w) for w in weights[method])}"
@@ -63,7 +60,6 @@ def preamble(frame: pd.DataFrame, scale: str) -> str:
         if method in weights
     )
     return (
-        f"{warning if scale == 'smoke' else ''}"
         f"{pair_name(PAIR)}, scale {scale}, {plural(frame.seed.nunique(), 'seed')}; ± is half of the 95%"
         " t-interval over them. Round 0 is the teacher. Every further round is a fresh copy of the"
         " pre-trained student, trained on the logits of the round before, blended with the teacher's by λ,"

@@ -21,8 +21,7 @@ from analysis.speed_rows import (
     settings,
     spread,
 )
-from analysis.table1 import provenance
-from analysis.tables import MISSING, markdown
+from analysis.tables import MISSING, document, markdown, provenance
 
 TITLE = "Speed, memory and cost"
 LOSSES = {"taid": "TAID", "gjs": "generalised JSD", "rkl": "reverse KL"}
@@ -52,14 +51,11 @@ def render(frame: pd.DataFrame, scale: str) -> str:
         "What the cost of a step depends on": cost.table(frame),
         "Provenance": provenance(frame),
     }
-    body = "".join(f"\n## {title}\n\n{text}" for title, text in sections.items() if text)
-    return f"# {TITLE}\n\n{preamble(scale)}{body}"
+    return document(TITLE, scale, preamble(scale), sections)
 
 
 def preamble(scale: str) -> str:
-    warning = "**Scale smoke: the numbers mean nothing. They show that everything runs, and no more.**\n\n"
     return (
-        f"{warning if scale == 'smoke' else ''}"
         "One thread of one process, forward and backward; contenders take turns, and a time is the median"
         " of CPU times per logit of one side. Memory is what the process grows by at its peak beyond both"
         " inputs, the gradient included, in units of one tensor of logits. How it was measured, and what"

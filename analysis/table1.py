@@ -12,7 +12,7 @@ from analysis.claims import METHODS, TABLE1, Claim, Verdict, holds_in_paper
 from analysis.rows import Pair, Scores, scores
 from analysis.statistics import gap_in_deviations, mean_interval
 from analysis.style import COLOURS, name, pair_name
-from analysis.tables import MISSING, claims_table, markdown, marks, number, value
+from analysis.tables import MISSING, claims_table, document, markdown, marks, number, provenance, value
 
 Line = Callable[[Pair, str], list[str]]
 
@@ -50,16 +50,13 @@ def render(frame: pd.DataFrame, scale: str) -> str:
         "Can the benchmark tell models apart?": separation(frame),
         "Provenance": provenance(frame),
     }
-    body = "".join(f"\n## {title}\n\n{text}" for title, text in sections.items() if text)
-    return f"# {TITLE}\n\n{preamble(frame, scale)}{body}"
+    return document(TITLE, scale, preamble(frame, scale), sections)
 
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
-    warning = "**Scale smoke: the numbers mean nothing. They show that everything runs, and no more.**\n\n"
     ours = scores(frame, "table1", "score")
     cells = sum(len(by_method.keys() & set(METHODS)) for by_method in ours.values())
     return (
-        f"{warning if scale == 'smoke' else ''}"
         "*Paper*: MT-Bench, GPT-4 as judge, 1–10, one run of models from the hub."
         f" *Ours ({scale})*: a scale model of the pairs, 0–10, the mean over categories of held-out prompts;"
         " the response is greedy where a verifier scores it, sampled where a judge model does."
@@ -212,18 +209,6 @@ def saturated(frame: pd.DataFrame, pair: Pair) -> list[str]:
     if means.shape[1] < 2:
         return []
     return list(means.index[(means < FLOOR).all(axis=1) | (means > CEILING).all(axis=1)])
-
-
-def provenance(frame: pd.DataFrame) -> str:
-    """Commits, versions and devices behind the rows."""
-    commits = sorted({f"`{row.commit[:12]}`{' (dirty)' if row.dirty else ''}" for row in frame.itertuples()})
-    facts = {
-        "rows": [str(len(frame))],
-        "commits": commits,
-        "versions": sorted(frame.versions.unique()),
-        "devices": sorted(frame.device.unique()),
-    }
-    return "".join(f"- {fact}: {' | '.join(values)}\n" for fact, values in facts.items())
 
 
 def draw(frame: pd.DataFrame, scale: str) -> Figure:

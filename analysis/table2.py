@@ -11,8 +11,8 @@ from analysis.claims import TABLE2, TABLE2_METHODS, Claim, Verdict, holds_in_pap
 from analysis.rows import Scores, scores
 from analysis.statistics import mean_interval
 from analysis.style import COLOURS, name
-from analysis.table1 import estimates, provenance, without_references
-from analysis.tables import MISSING, claims_table, judged, markdown, marks, number, plural, value
+from analysis.table1 import estimates, without_references
+from analysis.tables import MISSING, claims_table, document, judged, markdown, marks, number, plural, provenance, value
 
 TITLE = "Table 2: continued pre-training"
 REFERENCES = ("teacher", "untrained")
@@ -51,14 +51,11 @@ def render(frame: pd.DataFrame, scale: str) -> str:
         "The teacher's cache: what the top k do to a loss": cache_bias(frame),
         "Provenance": provenance(frame),
     }
-    body = "".join(f"\n## {title}\n\n{text}" for title, text in sections.items() if text)
-    return f"# {TITLE}\n\n{preamble(frame, scale)}{body}"
+    return document(TITLE, scale, preamble(frame, scale), sections)
 
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
-    warning = "**Scale smoke: the numbers mean nothing. They show that everything runs, and no more.**\n\n"
     return (
-        f"{warning if scale == 'smoke' else ''}"
         "*Paper*: Phi-3-medium 14B → TinyLlama 1.1B (our reading), about 20B tokens, Open LLM Leaderboard."
         f" *Ours ({scale})*: a real teacher and layers cut out of it, thousands of tokens, seven local tasks"
         " of lm-eval; likelihoods on held-out documents come first, for tasks separate such models poorly."

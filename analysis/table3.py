@@ -12,8 +12,7 @@ from analysis.claims import METHODS, TABLE3, Claim, Verdict, holds_in_paper
 from analysis.rows import Pair, Scores, scores
 from analysis.statistics import mean_interval
 from analysis.style import COLOURS, name, pair_name
-from analysis.table1 import provenance
-from analysis.tables import MISSING, claims_table, markdown, number, plural, value
+from analysis.tables import MISSING, claims_table, document, markdown, number, plural, provenance, value
 
 TITLE = "Table 3: probability mass in head and tail"
 PAIR = Pair("phi-3-mini", "tinyllama")
@@ -38,14 +37,11 @@ def render(frame: pd.DataFrame, scale: str) -> str:
         **{f"Ranking: {READINGS[suffix]}": reading(frame, scale, suffix) for suffix in ("_own", "_marginal")},
         "Provenance": provenance(frame),
     }
-    body = "".join(f"\n## {title}\n\n{text}" for title, text in sections.items() if text)
-    return f"# {TITLE}\n\n{preamble(frame, scale)}{body}"
+    return document(TITLE, scale, preamble(frame, scale), sections)
 
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
-    warning = "**Scale smoke: the numbers mean nothing. They show that everything runs, and no more.**\n\n"
     return (
-        f"{warning if scale == 'smoke' else ''}"
         "*Head*: mass on the ten tokens that a ranking of the vocabulary puts first. *Tail*: mass on its"
         f" 80–100th percentile. *Paper*: {pair_name(PAIR)}, V = 32,000. *Ours ({scale})*: Table 1's students"
         f" of that pair, V = {vocabulary(frame):,}, teacher-forced on the test responses, mean over tokens."

@@ -15,8 +15,7 @@ from analysis.claims import FLAT, TABLE6, TABLE6_BY_TEACHER, Claim, Verdict, hol
 from analysis.rows import Pair, Scores, scores
 from analysis.statistics import Estimate, mean_interval
 from analysis.style import COLOURS, name
-from analysis.table1 import provenance
-from analysis.tables import MISSING, claims_table, interval, markdown, number, plural, value
+from analysis.tables import MISSING, claims_table, document, markdown, number, plural, provenance, value
 from analysis.theory_figures import plain
 
 TITLE = "Table 6: the capacity gap"
@@ -54,14 +53,11 @@ def render(frame: pd.DataFrame, scale: str) -> str:
         "Learning rates": rates_table(frame),
         "Provenance": provenance(frame),
     }
-    body = "".join(f"\n## {title}\n\n{text}" for title, text in sections.items() if text)
-    return f"# {TITLE}\n\n{preamble(frame, scale)}{body}"
+    return document(TITLE, scale, preamble(frame, scale), sections)
 
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
-    warning = "**Scale smoke: the numbers mean nothing. They show that everything runs, and no more.**\n\n"
     return (
-        f"{warning if scale == 'smoke' else ''}"
         "*Paper*: Pythia 70M distilled from Pythia 410M to 6.9B, LAMBADA accuracy (our reading)."
         f" *Ours ({scale})*: the same architecture and ratios at 1/3,000 of the parameters, on prose;"
         " accuracy is that of whole last words of sentences from held-out documents. Compare trends, not"

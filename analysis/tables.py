@@ -2,11 +2,32 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import pandas as pd
+
 from analysis.claims import Claim, Verdict
 from analysis.rows import Scores
 from analysis.statistics import Estimate, mean_interval, paired_interval
 
 MISSING = "—"
+SMOKE = "**Scale smoke: the numbers mean nothing. They show that everything runs, and no more.**\n\n"
+
+
+def document(title: str, scale: str, preamble: str, sections: Mapping[str, str]) -> str:
+    """A page: title, at the scale smoke a warning, preamble, and the sections that are not empty."""
+    body = "".join(f"\n## {heading}\n\n{text}" for heading, text in sections.items() if text)
+    return f"# {title}\n\n{SMOKE if scale == 'smoke' else ''}{preamble}{body}"
+
+
+def provenance(frame: pd.DataFrame) -> str:
+    """Commits, versions and devices behind the rows."""
+    commits = sorted({f"`{row.commit[:12]}`{' (dirty)' if row.dirty else ''}" for row in frame.itertuples()})
+    facts = {
+        "rows": [str(len(frame))],
+        "commits": commits,
+        "versions": sorted(frame.versions.unique()),
+        "devices": sorted(frame.device.unique()),
+    }
+    return "".join(f"- {fact}: {' | '.join(values)}\n" for fact, values in facts.items())
 
 
 def markdown(header: Sequence[str], body: Iterable[Sequence[str]], text_columns: int = 1) -> str:

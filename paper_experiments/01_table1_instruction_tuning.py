@@ -12,12 +12,11 @@ methods and pairs. All methods of a pair and seed start from one pre-trained stu
 every teacher's logits are computed once for all of them. The test prompts are asked only at the end.
 """
 
-import argparse
 from pathlib import Path
 from statistics import mean
 
 from taid import instruction_tuning as study
-from taid import jobs, models, results
+from taid import jobs, models
 from taid.objectives import TABLE1
 
 
@@ -25,7 +24,7 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
     settings, path = study.setting(scale), folder / "table1.jsonl"
     study.bench(scale)  # the data, before any worker wants them
 
-    widest_first = sorted(models.PAIRS, key=lambda teacher: models.SCALE_MODELS[teacher][1], reverse=True)
+    widest_first = sorted(models.PAIRS, key=lambda teacher: models.SCALE_MODELS[teacher].hidden, reverse=True)
     zoo = [("judge", "judge", 0), *[("teacher", teacher, 0) for teacher in widest_first]]
     zoo += [("student", s, seed) for seed in range(seeds) for s in sorted(set(models.PAIRS.values()))]
     logits = [("logits", teacher, split) for split in ("train", "validation", "test") for teacher in models.PAIRS]
@@ -38,12 +37,7 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
     ]
     cells = {(run, "validation"): ["table1_search"] for run in grid}
     jobs.evaluate(cells, study.measure, study.rows, path, workers, "learning rates")
-    by_hash = {results.config_hash(run.config() | {"experiment": "table1_search"}): run for run in grid}
-    found = {
-        by_hash[row.config_hash]: row.value
-        for row in results.read(path)
-        if row.config_hash in by_hash and (row.metric, row.task) == ("score", "average")
-    }
+    found = jobs.measured(path, grid, "table1_search", "score", "average")
     one_rate = max(settings.learning_rates, key=lambda rate: mean(v for r, v in found.items() if r.learning_rate == rate))
 
     for seed in range(seeds):
@@ -59,10 +53,4 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Table 1: instruction tuning.")
-    parser.add_argument("--scale", choices=study.SETTINGS, default="cpu")
-    parser.add_argument("--seeds", type=int, default=1, help="seeds 0 … n − 1")
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the rows")
-    arguments = parser.parse_args()
-    main(arguments.scale, arguments.seeds, arguments.workers, arguments.results)
+    main(*jobs.arguments("Table 1: instruction tuning.", study.SETTINGS, seeds=1))

@@ -13,11 +13,10 @@ split and the tasks are seen at the end alone. `table2_cache` measures the teach
 bias of the top k.
 """
 
-import argparse
 from pathlib import Path
 
 from taid import continued_pretraining as study
-from taid import jobs, logit_cache, results
+from taid import jobs, logit_cache
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
@@ -34,12 +33,7 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
     ]  # fmt: skip
     cells = {(run, "validation"): ["table2_search"] for run in grid}
     jobs.evaluate(cells, study.measure, study.rows, path, workers, "learning rates")
-    by_hash = {results.config_hash(run.config() | {"experiment": "table2_search"}): run for run in grid}
-    found = {
-        by_hash[row.config_hash]: row.value
-        for row in results.read(path)
-        if row.config_hash in by_hash and row.metric == "held_out_loss"
-    }
+    found = jobs.measured(path, grid, "table2_search", "held_out_loss", "average")
     best = {
         method: min((run for run in grid if run.method == method), key=found.__getitem__).learning_rate
         for method in study.TABLE2
@@ -59,10 +53,4 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Table 2: continued pre-training.")
-    parser.add_argument("--scale", choices=[*study.SETTINGS, "paper"], default="cpu")
-    parser.add_argument("--seeds", type=int, default=1, help="seeds 0 … n − 1")
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the rows")
-    arguments = parser.parse_args()
-    main(arguments.scale, arguments.seeds, arguments.workers, arguments.results)
+    main(*jobs.arguments("Table 2: continued pre-training.", [*study.SETTINGS, "paper"], seeds=1))

@@ -10,7 +10,6 @@ The students are Table 1's, at the learning rates that it chose; those that are 
 RKL and TAID are measured at every seed, the other methods at Table 1's seeds, and the teacher once.
 """
 
-import argparse
 from pathlib import Path
 
 from taid import instruction_tuning as study
@@ -41,10 +40,4 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Table 3: probability mass in head and tail.")
-    parser.add_argument("--scale", choices=study.SETTINGS, default="cpu")
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 … n − 1")
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of Table 1's rows")
-    arguments = parser.parse_args()
-    main(arguments.scale, arguments.seeds, arguments.workers, arguments.results)
+    main(*jobs.arguments("Table 3: probability mass in head and tail.", study.SETTINGS, seeds=5))

@@ -13,12 +13,11 @@ teacher, one per seed. `table6_map`: the smallest and the largest teacher with t
 teacher's temperature changed, at the same rates: where does the gap start? Finished cells are skipped.
 """
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
 from taid import capacity as study
-from taid import jobs, results
+from taid import jobs
 
 MAP_METHODS, MAP_SEEDS = ("taid", "skew_kl"), 3
 Rates = Mapping[tuple[str, str], float]  # (method, teacher) → learning rate
@@ -76,22 +75,12 @@ def search(scale: str, students: list[tuple[str, str]], path: Path, workers: int
     grid = [study.Run(scale, *cell, 0, rate) for cell in students for rate in learning_rates]
     cells = {(run, "validation"): ["table6_search"] for run in grid}
     jobs.evaluate(cells, study.measure, study.rows, path, workers, "learning rates")
-    losses = {row.config_hash: row.value for row in results.read(path) if row.metric == "held_out_loss"}
-
-    def loss(run: study.Run) -> float:
-        return losses[results.config_hash(run.config() | {"experiment": "table6_search"})]
-
+    found = jobs.measured(path, grid, "table6_search", "held_out_loss", "base")
     return {
-        cell: min((run for run in grid if (run.method, run.teacher) == cell), key=loss).learning_rate
+        cell: min((run for run in grid if (run.method, run.teacher) == cell), key=found.__getitem__).learning_rate
         for cell in students
     }
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Table 6: the capacity gap.")
-    parser.add_argument("--scale", choices=study.SETTINGS, default="cpu")
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 … n − 1")
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the rows")
-    arguments = parser.parse_args()
-    main(arguments.scale, arguments.seeds, arguments.workers, arguments.results)
+    main(*jobs.arguments("Table 6: the capacity gap.", study.SETTINGS, seeds=5))

@@ -9,7 +9,6 @@ Claims of the paper: a larger α lets t grow faster early; the objective's varia
 The runs are those of the ablations, trained once for both. Figure 2 right is Table 6.
 """
 
-import argparse
 from pathlib import Path
 
 from taid import ablations, jobs, results
@@ -25,10 +24,4 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Figure 2, left and middle.")
-    parser.add_argument("--scale", choices=study.SETTINGS, default="cpu")
-    parser.add_argument("--seeds", type=int, default=4, help="seeds 0 … n − 1")
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of Table 1's rows")
-    arguments = parser.parse_args()
-    main(arguments.scale, arguments.seeds, arguments.workers, arguments.results)
+    main(*jobs.arguments("Figure 2, left and middle.", study.SETTINGS, seeds=4))

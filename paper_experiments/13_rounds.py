@@ -11,7 +11,6 @@ Every round starts from the seed's pre-trained student and sees one stream of ba
 that Table 1 chose for KL on this pair. A chain of rounds is one job; finished chains are skipped.
 """
 
-import argparse
 from pathlib import Path
 
 from taid import instruction_tuning as study
@@ -36,10 +35,4 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Repeated rounds of distillation.")
-    parser.add_argument("--scale", choices=study.SETTINGS, default="cpu")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 … n − 1")
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of Table 1's rows")
-    arguments = parser.parse_args()
-    main(arguments.scale, arguments.seeds, arguments.workers, arguments.results)
+    main(*jobs.arguments("Repeated rounds of distillation.", study.SETTINGS, seeds=3))

@@ -12,7 +12,6 @@ floor binds, the range of σ(m), and how far t is from its prediction.
 The runs are those of the ablations, trained once for both.
 """
 
-import argparse
 from pathlib import Path
 
 from taid import ablations, jobs, results
@@ -28,10 +27,4 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Audit of the adaptive update.")
-    parser.add_argument("--scale", choices=study.SETTINGS, default="cpu")
-    parser.add_argument("--seeds", type=int, default=4, help="seeds 0 … n − 1")
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of Table 1's rows")
-    arguments = parser.parse_args()
-    main(arguments.scale, arguments.seeds, arguments.workers, arguments.results)
+    main(*jobs.arguments("Audit of the adaptive update.", study.SETTINGS, seeds=4))

@@ -12,7 +12,6 @@ train at the learning rate that Table 1 chose on validation for TAID; SFT at its
 have another size would rather have another rate is asked on validation, seed 0, as in Table 1, and only told.
 """
 
-import argparse
 from pathlib import Path
 
 from taid import ablations, jobs, results
@@ -36,10 +35,4 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Ablations of TAID.")
-    parser.add_argument("--scale", choices=study.SETTINGS, default="cpu")
-    parser.add_argument("--seeds", type=int, default=4, help="seeds 0 … n − 1")
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of Table 1's rows")
-    arguments = parser.parse_args()
-    main(arguments.scale, arguments.seeds, arguments.workers, arguments.results)
+    main(*jobs.arguments("Ablations of TAID.", study.SETTINGS, seeds=4))

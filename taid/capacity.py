@@ -16,17 +16,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from statistics import mean
 
-import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from taid import instruction_tuning, losses, objectives, results, schedule, sources
+from taid import instruction_tuning, losses, models, objectives, prose, results, runs, schedule, sources
 from taid.data import IGNORE, Collator, pack, train_tokenizer
 from taid.evaluation.last_words import last_word_scores, last_words
-from taid.instructions import split_documents
-from taid.prose import shingles
 from taid.runs import Training, cached_model, fit, save_whole
 from taid.teacher import LiveTeacher, cached_teacher
 
@@ -178,32 +175,15 @@ def variants(run: Run) -> list[Run]:
 
 
 def model(name: str, vocab_size: int, window: int, tokenizer, seed: int) -> PreTrainedModel:
-    """A freshly initialised model of the zoo, embeddings tied as in `taid.models`."""
+    """A freshly initialised model of the zoo, as `taid.models.fresh_model` makes them."""
     hidden, layers, heads = ZOO[name]
-    config = GPTNeoXConfig(
-        vocab_size=vocab_size, hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers,
-        num_attention_heads=heads, max_position_embeddings=window, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        attn_implementation="sdpa",
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return GPTNeoXForCausalLM(config)
+    shape = models.Shape("gpt_neox", hidden, 4 * hidden, layers, heads, heads)
+    return models.fresh_model(shape, vocab_size, tokenizer, seed, max_length=window)
 
 
 def documents(limit: int) -> dict[str, list[str]]:
-    """{split: texts}, at most `limit` of each kind of prose in each; no document is in two splits.
-
-    A document to train or distil on that shares 20 words in a row with a held-out one is left out.
-    """
-    splits: dict[str, list[str]] = {split: [] for split in SHARES}
-    for kind in (sources.austen, sources.moby_dick, sources.sotu):
-        for split, texts in split_documents(kind(), seed=0, shares=SHARES).items():
-            splits[split] += [" ".join(text.replace("_", " ").split()) for text in texts[:limit]]
-    held_out = set(shingles(splits["test"] + splits["validation"]))
-    for split in ("train", "distil"):
-        splits[split] = [text for text in splits[split] if held_out.isdisjoint(shingles([text]))]
-    return splits
+    """{split: texts}, at most `limit` of each kind of prose in each; no document is in two splits."""
+    return prose.corpus(SHARES, training=("train", "distil"), limit=limit)
 
 
 def spread(items: Sequence[dict], count: int) -> list[dict]:
@@ -379,13 +359,5 @@ UNITS = {  # metric -> (unit, whether higher is better); entropy is neither good
 
 def rows(run: Run, experiment: str, values: dict[str, float], seconds: float) -> list[results.Row]:
     """The rows of one cell."""
-    config = run.config() | {"experiment": experiment}
-    shared = dict(
-        experiment=experiment, scale=run.scale, method=run.method, teacher=run.teacher, student=run.student,
-        task=run.task, seed=run.seed, config=config, config_hash=results.config_hash(config),
-        seconds=round(seconds, 2), **asdict(results.provenance()),
-    )  # fmt: skip
-    return [
-        results.Row(metric=m, value=value, unit=UNITS[m][0], higher_is_better=UNITS[m][1], **shared)
-        for m, value in values.items()
-    ]
+    by_task = {(metric, run.task): value for metric, value in values.items()}
+    return runs.rows(run, experiment, by_task, seconds, UNITS, student=run.student)

@@ -3,9 +3,10 @@
 Small models gain nothing from a second thread: two processes of one thread beat one of two.
 """
 
+import argparse
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,6 +14,17 @@ from pathlib import Path
 from taid import results
 
 THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+
+
+def arguments(description: str, scales: Iterable[str], seeds: int) -> tuple[str, int, int, Path]:
+    """(scale, number of seeds, workers, folder of the rows) from a study's command line; `seeds` is its default."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--scale", choices=[*scales], default="cpu")
+    parser.add_argument("--seeds", type=int, default=seeds, help="seeds 0 … n − 1")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the rows")
+    given = parser.parse_args()
+    return given.scale, given.seeds, given.workers, given.results
 
 
 def run(function: Callable, jobs: Sequence[tuple], workers: int, title: str) -> Iterator[tuple[tuple, object]]:
@@ -63,6 +75,13 @@ def evaluate(
     for job, (values, seconds) in run(measure, todo, workers, title):
         for experiment in cells[job]:
             results.append(path, rows(job[0], experiment, values, seconds))
+
+
+def measured(path: Path, runs: Iterable, experiment: str, metric: str, task: str) -> dict:
+    """{run: value} of one metric and task of an experiment, for the runs that have rows in `path`; a later row wins."""
+    values = {r.config_hash: r.value for r in results.read(path) if (r.metric, r.task) == (metric, task)}
+    hashes = {run: results.config_hash(run.config() | {"experiment": experiment}) for run in runs}
+    return {run: values[h] for run, h in hashes.items() if h in values}
 
 
 def clock(seconds: float) -> str:

@@ -5,6 +5,8 @@ about 1/5000 of the parameters; `HUB_MODELS` names the paper's checkpoints. At o
 otherwise they would be all there is; `scale_model` says what else differs.
 """
 
+from typing import NamedTuple
+
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, CONFIG_MAPPING, PreTrainedModel
 
@@ -22,14 +24,24 @@ HUB_MODELS = {
     "pythia": "EleutherAI/pythia-410m-deduped",  # 0.4B
 }
 
-# name -> (model type, hidden size, intermediate size, layers, heads, key-value heads)
+class Shape(NamedTuple):
+    """What decides a scale model's size."""
+
+    model_type: str  # of transformers
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    key_value_heads: int
+
+
 SCALE_MODELS = {
-    "phi-3-mini": ("phi3", 112, 248, 4, 4, 4),
-    "llama-2": ("llama", 144, 300, 5, 4, 4),
-    "stablelm-zephyr": ("stablelm", 96, 240, 4, 4, 4),
-    "tinyllama": ("llama", 64, 176, 2, 4, 2),
-    "pythia": ("gpt_neox", 32, 128, 2, 4, 4),
-    "judge": ("qwen2", 176, 448, 5, 4, 2),  # the zoo's largest, of a family that no pair uses
+    "phi-3-mini": Shape("phi3", 112, 248, 4, 4, 4),
+    "llama-2": Shape("llama", 144, 300, 5, 4, 4),
+    "stablelm-zephyr": Shape("stablelm", 96, 240, 4, 4, 4),
+    "tinyllama": Shape("llama", 64, 176, 2, 4, 2),
+    "pythia": Shape("gpt_neox", 32, 128, 2, 4, 4),
+    "judge": Shape("qwen2", 176, 448, 5, 4, 2),  # the zoo's largest, of a family that no pair uses
 }
 PADDED_ENTRIES = {"phi-3-mini": 64}  # Phi-3 pads its vocabulary from 32,000 to 32,064
 
@@ -41,20 +53,23 @@ def scale_model(name: str, vocab_size: int, tokenizer, seed: int, max_length: in
     """
     if name not in SCALE_MODELS:
         raise ValueError(f"unknown scale model {name!r}; known: {', '.join(SCALE_MODELS)}")
-    model_type, hidden, intermediate, layers, heads, kv_heads = SCALE_MODELS[name]
+    return fresh_model(SCALE_MODELS[name], vocab_size + PADDED_ENTRIES.get(name, 0), tokenizer, seed, max_length)
+
+
+def fresh_model(shape: Shape, vocab_size: int, tokenizer, seed: int, max_length: int) -> PreTrainedModel:
+    """A freshly initialised model, deterministic by `seed`, of transformers' own class, embeddings tied."""
     options = dict(
-        vocab_size=vocab_size + PADDED_ENTRIES.get(name, 0), hidden_size=hidden, intermediate_size=intermediate,
-        num_hidden_layers=layers, num_attention_heads=heads, max_position_embeddings=max_length,
+        vocab_size=vocab_size, hidden_size=shape.hidden, intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, max_position_embeddings=max_length,
         tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    if model_type != "gpt_neox":
-        options["num_key_value_heads"] = kv_heads
-    config = CONFIG_MAPPING[model_type](**options)
+    if shape.model_type != "gpt_neox":
+        options["num_key_value_heads"] = shape.key_value_heads
+    config = CONFIG_MAPPING[shape.model_type](**options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    return model
+        return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
 
 def hub_model(name: str) -> tuple[PreTrainedModel, object]:

@@ -1,7 +1,7 @@
-"""Public-domain prose for continued pre-training, split by document before anything is cut from it."""
+"""Public-domain prose to train on, split by document before anything is cut from it."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from taid import sources
 from taid.instructions import split_documents
@@ -10,18 +10,22 @@ SHARES = {"tasks": 0.12, "test": 0.05, "validation": 0.03, "train": 0.80}
 SHINGLE = 20  # words
 
 
-def corpus(seed: int = 0) -> dict[str, list[str]]:
-    """{split: documents} of Austen, Melville and the State of the Union, each shared out alike.
+def corpus(
+    shares: Mapping[str, float] = SHARES, training: Sequence[str] = ("train",), limit: int | None = None
+) -> dict[str, list[str]]:
+    """{split: documents} of Austen, Melville and the State of the Union, each shared out alike; of each kind
+    of prose at most `limit` documents in a split.
 
-    Speeches quote each other. A training document that has `SHINGLE` words in a row with a document of
+    Speeches quote each other. A document of a `training` split that has `SHINGLE` words in a row with one of
     another split is left out, so that nothing that is tested was read in training.
     """
-    splits: dict[str, list[str]] = {split: [] for split in SHARES}
+    splits: dict[str, list[str]] = {split: [] for split in shares}
     for documents in (sources.austen(), sources.moby_dick(), sources.sotu()):
-        for split, texts in split_documents(documents, seed, SHARES).items():
-            splits[split] += [" ".join(text.replace("_", " ").split()) for text in texts]
-    held_out = set().union(*(shingles(splits[split]) for split in splits if split != "train"))
-    splits["train"] = [text for text in splits["train"] if held_out.isdisjoint(shingles([text]))]
+        for split, texts in split_documents(documents, seed=0, shares=shares).items():
+            splits[split] += [" ".join(text.replace("_", " ").split()) for text in texts[:limit]]
+    held_out = set().union(*(shingles(splits[split]) for split in splits if split not in training))
+    for split in training:
+        splits[split] = [text for text in splits[split] if held_out.isdisjoint(shingles([text]))]
     return splits
 
 

@@ -11,7 +11,7 @@ over the vocabulary, less those of the pre-trained student: what learned nothing
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from taid import instruction_tuning as study
-from taid import losses, models, results, theory
+from taid import losses, models, results, runs, theory
 from taid.teacher import LiveTeacher, response_logits
 
 Logits = Callable[[dict], Tensor]  # of a batch, as in `taid.teacher`
@@ -56,6 +56,22 @@ class Chain:
 
     def __str__(self) -> str:
         return f"{self.variant} seed {self.kl.seed} lr {self.kl.learning_rate:g}"
+
+    @property
+    def scale(self) -> str:
+        return self.kl.scale
+
+    @property
+    def method(self) -> str:
+        return self.variant
+
+    @property
+    def teacher(self) -> str:
+        return self.kl.teacher
+
+    @property
+    def seed(self) -> int:
+        return self.kl.seed
 
     def config(self) -> dict:
         """Everything that decides the chain's numbers, plain JSON."""
@@ -184,16 +200,4 @@ def rows(
     job: Chain, experiment: str, values: dict[tuple[str, str], float], seconds: float
 ) -> list[results.Row]:
     """The rows of one chain."""
-    config = job.config() | {"experiment": experiment}
-    shared = dict(
-        experiment=experiment, scale=job.kl.scale, method=job.variant, teacher=job.kl.teacher,
-        student=models.PAIRS[job.kl.teacher], seed=job.kl.seed, config=config,
-        config_hash=results.config_hash(config), seconds=round(seconds, 2), **asdict(results.provenance()),
-    )  # fmt: skip
-    return [
-        results.Row(
-            task=task, metric=metric, value=value, unit=UNITS[metric][0], higher_is_better=UNITS[metric][1],
-            **shared,
-        )
-        for (metric, task), value in values.items()
-    ]  # fmt: skip
+    return runs.rows(job, experiment, values, seconds, UNITS, student=models.PAIRS[job.teacher])

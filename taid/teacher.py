@@ -79,11 +79,14 @@ class LiveTeacher:
     def __init__(self, model):
         self.model = model.eval().requires_grad_(False)
 
-    @torch.no_grad()
     def __call__(self, batch: dict) -> Tensor:
+        return self.states(batch)[1].to(batch["labels"].device)
+
+    @torch.no_grad()
+    def states(self, batch: dict) -> tuple[Tensor | None, Tensor, Tensor]:
+        """`response_states`, on the model's device."""
         device = next(self.model.parameters()).device
-        logits, _ = response_logits(self.model, {name: value.to(device) for name, value in batch.items()})
-        return logits.to(batch["labels"].device)
+        return response_states(self.model, {name: value.to(device) for name, value in batch.items()})
 
 
 @dataclass(frozen=True)
@@ -117,15 +120,9 @@ class HiddenStates:
 
     @torch.no_grad()
     def encode(self, live: LiveTeacher, batch: dict) -> np.ndarray:
-        head, seen = output_embeddings(live.model), []
-        hook = head.register_forward_hook(lambda head, inputs, output: seen.append(inputs[0].flatten(0, -2)))
-        try:
-            logits = live(batch)
-        finally:
-            hook.remove()
-        hidden = seen[-1]  # [n, H]
-        again = head(hidden[:4]).to(logits)
-        if len(hidden) != len(logits) or not torch.allclose(again, logits[:4], rtol=0.02, atol=0.02):
+        hidden, logits, _ = live.states(batch)
+        again = None if hidden is None else output_embeddings(live.model)(hidden[:4]).to(logits)
+        if again is None or not torch.allclose(again, logits[:4], rtol=0.02, atol=0.02):
             name = type(live.model).__name__
             raise ValueError(f"{name} does more to its logits than its head does: keep FullLogits() of it")
         return _as_numpy(hidden)

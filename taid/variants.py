@@ -38,7 +38,7 @@ def reverse(student: Tensor, teacher: Tensor, labels: Tensor, t: float) -> Tenso
 
 def probability(student: Tensor, teacher: Tensor, labels: Tensor, t: float) -> Tensor:
     """KL(p_t ‖ q) with probabilities blended in place of logits, p_t = (1 − t) · stopgrad(q) + t · p."""
-    log_q, log_p = _wide(student.detach()).log_softmax(-1), _wide(teacher).log_softmax(-1)
+    log_q, log_p = losses._upcast(student.detach()).log_softmax(-1), losses._upcast(teacher).log_softmax(-1)
     if t == 0 or t == 1:
         return losses.forward_kl(student, log_p if t else log_q)
     return losses.forward_kl(student, torch.logaddexp(log_q + math.log1p(-t), log_p + math.log(t)))
@@ -46,7 +46,7 @@ def probability(student: Tensor, teacher: Tensor, labels: Tensor, t: float) -> T
 
 def with_data(student: Tensor, teacher: Tensor, labels: Tensor, t: float, *, ratio: float) -> Tensor:
     """(1 − ratio) · KL(p_t ‖ q) − ratio · log q(label)."""
-    data = cross_entropy(_wide(student), labels, reduction="none")
+    data = cross_entropy(losses._upcast(student), labels, reduction="none")
     return (1 - ratio) * losses.taid_kl(student, teacher, t) + ratio * data
 
 
@@ -72,10 +72,10 @@ def matched(
     `per_token`, at this very student and t. With respect to parameters would cost a second backward pass, and
     say no more of the losses: that gradient is this one, times one and the same Jacobian.
     """
-    q = _wide(student.detach()).softmax(-1)
+    q = losses._upcast(student.detach()).softmax(-1)
     sizes = {
         name: torch.linalg.vector_norm(q - target.softmax(-1), dim=-1)  # [n]
-        for name, target in {"kl": _wide(teacher), "taid": losses.interpolate(student, teacher, t)}.items()
+        for name, target in {"kl": losses._upcast(teacher), "taid": losses.interpolate(student, teacher, t)}.items()
     }
     other = {"kl": "taid", "taid": "kl"}[direction]
     if not per_token:
@@ -92,18 +92,13 @@ def truncated(logits: Tensor, k: int, tail: bool) -> Tensor:
     """
     if not 1 <= k < logits.shape[-1]:
         raise ValueError(f"k must lie between 1 and V − 1 = {logits.shape[-1] - 1}, got {k}")
-    logits = _wide(logits)
+    logits = losses._upcast(logits)
     values, where = logits.topk(k, dim=-1)
     rest = torch.full_like(logits, -math.inf)
     if tail:
         others = logits.scatter(-1, where, -math.inf).logsumexp(-1, keepdim=True)  # [n, 1]
         rest = (others - math.log(logits.shape[-1] - k)).expand_as(logits)
     return rest.scatter(-1, where, values)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    """In fp32, or in the logits' own precision where that is higher."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {

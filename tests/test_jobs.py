@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from taid import jobs
+from taid import jobs, results
+from taid import instruction_tuning as study
 
 
 def square(x: int, folder: str) -> tuple[int, str | None]:
@@ -57,3 +58,27 @@ def test_leaving_early_stops_the_rest(tmp_path):
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.9, "0:59"), (60, "1:00"), (3725, "62:05")])
 def test_the_clock(seconds, text):
     assert jobs.clock(seconds) == text
+
+
+def test_the_value_of_a_run_is_its_last_one_of_that_experiment_metric_and_task(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    first, second, absent = (study.Run("cpu", "kl", "phi-3-mini", 0, rate) for rate in (1e-3, 3e-3, 1e-2))
+    for run, experiment, task, value in (
+        (first, "search", "average", 1.0), (first, "search", "average", 2.0), (second, "search", "average", 3.0),
+        (first, "table", "average", 4.0), (first, "search", "synonym", 5.0), (second, "table", "average", 6.0),
+    ):  # fmt: skip
+        results.append(path, study.rows(run, experiment, {("score", task): value}, 1.0))
+        results.append(path, study.rows(run, experiment, {("held_out_loss", task): 7.0}, 1.0))
+    found = jobs.measured(path, [first, second, absent], "search", "score", "average")
+    assert found == {first: 2.0, second: 3.0}
+
+
+def test_the_command_line_of_a_study(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["study.py"])
+    assert jobs.arguments("A study.", ["smoke", "cpu"], seeds=4) == ("cpu", 4, 2, Path("results"))
+    monkeypatch.setattr("sys.argv", "study.py --scale smoke --seeds 1 --workers 3 --results runs/smoke".split())
+    assert jobs.arguments("A study.", ["smoke", "cpu"], seeds=4) == ("smoke", 1, 3, Path("runs/smoke"))
+    monkeypatch.setattr("sys.argv", ["study.py", "--scale", "huge"])
+    with pytest.raises(SystemExit):
+        jobs.arguments("A study.", ["smoke", "cpu"], seeds=4)
+    assert "smoke" in capsys.readouterr().err, "the known scales are named"
