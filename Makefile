@@ -53,7 +53,7 @@ table3: setup ## Table 3: head and tail mass of Table 1's students | 0.5 / 3 aft
 	$(PY) paper_experiments/03_table3_probability_mass.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis table3 --scale $(SCALE) --results $(RESULTS)
 
-table6: setup ## Table 6, Figure 2 right: the capacity gap, four teachers of one student | 1 / 60 for five seeds, not yet run whole
+table6: setup ## Table 6, Figure 2 right: the capacity gap, four teachers of one student | 1.5 / 60 for five seeds, not yet run whole
 	$(PY) paper_experiments/06_table6_capacity_gap.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis table6 --scale $(SCALE) --results $(RESULTS)
 
@@ -69,7 +69,7 @@ ablations: setup ## TAID's parts, one by one, around Table 1's first pair | 1 / 
 	$(PY) paper_experiments/15_ablations.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis ablations --scale $(SCALE) --results $(RESULTS)
 
-bench: setup ## speed and memory of every loss, beside the official code and other libraries | 1 / 15, not yet run whole
+bench: setup ## speed and memory of every loss, beside the official code; others after `python -m benchmarks peers` | 1 / 15, not yet run whole
 	$(PY) -m benchmarks losses --scale $(SCALE) --results $(RESULTS)
 	$(PY) -m analysis speed --scale $(SCALE) --results $(RESULTS)
 
