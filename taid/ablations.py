@@ -79,7 +79,7 @@ VARIANTS = {
 
 ADAPTIVITY = ("taid", "taid_no_adaptive", "constant", "replayed")
 SEARCHED = ("kl_matched", "taid_matched", "over_t", "with_data_0.3")  # their gradients have another size
-FIGURE2 = ("taid", "kl", "taid_no_adaptive", "alpha_0.25", "alpha_4")
+FIGURE2 = ("taid", "kl", "taid_no_adaptive", "alpha_0.25", "alpha_2", "alpha_4")
 
 
 @dataclass(frozen=True)
