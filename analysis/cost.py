@@ -1,6 +1,7 @@
 """Seconds per training step beside KL's, and the paper's claim about them: a part of `results/speed.md`."""
 
 import math
+from collections.abc import Mapping
 
 import pandas as pd
 
@@ -27,8 +28,7 @@ def logarithms(steps: Scores) -> dict[str, dict[int, float]]:
 
 
 def exponential(estimate: Estimate) -> Estimate:
-    low, high = (math.exp(x) if math.isfinite(x) else math.inf for x in (estimate.low, estimate.high))
-    return Estimate(math.exp(estimate.mean), low, high, estimate.n)
+    return Estimate(*map(math.exp, (estimate.mean, estimate.low, estimate.high)), estimate.n)
 
 
 def table(frame: pd.DataFrame) -> str:
@@ -40,7 +40,7 @@ def table(frame: pd.DataFrame) -> str:
         body.append([
             "{batch} × ({prompt} + {response})".format(**cell), number(cell["probability"], 1), digits(kl),
             *(spread(ratios(steps, method)) for method in METHODS), digits(predicted),
-            *(share(shares[task].get(method)) for method in ("distillm_sampling", "gkd")),
+            *(share(shares.get(task, {}).get(method)) for method in ("distillm_sampling", "gkd")),
         ])  # fmt: skip
     if not body:
         return ""
@@ -59,8 +59,8 @@ def table(frame: pd.DataFrame) -> str:
     return markdown(header, body) + note
 
 
-def share(values: dict[int, float] | None) -> str:
-    return MISSING if not values else number(sum(values.values()) / len(values))
+def share(values: Mapping[int, float] | None) -> str:
+    return number(sum(values.values()) / len(values)) if values else MISSING
 
 
 def label(method: str) -> str:

@@ -57,7 +57,7 @@ def render(frame: pd.DataFrame, scale: str) -> str:
 def preamble(scale: str) -> str:
     return (
         "One thread of one process, forward and backward; contenders take turns, and a time is the median"
-        " of CPU times per logit of one side. Memory is what the process grows by at its peak beyond both"
+        " of CPU times per logit of one side. Memory is the most that is allocated at once beyond both"
         " inputs, the gradient included, in units of one tensor of logits. How it was measured, and what"
         " falls short and why: `docs/speed.md`.\n\n"
         "![Speed, memory and cost](speed.png)\n"

@@ -15,8 +15,8 @@ METRICS = {"time": "CPU seconds", "memory": "bytes beyond the inputs"}
 
 def draw(frame: pd.DataFrame) -> Figure:
     """TAID's time and memory over V and N; its contenders at the first shape; training steps over KL's."""
-    figure = Figure(figsize=(13.5, 7.5), dpi=110, layout="constrained")
-    axes = figure.subplots(2, 3)
+    figure = Figure(figsize=(14, 7.5), dpi=110, layout="constrained")
+    axes = figure.subplots(2, 3, width_ratios=(1, 1, 1.35))
     for column, experiment in enumerate(SIDES):
         for row, metric in enumerate(METRICS):
             over_size(axes[row, column], frame, experiment, metric)
@@ -30,6 +30,7 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 def over_size(ax: Axes, frame: pd.DataFrame, experiment: str, metric: str) -> Axes:
     """Medians over size, a line per contender; the floor is dashed."""
+    sizes: set[int] = set()
     for key, (name, colour) in CONTENDERS.items():
         points = pd.DataFrame(curve(frame, experiment, metric, key), columns=["size", "value"])
         values = points.groupby("size").value.median()
@@ -37,9 +38,12 @@ def over_size(ax: Axes, frame: pd.DataFrame, experiment: str, metric: str) -> Ax
         if len(values) and (key, metric) != (FLOOR, "memory"):
             form = "--" if key == FLOOR else "o-"
             ax.plot(values.index, values, form, color=colour, label=name, linewidth=1.6, markersize=4)
+            sizes |= set(values.index)
     side = SIDES[experiment]
     title = f"TAID: {metric} over {side}"
     ax.set(xscale="log", yscale="log", xlabel=side, ylabel=METRICS[metric], title=title)
+    ax.set_xticks(sorted(sizes), [f"{size:,}" for size in sorted(sizes)])
+    ax.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     return plain(ax)
 
 
@@ -80,5 +84,5 @@ def training_steps(ax: Axes, frame: pd.DataFrame) -> Axes:
         ax.set_xticks([at + 0.4 for at in range(len(names))], names, rotation=30, ha="right", fontsize=8)
         ax.axhline(1, color=COLOURS["kl"], linewidth=1, linestyle=":")
         ax.legend(frameon=False, fontsize=8)
-    ax.set(title="Training step over KL's", xlabel="batch × (prompt + response), GKD's probability")
+    ax.set(title="Training step over KL's", xlabel="batch × (prompt + response), GKD samples")
     return plain(ax)

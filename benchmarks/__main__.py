@@ -43,9 +43,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Speed, side by side.")
     parser.add_argument("command", choices=[*EXPERIMENTS, "peers"])
     parser.add_argument("--scale", choices=grid.SCALES, default="cpu")
-    parser.add_argument("--results", type=Path, default=Path("runs/cpu"), help="folder of speed.jsonl")
+    parser.add_argument("--results", type=Path, help="folder of speed.jsonl (default: runs/<scale>)")
     arguments = parser.parse_args()
     if arguments.command == "peers":
         peers.install()
     else:
-        main(arguments.command, arguments.scale, arguments.results)
+        main(arguments.command, arguments.scale, arguments.results or Path("runs") / arguments.scale)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import official, peers
-from benchmarks.measure import Call, growth, interleaved, timed
+from benchmarks.measure import Call, interleaved, peak_memory, timed
 from benchmarks.record import Values, code_digest, show
 from taid import fused, losses
 from taid.data import IGNORE
@@ -152,8 +152,7 @@ def per_logit(
     for name, call in calls.items():
         if name not in SLOW:  # for those, the next run is warm-up enough
             timed(call)
-        if (peak := growth(call)) is not None:
-            values[name, "memory", 0] = max(0, peak - known) / (count * itemsize)
+        values[name, "memory", 0] = max(0, peak_memory(call) - known) / (count * itemsize)
     counts = {name: min(repetitions, FEW) if name in SLOW else repetitions for name in calls}
     for name, times in interleaved(calls, counts).items():
         for repetition, each in enumerate(times):

@@ -1,11 +1,15 @@
-"""The CPU time of calls that take turns, and what a call makes the process grow by."""
+"""The CPU time of calls that take turns, and the memory that a call takes."""
 
-import ctypes
 import gc
+import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from itertools import accumulate
 from typing import NamedTuple
+
+from torch.autograd.profiler import profile
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or the profiler prints two lines at each use
 
 
 def nothing() -> None:
@@ -35,7 +39,7 @@ def timed(call: Call) -> Time:
 def interleaved(calls: Mapping[str, Call], repetitions: Mapping[str, int]) -> dict[str, list[Time]]:
     """Name → times. A repetition runs each call that has one to go, so that a busy moment meets them all.
 
-    Run each once before: this is no warm-up.
+    Run each once before: nothing here warms up.
     """
     times: dict[str, list[Time]] = {name: [] for name in calls}
     for repetition in range(max(repetitions.values())):
@@ -46,34 +50,15 @@ def interleaved(calls: Mapping[str, Call], repetitions: Mapping[str, int]) -> di
     return times
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, MIB = -1, -3, 2**20  # of glibc's mallopt
+def peak_memory(call: Call) -> int:
+    """Bytes that PyTorch allocates in one run, at the highest of what is held at once, the result included.
 
-
-def growth(call: Call) -> int | None:
-    """Bytes by which one run makes the resident memory grow at its peak, its result included.
-
-    All memory counts, whoever asks for it: PyTorch, compiled code, a kernel's own buffers. For an exact peak,
-    blocks of a MiB and more come straight from the system and go back at once, as larger ones always do.
-    None where the system does not tell (Linux with glibc does).
+    That counts whole and compiled operations alike; what a kernel allocates by itself it does not see
+    (tests/test_benchmarks.py holds it against the memory of the process).
     """
     call.prepare()
     gc.collect()
-    try:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, MIB)
-        libc.malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-        before = _status("VmRSS")
-    except (OSError, AttributeError):
-        return None
-    result = call.run()  # noqa: F841 (held until the peak is read)
-    peak = _status("VmHWM")
-    libc.mallopt(M_MMAP_THRESHOLD, 32 * MIB)  # both as glibc's own adaptation leaves them after a large block
-    libc.mallopt(M_TRIM_THRESHOLD, 64 * MIB)
-    return max(0, peak - before)
-
-
-def _status(field: str) -> int:
-    """Bytes of a field of /proc/self/status."""
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
-    return int(line.split()[1]) * 1024
+    with profile(profile_memory=True) as profiler:
+        result = call.run()  # noqa: F841 (held to the end)
+    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate((e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())), initial=0))

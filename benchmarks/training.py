@@ -23,7 +23,9 @@ from benchmarks.measure import Call, timed
 from benchmarks.record import Values, code_digest, show
 from taid import models, objectives
 from taid.data import Collator
+from taid.instruction_tuning import PAPER_UPDATES
 from taid.rollouts import sample_responses
+from taid.schedule import scale_alpha
 from taid.trainer import DistillationTrainer
 
 TEACHER, STUDENT = "llama-2", "tinyllama"
@@ -77,6 +79,7 @@ def objective_of(cell: Training, method: str) -> objectives.Objective:
     """`distillm` as it runs while its validation loss falls: it never samples. `distillm_sampling`: at its
     highest threshold, with a buffer that two batches fill, so that replay begins at once."""
     options = {
+        "taid": {"alpha": scale_alpha(5e-4, cell.steps + 1, PAPER_UPDATES)},
         "gkd": {"max_new_tokens": cell.response, "probability": cell.probability},
         "distillm": {"max_new_tokens": cell.response},
         "distillm_sampling": {"max_new_tokens": cell.response, "threshold": 1.0, "capacity": 2 * cell.batch},

@@ -1,19 +1,22 @@
-"""The losses of `taid.losses`, fused: masked mean and gradient in one pass over cache-sized chunks of rows.
+"""The losses of `taid.losses`, fused: the masked mean and its gradient in one pass over the logits.
 
     fused.taid_kl(student_logits [..., V], teacher_logits [..., V], t, mask=None, inplace=False) -> scalar
 
-Each function has the name of the per-token loss whose mean over `mask [...]` (all positions if None; 0 for an empty
-mask) it returns, and the same value and gradient to fp32 rounding (fp64 for fp64 logits). Masked rows are never read.
-The gradient is computed along with the value, in fp32, rounded once, and kept until the backward pass: one tensor of
-the logits' size, or none with `inplace=True`, which writes it over the student's logits (for logits that nobody else
-needs: where another operation has saved them, autograd says so in its backward pass). Every layout that the leading
-dimensions may have is read as it is (`logits[:, :-1]` is not copied). The teacher gets no gradient; a second
-derivative, and the variants `official=True`, are in `taid.losses` alone.
+Each function has the name of the per-token loss whose mean over `mask [...]` it returns (over all
+positions if None; 0 for an empty mask), with the same value and gradient to fp32 rounding (fp64 for fp64
+logits). Masked rows are never read. The gradient is computed along with the value, in fp32, rounded once,
+and kept until the backward pass: one tensor of the logits' size, or none with `inplace=True`, which
+writes it over the student's logits (for logits that nobody else needs: where another operation has saved
+them, autograd says so in its backward pass). Leading dimensions may be laid out as they like: a slice
+`logits[:, :-1]` is not copied. The teacher gets no gradient. Second derivatives, and the variants
+`official=True`, are in `taid.losses` alone.
 
-Engines, chosen per call by `engine`, or by hand inside `with using("eager"):`
+Engines, one chosen per call by `engine`, or by hand inside `with using("eager"):`
 
-    eager       chunks as torch operations: everywhere
-    compiled    the same, by torch.compile
+    cpp         a kernel, `kernel.cpp`, built on first use: the default for logits on the CPU, of half or
+                single precision and unit stride along V; without a compiler, a warning says so once
+    eager       chunks of rows as torch operations: the default everywhere else
+    compiled    the same by torch.compile: by hand alone, for the first call of each loss takes seconds
 
 For a caller that has one chunk of logits at a time, as the fused head has:
 
@@ -31,20 +34,26 @@ from taid.fused import chunks, kernel
 from taid.losses import _require_fraction, _require_labels, _require_same_shape, _require_t
 
 ENGINES = ("eager", "compiled", "cpp")
-CHUNK = 2**18  # elements: a few fp32 copies of a chunk fit into the cache
+CHUNK = 200_000  # elements: a few fp32 copies of a chunk fit into the cache, and are little beside all logits
 
 
-def forward_kl(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None, inplace: bool = False) -> Tensor:
+def forward_kl(
+    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None, inplace: bool = False
+) -> Tensor:
     """Mean of KL(p ‖ q), `losses.forward_kl`."""
     return _mean("forward_kl", student_logits, teacher_logits, mask, inplace)
 
 
-def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None, inplace: bool = False) -> Tensor:
+def reverse_kl(
+    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None, inplace: bool = False
+) -> Tensor:
     """Mean of KL(q ‖ p), `losses.reverse_kl`."""
     return _mean("reverse_kl", student_logits, teacher_logits, mask, inplace)
 
 
-def tvd(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None, inplace: bool = False) -> Tensor:
+def tvd(
+    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None, inplace: bool = False
+) -> Tensor:
     """Mean total variation distance, `losses.tvd`."""
     return _mean("tvd", student_logits, teacher_logits, mask, inplace)
 
@@ -96,13 +105,14 @@ def ctkd(
     student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float,
     mask: Tensor | None = None, inplace: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Mean curriculum-temperature KD, `losses.ctkd`; a `temperature` that is a tensor receives its gradient."""
+    """Mean curriculum-temperature KD, `losses.ctkd`; a tensor as `temperature` receives its gradient."""
     return _mean("ctkd", student_logits, teacher_logits, mask, inplace, temperature=temperature)
 
 
 def taid_kl(
-    student_logits: Tensor, teacher_logits: Tensor, t: float, mask: Tensor | None = None, inplace: bool = False
-) -> Tensor:
+    student_logits: Tensor, teacher_logits: Tensor, t: float,
+    mask: Tensor | None = None, inplace: bool = False,
+) -> Tensor:  # fmt: skip
     """Mean of TAID's objective KL(p_t ‖ q), `losses.taid_kl`."""
     return _mean("taid_kl", student_logits, teacher_logits, mask, inplace, t=t)
 
@@ -113,15 +123,16 @@ def value_and_gradient(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Each row's own loss [r], fp32 (fp64 for fp64 logits), and `scale` times its gradient [r, V].
 
-    `loss` is a function's name, as "taid_kl", for logits [r, V]; `parameters` are that function's own, as `t=0.3`, by
-    name, all of them; `labels [r]` of dkd are those of the chunk, and ctkd's temperature is a number. The gradient
-    is in the dtype of the student's logits; it is written to `out [r, V]` if given, which may be `student` itself.
-    ctkd writes the values' derivatives with respect to its temperature to `slope [r]`, if given.
+    `loss` is a function's name, as "taid_kl", for logits [r, V]; `parameters` are that function's own, as
+    `t=0.3`, by name, all of them; `labels [r]` of dkd are those of the chunk, and ctkd's temperature is a
+    number. The gradient has the dtype of the student's logits and goes to `out [r, V]` if given, which
+    may be `student` itself. ctkd writes the derivatives of its values with respect to the temperature to
+    `slope [r]`, if given.
     """
     student, teacher = student.detach(), teacher.detach()
     loss, teacher, parameters = _checked(loss, student, teacher, parameters)
     if out is None:
-        out = torch.empty(student.shape, dtype=student.dtype, device=student.device)
+        out = _empty_like(student)
     if out.shape != student.shape or out.dtype != student.dtype:
         raise ValueError(f"out must be like the student's logits, {student.dtype} {tuple(student.shape)}")
     values = _row_values(student)
@@ -135,7 +146,9 @@ def engine(*logits: Tensor) -> str:
     Raises ValueError where "cpp" is asked for and cannot take them.
     """
     if _forced == "cpp" and not kernel.available(*logits):
-        raise ValueError("the C++ engine needs a compiler, and logits on the CPU, of at most fp32, with unit stride along V")
+        raise ValueError(
+            "the C++ engine needs a compiler, and logits on the CPU, of at most fp32 and unit stride along V"
+        )
     return _forced or ("cpp" if kernel.available(*logits) else "eager")
 
 
@@ -155,13 +168,16 @@ def using(name: str) -> Iterator[None]:
         _forced = before
 
 
-def _mean(loss: str, student: Tensor, teacher: Tensor, mask: Tensor | None, inplace: bool, **parameters) -> Tensor:
-    if mask is not None and (mask.shape != student.shape[:-1] or mask.dtype != torch.bool):
-        raise ValueError(
-            f"mask must be boolean and of shape {tuple(student.shape[:-1])}, got {mask.dtype} {tuple(mask.shape)}"
-        )
+def _mean(
+    loss: str, student: Tensor, teacher: Tensor, mask: Tensor | None, inplace: bool, **parameters
+) -> Tensor:
+    expected = tuple(student.shape[:-1])
+    if mask is not None and (mask.shape != expected or mask.dtype != torch.bool):
+        raise ValueError(f"mask must be boolean and {expected}, got {mask.dtype} and {tuple(mask.shape)}")
     if inplace and student.requires_grad and student.is_leaf:
-        raise ValueError("inplace=True writes over the student's logits, which here are a leaf: pass a model's output")
+        raise ValueError("inplace=True writes over the student's logits, here a leaf: pass a model's output")
+    if inplace and 0 in student.stride():
+        raise ValueError("inplace=True cannot write to expanded logits, whose rows share memory: clone them")
     loss, teacher, parameters = _checked(loss, student, teacher.detach(), parameters)
     if "labels" in parameters:
         parameters["labels"] = parameters["labels"].reshape(-1)
@@ -179,11 +195,11 @@ class _Mean(torch.autograd.Function):
         student = student.detach()
         count = student.shape[:-1].numel() if mask is None else int(mask.sum())
         mean = 1 / max(count, 1)
-        # probabilities are small for fp16: there, enlarge them, and divide in the backward pass with the loss's own scale
+        # probabilities are small for fp16: enlarge them, and divide in the backward pass, after a loss scale
         scale = 1024.0 if student.dtype == torch.float16 else mean
         gradient = None
         if wants_gradient:
-            gradient = student if inplace else torch.empty(student.shape, dtype=student.dtype, device=student.device)
+            gradient = student if inplace else _empty_like(student)
         if temperature is not None:
             parameters = parameters | {"temperature": float(temperature)}
         values = _row_values(student)
@@ -239,18 +255,23 @@ def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _run(loss, student, teacher, out, values, slopes, mask, scale, parameters) -> None:
-    """Values (and slopes) [n] of rows [n, V], and their gradients to `out` unless None; zero at masked rows."""
+    """Values (and slopes) [n] of rows [n, V]; their gradients to `out` unless None, zero at masked rows."""
     name = engine(student, teacher, *([] if out is None else [out]))
     if name == "cpp":
         kernel.run(loss, student, teacher, out, values, slopes, mask, scale, parameters)
         return
+    chunks.keep_freed_memory()
     core, step = chunks.CORES[loss], chunks.step
     if name == "compiled":
         step = chunks.compiled(loss)
         scale = torch.tensor(scale, dtype=values.dtype)
-        parameters = {k: v if k == "labels" else torch.tensor(v, dtype=values.dtype) for k, v in parameters.items()}
+        parameters = {
+            key: value if key == "labels" else torch.tensor(value, dtype=values.dtype)
+            for key, value in parameters.items()
+        }
     for rows in _chunks(len(student), student.shape[-1], mask):
-        value, gradient, *slope = step(core, student[rows], teacher[rows], values.dtype, scale, _own(parameters, rows))
+        own = _own(parameters, rows)
+        value, gradient, *slope = step(core, student[rows], teacher[rows], values.dtype, scale, own)
         values[rows] = value
         if slopes is not None:
             slopes[rows] = slope[0]
@@ -270,6 +291,11 @@ def _chunks(n: int, vocabulary: int, mask: Tensor | None) -> Iterator[slice | Te
         if len(rows):
             first, last = int(rows[0]), int(rows[-1])
             yield slice(first, last + 1) if last - first + 1 == len(rows) else rows.to(mask.device)
+
+
+def _empty_like(student: Tensor) -> Tensor:
+    """Room for a gradient, contiguous whatever the layout of the logits."""
+    return torch.empty(student.shape, dtype=student.dtype, device=student.device)
 
 
 def _row_values(student: Tensor) -> Tensor:

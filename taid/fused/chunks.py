@@ -1,12 +1,13 @@
-"""The losses on one chunk of rows, value and gradient together, as torch operations: any device, any compiler.
+"""The losses on one chunk of rows, value and gradient together, as torch operations: for any device.
 
 With q = softmax(s), p = softmax(z) and r = log p − log q, a divergence Σ_j f(p_j, q_j) has the gradient
 
     h_j − q_j Σ_k h_k,    h_j = ∂f / ∂ log q_j,
 
-with respect to s. Each function of `CORES` maps fp32 (or fp64) chunks s, z [r, V], which it overwrites, and its
-loss's own parameters to (values [r], gradient [r, V]). −∞ follows the table of `taid.losses`: a weight of zero
-meets ±∞ only as 0 · ∞ = NaN, which `_sum` skips; logits that are NaN still show, through the normalisers.
+with respect to s. Each function of `CORES` maps fp32 (or fp64) chunks s, z [r, V], which it overwrites,
+and its loss's own parameters to (values [r], gradient [r, V]). −∞ follows the table of `taid.losses`: a
+weight of zero meets ±∞ only as 0 · ∞ = NaN, which `_sum` skips; logits that are NaN still show, by the
+normalisers.
 """
 
 import functools
@@ -98,7 +99,7 @@ def adaptive_kl(s: Tensor, z: Tensor, mu: float) -> Chunk:
 
 
 def dkd(s: Tensor, z: Tensor, labels: Tensor, alpha: float, beta: float, temperature: float) -> Chunk:
-    """The other tokens' part is a KL without the target; the target's is one between two-way distributions."""
+    """The others' part is a KL without the target, the target's part one between two-way distributions."""
     target = labels.clamp(min=0).unsqueeze(-1)  # [r, 1]
     s, z = s.mul_(1 / temperature), z.mul_(1 / temperature)
     s_target, z_target = s.gather(-1, target), z.gather(-1, target)
@@ -139,24 +140,38 @@ def step(
     core: Callable[..., tuple[Tensor, ...]], student: Tensor, teacher: Tensor, dtype: torch.dtype,
     scale: float | Tensor, parameters: dict,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """One core on chunks [r, V] that stay as they are: values [r] in `dtype`, `scale` times the gradient [r, V] in the
-    dtype of the student, and what else the core gives."""
+    """One core on chunks [r, V] that stay as they are: values [r] in `dtype`, `scale` times the gradient
+    [r, V] in the dtype of the student, and what else the core gives."""
     s, z = student.to(dtype, copy=True), teacher.to(dtype, copy=True)
     values, gradient, *rest = core(s, z, **parameters)
     return values, gradient.mul_(scale).to(student.dtype), *rest
 
 
 @functools.cache
-def compiled(loss: str) -> Callable[..., tuple[Tensor, ...]]:
-    """`step` by torch.compile, for all shapes; it has to be given its numbers as tensors, or is compiled for each.
+def keep_freed_memory() -> None:
+    """Let glibc keep a chunk's memory for the next: else it goes back to the system each time. Once a large
+    block has been freed, twice its size is kept (mallopt(3), M_MMAP_THRESHOLD)."""
+    torch.empty(16 * 2**20, dtype=torch.uint8)
 
-    Dynamo limits how often one code object is compiled, so each loss has its own. The head of adaptive_kl depends on
-    the data: it is not compiled.
+
+@functools.cache
+def compiled(loss: str) -> Callable[..., tuple[Tensor, ...]]:
+    """`step` by torch.compile, for all shapes; its numbers have to be tensors, or it is compiled for each.
+
+    The conversions from and to half precision stay outside: on a CPU Inductor's take as long as all the
+    rest. Dynamo limits how often one code object is compiled, so each loss has its own. adaptive_kl,
+    whose head depends on the data, is not compiled.
     """
     if loss == "adaptive_kl":
         return step
     own = FunctionType(step.__code__.replace(co_name=f"step_{loss}"), step.__globals__)
-    return torch.compile(own, dynamic=True)
+    inside = torch.compile(own, dynamic=True)
+
+    def converted(core, student, teacher, dtype, scale, parameters):
+        values, gradient, *rest = inside(core, student.to(dtype), teacher.to(dtype), dtype, scale, parameters)
+        return values, gradient.to(student.dtype), *rest
+
+    return converted
 
 
 def _kl(student: Softmax, teacher: Softmax) -> Tensor:

@@ -1,10 +1,10 @@
 // The losses of taid/losses.py on rows of logits, value and gradient, one row at a time in fp32.
 //
-// A row is read in blocks that stay in the first-level cache: `load` turns a piece of both inputs into fp32 logits (the
-// blend, for TAID), padded with −∞, which is probability zero. `normalise` makes both softmaxes of them, and the KL
-// divergences on the way, and keeps e^x for the sweeps that follow: one that sums f and h, where a loss needs it, and
-// one that writes h − q Σ h. That is the gradient of Σ f(p, q), with q, p the student's and teacher's probabilities
-// and h = ∂f / ∂ log q; r = log p − log q.
+// A row is read in blocks that stay in the first-level cache: `load` turns a piece of both inputs into
+// fp32 logits (the blend, for TAID), padded with −∞, which is probability zero. `normalise` makes both
+// softmaxes of them, and the KL divergences on the way, and keeps e^x for the sweeps that follow: one
+// that sums f and h, where a loss needs it, and one that writes h − q Σ h. That is the gradient of
+// Σ f(p, q), with q, p the student's and teacher's probabilities, h = ∂f / ∂ log q and r = log p − log q.
 // Vectors are as wide as the processor's; the same source serves AVX2, AVX-512 and NEON.
 
 #include <algorithm>
@@ -50,7 +50,10 @@ struct Job {  // as taid/fused/kernel.py lays it out; strides in elements, betwe
 };
 
 enum Type { FLOAT32, BFLOAT16, FLOAT16 };
-enum Loss { FORWARD_KL, REVERSE_KL, TOTAL_VARIATION, JENSEN_SHANNON, SKEW_KL, SKEW_RKL, ADAPTIVE_KL, DKD, CTKD, TAID_KL };
+enum Loss {
+    FORWARD_KL, REVERSE_KL, TOTAL_VARIATION, JENSEN_SHANNON, SKEW_KL, SKEW_RKL, ADAPTIVE_KL, DKD, CTKD,
+    TAID_KL
+};
 
 // Elementary functions
 
@@ -58,10 +61,9 @@ INLINE F bits_to_float(I x) { return (F)x; }
 INLINE F maximum(F x, F y) { return x > y ? x : y; }  // y, where x is NaN
 INLINE F absolute(F x) { return bits_to_float((I)x & 0x7fffffff); }
 
-// e^x for x ≤ 0, relative error below 2e-7; 0 below −87.7, where results would be subnormal; NaN stays.
+// e^x for x ≤ 0, relative error below 2e-7; 0 below −87, where results would be subnormal; NaN stays.
 INLINE F exponential(F x) {
-    const float magic = 12582912.0f + 127.0f;  // 1.5 · 2^23: adding it rounds to integers, kept in the low bits
-    x = x < -88.0f ? F{} - 88.0f : x;
+    const float magic = 12582912.0f;  // adding 1.5 · 2^23 leaves an integer in the low bits
     F shifted = x * 1.44269504f + magic;
     F r = x - (shifted - magic) * 0.693147182f;
     F y = r * 8.297584019601345e-3f + 4.191587492823601e-2f;
@@ -69,7 +71,8 @@ INLINE F exponential(F x) {
     y = y * r + 4.999889135360718e-1f;
     y = y * r + 9.999997019767761e-1f;
     y = y * r + 1.0000001192092896f;
-    return y * bits_to_float((I)shifted << 23);
+    y = bits_to_float((I)y + ((I)shifted << 23));  // times a power of two; a NaN has no low bits
+    return x < -87.0f ? F{} : y;
 }
 
 // log x for normal x > 0, error below 2e-7 of the result or of 1; NaN stays.
@@ -141,7 +144,7 @@ struct Float16 {
     static INLINE void store(_Float16 *at, F x) { save(at, __builtin_convertvector(x, Vector)); }
 };
 
-// `count` logits to fp32, each vector by way of `mix`, padded with −∞ to whole vectors; returns their maxima by lanes
+// `count` logits to fp32, each vector by way of `mix`, padded to whole vectors with −∞; returns maxima
 template <class T, class Mix> INLINE F fetch(const void *row, int64_t at, int count, F *to, Mix mix) {
     auto *from = static_cast<const typename T::Scalar *>(row) + at;
     int whole = count / LANES, rest = count % LANES;
@@ -239,8 +242,8 @@ struct Row {
         }
     }
 
-    // Both softmaxes and, of the divergences between them, those asked for. While x − maximum is at hand, so is
-    // Σ e d, d the difference of the two sides' x − maximum; a new maximum changes d by a constant.
+    // Both softmaxes and, of the divergences between them, those asked for. While x − maximum is at hand,
+    // so is Σ e d, d the difference of the two sides' x − maximum; a new maximum changes d by a constant.
     template <bool KL, bool REVERSE_KL> void normalise() {
         Block block;
         Total s_total, z_total, kl_total, reverse_total;
@@ -297,12 +300,6 @@ struct KLs {
     static constexpr bool reads_logits = true;
     float w, v;
     INLINE F h(const Entry &e) const { return -(e.q == 0.0f ? F{} : v * e.q * e.r) - w * e.p; }
-};
-
-struct ForwardKL {
-    static constexpr bool reads_logits = false;
-    float w;
-    INLINE F h(const Entry &e) const { return -w * e.p; }
 };
 
 struct TVD {
@@ -401,7 +398,7 @@ template <class L> double divergence(const Row &row, const L &loss) {
     return both.f;
 }
 
-// Largest x among the teacher's logits less their maximum such that the entries ≥ x have the probability `mass`
+// Largest x among the teacher's logits less their maximum such that entries ≥ x have the probability `mass`
 float head_threshold(const Row &row, float mass) {
     Block block;
     std::vector<float> logits;
@@ -433,6 +430,28 @@ double adaptive(const Row &row, float mu) {
     return w * row.kl + v * row.reverse_kl;
 }
 
+// scale · (q_weight · q − p_weight · p), without more products than that takes
+void write_difference(const Row &row, double q_weight, double p_weight) {
+    if (!row.out) return;
+    alignas(64) F gradient[VECTORS];
+    for (int i = 0; i < row.blocks(); i++) {
+        const F *s = row.s.e + i * VECTORS, *z = row.z.e + i * VECTORS;
+        const float a = row.scale * q_weight * row.s.factor(i), b = row.scale * p_weight * row.z.factor(i);
+        for (int j = 0; j < row.vectors(i); j++) gradient[j] = a * s[j] - b * z[j];
+        put(row.job.student_type, row.out, int64_t(i) * BLOCK, row.count(i), gradient);
+    }
+}
+
+double forward(const Row &row) {
+    write_difference(row, 1, 1);
+    return row.kl;
+}
+
+double reverse(const Row &row) {
+    write(row, KLs{0, 1}, row.reverse_kl);
+    return row.reverse_kl;
+}
+
 double softplus(double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::fabs(x))); }
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
@@ -462,7 +481,7 @@ double decoupled(Row row, int64_t label) {
     row.normalise<true, false>();
     double s_odds = s_label - row.s.log(), z_odds = z_label - row.z.log();
     double excess = sigmoid(s_odds) - sigmoid(z_odds);  // q_y − p_y
-    write(row, ForwardKL{float(beta)}, alpha * excess - beta);
+    write_difference(row, beta - alpha * excess, beta);
     if (row.out) {
         F x = F{} + float(row.scale * alpha * excess);
         put(job.student_type, row.out, label, 1, &x);
@@ -477,8 +496,7 @@ double tempered(Row row, float *slope) {
         const Sums change = sums(row, TemperatureChange());
         *slope = 2 * tau * row.kl - tau * (change.f - row.kl * change.h);
     }
-    write(row, ForwardKL{1}, -1);
-    return tau * tau * row.kl;
+    return tau * tau * forward(row);
 }
 
 template <class P> P *shifted(P *base, int type, int64_t elements) {
@@ -498,8 +516,8 @@ double value(const Job &job, int64_t i, const Softmax &s, const Softmax &z) {
         case SKEW_RKL: row.normalise<false, false>(); return divergence(row, SkewRKL{job.a});
         case ADAPTIVE_KL: row.normalise<true, true>(); return adaptive(row, job.a);
         case CTKD: row.normalise<true, false>(); return tempered(row, job.slopes ? job.slopes + i : nullptr);
-        case REVERSE_KL: row.normalise<false, true>(); write(row, KLs{0, 1}, row.reverse_kl); return row.reverse_kl;
-        default: row.normalise<true, false>(); write(row, ForwardKL{1}, -1); return row.kl;
+        case REVERSE_KL: row.normalise<false, true>(); return reverse(row);
+        default: row.normalise<true, false>(); return forward(row);
     }
 }
 
@@ -525,8 +543,7 @@ struct Scratch {  // for one row
     }
 };
 
-// A fresh gradient's pages come into being as they are written: in units of 2 MB, where the system has them, this takes
-// a fraction of the time.
+// A fresh gradient's pages come into being as they are written, in units of 2 MB in a fraction of the time.
 void ask_for_huge_pages(const Job &job) {
 #ifdef __linux__
     const uintptr_t size = 1 << 21, at = reinterpret_cast<uintptr_t>(job.out);

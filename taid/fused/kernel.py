@@ -29,15 +29,16 @@ class Job(ctypes.Structure):
     """struct Job of the kernel."""
 
     _fields_ = (
-        [(name, ctypes.c_void_p) for name in ("student", "teacher", "out", "mask", "labels", "values", "slopes")]
-        + [(name, ctypes.c_int64) for name in ("student_stride", "teacher_stride", "out_stride", "rows", "vocabulary")]
-        + [(name, ctypes.c_int32) for name in ("loss", "student_type", "teacher_type", "threads")]
-        + [(name, ctypes.c_float) for name in ("scale", "a", "b", "temperature")]
+        [(name, ctypes.c_void_p) for name in "student teacher out mask labels values slopes".split()]
+        + [(f"{name}_stride", ctypes.c_int64) for name in "student teacher out".split()]
+        + [(name, ctypes.c_int64) for name in "rows vocabulary".split()]
+        + [(name, ctypes.c_int32) for name in "loss student_type teacher_type threads".split()]
+        + [(name, ctypes.c_float) for name in "scale a b temperature".split()]
     )
 
 
 def available(*logits: Tensor) -> bool:
-    """Whether the kernel is there and takes these logits: on the CPU, at most fp32, of unit stride along V."""
+    """Whether the kernel is there and takes these logits: on the CPU, at most fp32, unit stride along V."""
     fits = all(x.device.type == "cpu" and x.dtype in TYPES and x.stride(-1) == 1 for x in logits)
     return fits and library() is not None
 
@@ -60,13 +61,13 @@ def run(loss, student, teacher, out, values, slopes, mask, scale, parameters) ->
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The kernel, compiled unless the cache has it for this source, compiler and processor; None, with a warning, if
-    that fails."""
+    """The kernel, compiled unless the cache has it for this source, compiler and processor; None, with a
+    warning, if that fails."""
     try:
         return ctypes.CDLL(str(_built()))
     except (OSError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or error
-        warnings.warn(f"taid.fused runs without its C++ kernel, at half the speed or less: {reason}", stacklevel=2)
+        warnings.warn(f"taid.fused runs without its C++ kernel, several times slower: {reason}", stacklevel=2)
         return None
 
 
@@ -76,13 +77,14 @@ def _built() -> Path:
         raise OSError("no C++ compiler is installed (g++, or one that $CXX names)")
     command = [*shlex.split(compiler), *FLAGS, str(SOURCE)]
     version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True).stdout
-    digest = hashlib.sha256("\0".join([SOURCE.read_text(), *command, version, _processor()]).encode()).hexdigest()
-    path = cache_dir() / "kernels" / f"fused-{digest[:16]}.so"
+    identity = "\0".join([SOURCE.read_text(encoding="utf-8"), *command, version, _processor()])
+    path = cache_dir() / "kernels" / f"fused-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as work:
             fresh = Path(work) / path.name
-            subprocess.run([*command, "-o", str(fresh)], capture_output=True, text=True, check=True, timeout=600)
+            build = [*command, "-o", str(fresh)]
+            subprocess.run(build, capture_output=True, text=True, check=True, timeout=600)
             os.replace(fresh, path)  # whole or not at all, whoever else is building it
     return path
 
@@ -93,4 +95,5 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
+    kinds = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(kinds)}))

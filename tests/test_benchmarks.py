@@ -1,0 +1,348 @@
+"""The benchmarks: what they measure is what they say, our memory does not grow, and their page tells it."""
+
+import math
+from dataclasses import asdict, replace
+from functools import cache, partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from analysis import cost, speed, speed_rows
+from analysis import rows as analysis_rows
+from analysis.claims import COST
+from benchmarks import grid, head, losses, official, peers, record, training
+from benchmarks.measure import Call, interleaved, peak_memory
+from taid import results
+from taid import losses as taid_losses
+from taid.data import IGNORE
+
+
+@pytest.fixture
+def no_peers(tmp_path, monkeypatch):
+    """Nothing but what the environment has; yields where peers would be."""
+    monkeypatch.setenv("TAID_CACHE", str(tmp_path))
+    peers._definition.cache_clear()
+    yield tmp_path / "peers"
+    peers._definition.cache_clear()
+
+
+def contender(name: str, loss: str = "taid"):
+    found = losses.contenders(loss)
+    if name not in found:
+        pytest.skip(f"{name} is not there: no C++ compiler")
+    return found[name]
+
+
+# Memory
+
+
+def resident(field: str) -> int:
+    """Bytes of the process's memory, now ("VmRSS") or at its peak ("VmHWM")."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's peak")
+@pytest.mark.parametrize("name", ["eager", "cpp", "cpp_inplace"])
+def test_memory_is_what_the_process_grows_by(name):
+    """Oracle: the system's account, which sees a kernel's own buffers as well; to 2% of 262 MB of logits. Blocks
+    above 32 MiB come straight from the system, so that the account is exact."""
+    student, teacher, labels = losses.inputs(2048, 32_000, torch.float32)
+    call = Call(partial(losses.gradient, contender(name), student, teacher, labels))
+    call.run()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    before = resident("VmRSS")
+    kept = call.run()
+    grown = resident("VmHWM") - before
+    del kept
+    assert peak_memory(call) == pytest.approx(grown, abs=0.02 * student.nbytes)
+
+
+def test_memory_peaks_within_a_run():
+    """By hand: 4 MB are kept, and 8 MB come and go beside 4 MB that go before the end."""
+    def run():
+        first = torch.ones(10**6)
+        torch.ones(2 * 10**6)
+        return first + 1
+
+    assert peak_memory(Call(run)) == 12 * 10**6
+
+
+@cache
+def memory(name: str, rows: int, vocab: int) -> int:
+    """Bytes beyond the inputs, fp32, the gradient included."""
+    return peak_memory(Call(partial(losses.gradient, contender(name), *losses.inputs(rows, vocab, torch.float32))))
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "least", "most"),
+    [("official", 64, 4, 6), ("eager", 2048, 1, 1.05), ("cpp", 64, 1, 1.01), ("cpp_inplace", 64, 0, 0.05)],
+)
+def test_memory_in_logit_tensors(name, rows, least, most):
+    """Against regressions, at Llama 2's vocabulary: the gradient, or nothing in place, and little beside."""
+    assert least <= memory(name, rows, 32_000) / (4 * rows * 32_000) <= most
+
+
+@pytest.mark.parametrize("name", ["official", "eager", "cpp"])
+@pytest.mark.parametrize("larger", [(512, 8000), (256, 16_000)], ids=["rows", "vocabulary"])
+def test_memory_grows_linearly_with_rows_and_vocabulary(name, larger):
+    """Twice the logits, twice the memory, to 2%; eager has chunks beside, of as many rows as fit a fixed size."""
+    small, large = memory(name, 256, 8000), memory(name, *larger)
+    fixed = small - 4 * 256 * 8000 if name == "eager" else 0
+    assert large - fixed == pytest.approx(2 * (small - fixed), rel=0.02)
+
+
+# Contenders
+
+
+@pytest.mark.parametrize("loss", grid.LOSSES)
+@pytest.mark.parametrize("name", ["plain", "eager", "cpp", "cpp_inplace"])
+def test_contenders_compute_the_loss_they_stand_for(loss, name):
+    """Oracle: autograd through `taid.losses` in fp64, a third of the labels ignored. fp32 rounds by 1e-7."""
+    student, teacher, labels = losses.inputs(30, 50, torch.float32)
+    labels[::3] = IGNORE
+    exact = losses.gradient(partial(losses._plain, loss), student.double(), teacher.double(), labels)
+    found = losses.gradient(contender(name, loss), student.clone(), teacher, labels)
+    assert torch.equal(found[::3], torch.zeros(10, 50))
+    torch.testing.assert_close(found.double(), exact, atol=1e-7, rtol=1e-5)
+
+
+def test_the_official_formulas_are_those_of_the_losses():
+    """`taid.losses` has them as `official=True`, computed another way; here t, mask and value in fp32."""
+    student, teacher, labels = losses.inputs(30, 50, torch.float32)
+    labels[::3] = IGNORE
+    student.requires_grad_()
+    values = taid_losses.taid_kl(student, teacher, 0.4, official=True)
+    expected = taid_losses.masked_mean(values, labels != IGNORE)
+    found = official.taid_kl(student, teacher, labels, 0.4)
+    torch.testing.assert_close(found, expected, atol=0, rtol=1e-6)
+    torch.testing.assert_close(*(torch.autograd.grad(x, student)[0] for x in (found, expected)), atol=1e-8, rtol=1e-5)
+
+
+def test_a_gradient_written_over_the_logits_is_not_copied():
+    student, teacher, labels = losses.inputs(4, 50, torch.float32)
+    assert losses.gradient(contender("cpp_inplace"), student, teacher, labels).data_ptr() == student.data_ptr()
+
+
+def test_the_error_of_the_gradient_is_that_of_rounding():
+    """bf16 has 8 bits: rounded to nearest, 0.17% at random mantissas (1/√12 of a spacing of 2⁻⁷ … 2⁻⁸)."""
+    values, _ = losses.accuracy(losses.Accuracy("smoke", "taid", 4, 4000, "bf16", 0.05))
+    assert 0.001 < values["eager", "gradient_error", 0] < 0.003
+    assert values["official", "gradient_error", 0] > 0.1  # it blends in bf16, where 0.05 apart is next to equal
+
+
+def test_heads_agree():
+    """Oracle: the matmuls and `taid.losses` in fp64."""
+    cell = head.Cell("smoke", "taid", 40, 60, 8, 12, "fp32", 1)
+    inputs = head.inputs(cell)
+    labels = torch.zeros(cell.rows, dtype=torch.long)
+
+    def gradients(which, tensors):
+        return torch.autograd.grad(which(*tensors, labels), tensors[:2])
+
+    doubled = [x.detach().double().requires_grad_(x.requires_grad) for x in inputs]
+    exact = gradients(partial(head._matmuls, partial(losses._plain, "taid")), doubled)
+    for name, which in head.heads("taid").items():
+        for found, expected in zip(gradients(which, inputs), exact, strict=True):
+            torch.testing.assert_close(found.double(), expected, atol=1e-7, rtol=1e-5, msg=lambda m: f"{name}: {m}")
+
+
+def test_calls_take_turns_and_slow_ones_stop_early():
+    order = []
+    calls = {name: Call(partial(order.append, name), partial(order.append, f"({name})")) for name in "ab"}
+    times = interleaved(calls, {"a": 3, "b": 1})
+    assert "".join(order) == "(a)a(b)b(a)a(a)a"
+    assert {name: len(found) for name, found in times.items()} == {"a": 3, "b": 1}
+
+
+# Peers
+
+
+def test_a_missing_peer_is_left_out(no_peers):
+    assert set(peers.versions().values()) == {None} and set(peers.versions()) == {"trl", "torchtune", "liger-kernel"}
+    assert not {"trl", "torchtune"} & {*losses.contenders("gjs"), *losses.contenders("rkl")}
+    assert "liger" not in head.heads("gjs") and "fused_head" in head.heads("gjs")
+
+
+def test_of_a_peer_only_the_function_is_loaded(no_peers):
+    """Its file wants a module that is not there, and a class around the function a base that is not there."""
+    file = no_peers / "trl/experimental/gkd/gkd_trainer.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "import not_there\n\nclass Trainer(not_there.Base):\n    @staticmethod\n"
+        "    def generalized_jsd_loss(student, teacher, labels=None, beta=0.5):\n"
+        "        return beta * F.softmax(student - teacher, -1).sum() + torch.zeros(())\n"
+    )
+    (no_peers / "trl-9.9.dist-info").mkdir()
+    (no_peers / "trl-9.9.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: trl\nVersion: 9.9\n")
+    assert peers.versions()["trl"] == "9.9" and "trl" in losses.contenders("gjs")
+    assert float(peers.trl_jsd(torch.ones(3, 5), torch.zeros(3, 5), None)) == pytest.approx(0.3)
+
+
+# Training steps
+
+TINY = training.Training("smoke", ("kl", "gkd"), 32, 3, 4, 2, 1.0, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "share"), [("kl", None), ("distillm", 0), ("distillm_sampling", 2 / 3), ("gkd", 1)]
+)
+def test_a_block_times_every_step_and_samples_as_the_method_does(method, share):
+    """Three steps with the warm-up. Two of them fill DistiLLM's buffer, from which the third is drawn."""
+    seconds, objective = training.block(TINY, method, seed=0)
+    assert len(seconds) == 2 and min(seconds) > 0
+    assert objective.logs().get("rollout_share") == share
+
+
+# Rows and their page
+
+
+def test_rows_are_results_and_a_finished_cell_is_known(tmp_path):
+    cell = losses.Cell("smoke", "taid", 4, 50, "fp32", 2, ("official", "eager"))
+    values, seconds = losses.measure(cell)
+    results.append(tmp_path / "speed.jsonl", record.rows(cell, "losses", values, seconds))
+    read = results.read(tmp_path / "speed.jsonl")
+    assert {row.method for row in read} == {"official", "eager", "floor"}
+    assert {row.metric for row in read} <= record.UNITS.keys() and min(row.value for row in read) >= 0
+    assert results.config_hash(cell.config() | {"experiment": "losses"}) in results.finished(tmp_path / "speed.jsonl")
+    assert read[0].config["code"] == record.code_digest() and read[0].versions and read[0].device
+    page = speed.render(analysis_rows.load(tmp_path / "speed.jsonl", "smoke"), "smoke")
+    assert "| 4 × 50, fp32 |" in page and "mean nothing" in page
+
+
+@pytest.mark.parametrize("scale", grid.SCALES)
+@pytest.mark.parametrize("experiment", ["losses", "accuracy", "scaling_vocab", "scaling_rows", "head", "step", "cost"])
+def test_cells_have_names_of_their_own(experiment, scale):
+    """The name is what tells the rows of two cells apart."""
+    cells = grid.cells(experiment, scale)
+    assert cells and len({str(cell) for cell in cells}) == len({results.config_hash(c.config()) for c in cells})
+
+
+def test_other_code_is_another_cell(tmp_path, monkeypatch):
+    def digest() -> str:
+        record.code_digest.cache_clear()
+        return record.code_digest()
+
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    (tmp_path / "taid").mkdir()
+    kernel = tmp_path / "taid" / "kernel.cpp"
+    kernel.write_text("1")
+    before = digest()
+    (tmp_path / "taid" / "notes.txt").write_text("no code")
+    assert digest() == before
+    kernel.write_text("2")
+    assert digest() != before
+    record.code_digest.cache_clear()
+
+
+def rows_of(experiment: str, job, values) -> list[results.Row]:
+    return record.rows(job, experiment, values, 1.0)
+
+
+def frame_of(path, rows):
+    results.append(path, rows)
+    return analysis_rows.load(path, "smoke")
+
+
+CELL = losses.Cell("smoke", "taid", 64, 100, "bf16", 3, grid.CONTENDERS)
+STEPS = training.Training("smoke", grid.METHODS, 2048, 16, 32, 4, 0.5, 8, 3)
+
+
+def test_a_ratio_is_a_median_of_repetitions_side_by_side(tmp_path):
+    """By hand: 40/10, 90/15, 20/4 have the median 5, the medians 40 and 10 the ratio 4."""
+    times = {"official": (40, 90, 20), "eager": (10, 15, 4)}
+    values = {(who, "time", i): float(x) for who, found in times.items() for i, x in enumerate(found)}
+    frame = frame_of(tmp_path / "speed.jsonl", rows_of("losses", CELL, values))
+    assert speed.speedups(frame, "taid", "eager", "official") == [5]
+    assert speed.speedups(frame, "taid", "cpp", "official") == []
+    text = speed.aims(frame)
+    assert "| TAID eager: × official | ≥ 4 | 5.00 | 1 of 1 |" in text
+    assert "| TAID compiled: × official | ≥ 5 | — | — |" in text
+
+
+def test_the_last_measurement_of_a_cell_counts(tmp_path, monkeypatch):
+    """What an older one had besides (a peer that is gone) is not mixed in."""
+    old = rows_of("losses", CELL, {("official", "time", 0): 1.0, ("compiled", "time", 0): 1.0})
+    monkeypatch.setattr(losses, "code_digest", lambda: "other")
+    new = rows_of("losses", CELL, {("official", "time", 0): 2.0})
+    frame = frame_of(tmp_path / "speed.jsonl", old + new)
+    assert speed_rows.measured(frame, "losses", "time") == {str(CELL): {"official": {0: 2.0}}}
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_the_exponent_of_a_power_law_is_found(tmp_path, power):
+    """Seconds 3e-9 · V^power; the interval of an exact law has no width."""
+    rows = [
+        row for vocab in (100, 200, 400) for row in rows_of(
+            "scaling_vocab", replace(CELL, vocab=vocab),
+            {("eager", "time", i): 3 * vocab ** (power - 1) for i in range(2)},
+        )
+    ]  # fmt: skip
+    found = speed_rows.exponent(speed_rows.curve(frame_of(tmp_path / "s.jsonl", rows), "scaling_vocab", "time", "eager"))
+    assert (found.mean, found.low, found.high) == pytest.approx((power,) * 3)
+
+
+def test_an_exponent_wants_two_sizes():
+    assert speed_rows.exponent([(100, 1.0), (100, 2.0)]) is None
+    assert speed_rows.exponent([(100, 1.0), (200, 0.0)]) is None
+    assert speed_rows.exponent([]) is None
+
+
+def cost_values(**ratios: float) -> dict:
+    """Three blocks in which KL takes 1, 1.1 and 1.2 s and the others their multiple, but for a little noise."""
+    return {
+        (method, "step", i): (1 + i / 10) * ratio * (1 + 0.001 * ((i + len(method)) % 3))
+        for method, ratio in ({"kl": 1.0, "generation": 3.0} | ratios).items()
+        for i in range(3)
+    }
+
+
+@pytest.mark.parametrize(
+    ("ratios", "outcomes"),
+    [
+        ({"taid": 1.01, "distillm": 2.1, "distillm_sampling": 1.9, "gkd": 9.0}, "ssss"),
+        ({"taid": 1.2, "distillm": 1.2, "distillm_sampling": 4.0, "gkd": 3.0}, "cccc"),
+        ({"taid": 1.01}, "siii"),
+    ],
+)
+def test_claims_flip_with_the_data(tmp_path, ratios, outcomes):
+    frame = frame_of(tmp_path / "speed.jsonl", rows_of("cost", STEPS, cost_values(**ratios)))
+    found = cost.verdicts(frame)
+    assert [claim for _, claim, _ in found] == list(COST)
+    assert "".join(verdict.outcome[0] for _, _, verdict in found) == outcomes
+
+
+def test_the_cost_page_shows_ratios_and_the_prediction(tmp_path):
+    """Prediction by hand: 1 + 0.5 · 3.3/1.1 = 2.5."""
+    frame = frame_of(tmp_path / "speed.jsonl", rows_of("cost", STEPS, cost_values(taid=1.0, gkd=4.0)))
+    line = cost.table(frame).splitlines()[2]
+    assert line.startswith("| 4 × (16 + 32) | 0.5 | 1.10 | 1.00 [") and "| — | — | 4.00 [" in line
+    assert line.endswith("| 2.50 | — | — |")
+
+
+def test_rendering_is_deterministic_and_draws_what_is_there(tmp_path):
+    rows = rows_of("cost", STEPS, cost_values(taid=1.0, gkd=4.0))
+    for vocab in (100, 200):
+        values = {(who, metric, 0): x for who, x in (("official", 8.0), ("floor", 0.5)) for metric in ("time", "memory")}
+        rows += rows_of("scaling_vocab", replace(CELL, vocab=vocab), values)
+    frame = frame_of(tmp_path / "speed.jsonl", rows)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        speed.write(frame, tmp_path / folder, "smoke")
+    for name in ("speed.md", "speed.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    [line, floor] = speed.draw(frame).axes[0].get_lines()
+    assert list(line.get_xdata()) == [100, 200] and line.get_ydata() == pytest.approx([5.12e-5, 1.024e-4])
+    assert floor.get_linestyle() == "--"
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0, "0.000"), (0.00107, "0.001"), (1.0432, "1.04"), (85.19, "85.2"), (223.5, "224")])
+def test_three_digits(value, text):
+    assert speed_rows.digits(value) == text
+
+
+def test_an_interval_without_a_second_block_is_not_shown():
+    estimate = cost.ratios({"kl": {0: 1.0}, "gkd": {0: 3.0}}, "gkd")
+    assert asdict(estimate) == {"mean": pytest.approx(3), "low": 0.0, "high": math.inf, "n": 1}
+    assert speed_rows.spread(estimate) == "3.00"
