@@ -57,15 +57,17 @@ def preamble(frame: pd.DataFrame, scale: str) -> str:
     rate, own = (", ".join(f"{rate:g}" for rate in found) or MISSING for found in rates)
     count = compared(frame)
     return (
-        f"{pair_name(PAIR)}, scale {scale}, {plural(frame.seed.nunique(), 'seed')}, on the test prompts; ± is half"
-        " of the 95% t-interval over them. All variants of a seed start from one student and see one stream of"
-        f" batches. Learning rate: {rate}, which Table 1 chose on validation for TAID,"
+        f"{pair_name(PAIR)}, scale {scale}, {plural(frame.seed.nunique(), 'seed')}, on the test prompts; ±"
+        " is half of the 95% t-interval over them. All variants of a seed start from one student and see one"
+        f" stream of batches. Learning rate: {rate}, which Table 1 chose on validation for TAID,"
         f" for all but SFT ({own}, its own): none is tuned for a variant."
-        f" *− TAID*: the difference to TAID, paired by seed. ‡: its interval at {1 - (1 - CONFIDENCE) / max(count, 1):.2%}"
-        f" leaves 0 out (Bonferroni, {plural(count, 'variant')}); without the mark a single interval that does may be"
-        " chance. What the variants are: `taid/variants.py`, `taid/ablations.py`; why: `docs/adaptivity.md`.\n\n"
+        " *− TAID*: the difference to TAID, paired by seed. ‡: its interval at"
+        f" {1 - (1 - CONFIDENCE) / max(count, 1):.2%} leaves 0 out (Bonferroni, {plural(count, 'variant')});"
+        " without the mark a single interval that does may be chance. What the variants are:"
+        " `taid/variants.py`, `taid/ablations.py`; why: `docs/adaptivity.md`.\n\n"
         "![Differences to TAID](ablations.png)\n\n"
-        "*Figure*: difference to TAID, paired by seed, with 95% intervals; right of 0 is better in every panel.\n"
+        "*Figure*: difference to TAID, paired by seed, with 95% intervals; right of 0 is better in every"
+        " panel.\n"
     )
 
 
@@ -89,12 +91,15 @@ def learning_rates(frame: pd.DataFrame) -> str:
     """The validation score of the searched variants at each rate; empty without rows."""
     searched = frame[frame.experiment == "ablations_search"]
     rates = sorted(searched.learning_rate.unique())
-    by_rate = [scores(searched[searched.learning_rate == rate], "ablations_search", "score").get(PAIR, {}) for rate in rates]
+    by_rate = [
+        scores(searched[searched.learning_rate == rate], "ablations_search", "score").get(PAIR, {})
+        for rate in rates
+    ]
     methods = dict.fromkeys(searched.method)
     body = [[name(method), *(value(found.get(method), 1) for found in by_rate)] for method in methods]
     note = (
-        "\nScore on the validation prompts, seed 0, for variants whose gradients have another size than TAID's."
-        " Table 1 has the same search for TAID and KL. The tables above do not use it.\n"
+        "\nScore on the validation prompts, seed 0, for variants whose gradients have another size than"
+        " TAID's. Table 1 has the same search for TAID and KL. The tables above do not use it.\n"
     )
     return markdown(["variant", *(f"{rate:g}" for rate in rates)], body) + note if rates else ""
 
@@ -135,16 +140,19 @@ def verdicts(frame: pd.DataFrame) -> list[tuple[Claim, dict[str, Verdict]]]:
 def claims(frame: pd.DataFrame) -> str:
     """A line per claim, a column per metric; and the rule."""
     body = [
-        [claim.statement, *(f"**{v.outcome}** {interval(v.estimate, METRICS[m][1])}" for m, v in by_metric.items())]
+        [
+            claim.statement,
+            *(f"**{v.outcome}** {interval(v.estimate, METRICS[m][1])}" for m, v in by_metric.items()),
+        ]
         for claim, by_metric in verdicts(frame)
     ]
     margins = ", ".join(f"{title.split()[0]} {margin:g}" for title, _, _, margin in METRICS.values())
     rule = (
-        "\nIn brackets the 95% interval of first − second, paired by seed, turned so that more is better. *Better*:"
-        f" supported above 0, contradicted below. *The same*: the interval lies within a margin ({margins})."
-        " *Best*: above every rival; contradicted if one is better, Bonferroni-corrected over rivals."
-        f" {plural(len(body) * len(METRICS), 'verdict')}, so that several would fall on a side by chance: one that"
-        " matters should hold by all three measures. One seed settles nothing.\n"
+        "\nIn brackets the 95% interval of first − second, paired by seed, turned so that more is better."
+        " *Better*: supported above 0, contradicted below. *The same*: the interval lies within a margin"
+        f" ({margins}). *Best*: above every rival; contradicted if one is better, Bonferroni-corrected over"
+        f" rivals. {plural(len(body) * len(METRICS), 'verdict')}, so that several would fall on a side by"
+        " chance: one that matters should hold by all three measures. One seed settles nothing.\n"
     )
     header = ["claim", *(title.split(" [")[0] for title, *_ in METRICS.values())]
     return markdown(header, body, text_columns=len(header)) + rule

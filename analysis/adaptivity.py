@@ -1,4 +1,4 @@
-"""The adaptivity audit, rendered: `results/adaptivity.md` and the figure `results/adaptivity.png` beside it."""
+"""The adaptivity audit, rendered: `results/adaptivity.md` and `results/adaptivity.png` beside it."""
 
 import math
 from pathlib import Path
@@ -54,12 +54,13 @@ def render(frame: pd.DataFrame, scale: str) -> str:
 def preamble(frame: pd.DataFrame, scale: str) -> str:
     return (
         f"{pair_name(PAIR)}, scale {scale}, {plural(frame.seed.nunique(), 'seed')}; ± is half of the 95%"
-        " t-interval over them. Four schedules of t, paired by seed: the adaptive update, the linear ramp, σ(m) = ½"
-        " held constant (t a function of the step alone), and t as another seed's adaptive run recorded it, which"
-        " has the shape of an adaptive curve but cannot answer to this student. How the closed form is derived, and what"
-        " follows: `docs/adaptivity.md`.\n\n"
+        " t-interval over them. Four schedules of t, paired by seed: the adaptive update, the linear ramp,"
+        " σ(m) = ½ held constant (t a function of the step alone), and t as another seed's adaptive run"
+        " recorded it, which has the shape of an adaptive curve but cannot answer to this student. How the"
+        " closed form is derived, and what follows: `docs/adaptivity.md`.\n\n"
         "![Four schedules](adaptivity.png)\n\n"
-        "*Figure*: difference to TAID, paired by seed, with 95% intervals; right of 0 is better in every panel.\n"
+        "*Figure*: difference to TAID, paired by seed, with 95% intervals; right of 0 is better in every"
+        " panel.\n"
     )
 
 
@@ -79,8 +80,8 @@ def effort(momentum: float) -> str:
     """What a constant momentum asks of the loss."""
     decades = -100 * math.log10(1 - momentum) if momentum < 1 else math.inf
     return (
-        f"A constant m = {number(momentum)} is a loss that falls by {momentum:.0%} in every update: by a factor of"
-        f" 10^{number(decades, 0)} over the hundred updates that β = 0.99 remembers."
+        f"A constant m = {number(momentum)} is a loss that falls by {momentum:.0%} in every update: by a"
+        f" factor of 10^{number(decades, 0)} over the hundred updates that β = 0.99 remembers."
     )
 
 
@@ -92,7 +93,10 @@ def comparison(frame: pd.DataFrame) -> str:
         for metric, (_, digits, *_) in METRICS.items():
             found = ours(frame, metric)
             estimate = difference(found, method)
-            line += [value(found.get(method), seeds, digits), interval(estimate, digits) if estimate else MISSING]
+            line += [
+                value(found.get(method), seeds, digits),
+                interval(estimate, digits) if estimate else MISSING,
+            ]
         body.append(line)
     titles = [cell for title, *_ in METRICS.values() for cell in (title, "− TAID")]
     return markdown(["schedule", *titles], body)
@@ -117,7 +121,9 @@ def claims(frame: pd.DataFrame) -> str:
 def draw(frame: pd.DataFrame) -> Figure:
     """Differences to TAID of the other schedules, a panel per measure."""
     figure = Figure(figsize=(11, 2.2), dpi=110, layout="constrained")
-    for ax, (metric, (title, _, sign, _)) in zip(figure.subplots(1, 3, sharey=True), METRICS.items(), strict=True):
+    for ax, (metric, (title, _, sign, _)) in zip(
+        figure.subplots(1, 3, sharey=True), METRICS.items(), strict=True
+    ):
         found = oriented(ours(frame, metric), sign)
         estimates = {method: difference(found, method) for method in METHODS[1:]}
         figures.dots(ax, {m: estimate for m, estimate in estimates.items() if estimate}, METHODS[1:], COLOURS)

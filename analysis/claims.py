@@ -257,7 +257,7 @@ ROUNDS = {  # metric → claims about it as measured; the paper has no such expe
 
 
 def adaptivity(margin: float) -> tuple[Claim, ...]:
-    """Claims about any measure of the students, higher is better; what differs by less than `margin` is equal."""
+    """Claims about any measure, higher is better; what differs by less than `margin` is the same."""
     return (
         Claim(
             name="adaptive is better",
@@ -343,15 +343,15 @@ FIGURE2 = {  # metric → claims: about t at a fifth of the run, and the logarit
 
 
 def ablations(margin: float) -> tuple[Claim, ...]:
-    """The reviewers' questions about any measure, higher is better; what differs by less than `margin` is the same."""
+    """The reviewers' questions about any measure, higher is better; less than `margin` is the same."""
 
     def better(first: str, second: str = "taid") -> Claim:
         what = f"{name(first)}: better than {name(second)}."
         return Claim(f"{first} > {second}", "reviewers", what, partial(greater, first=first, second=second))
 
     def equal(first: str) -> Claim:
-        what = f"{name(first)}: the same as TAID."
-        return Claim(f"{first} = taid", "reviewers", what, partial(close, first=first, second="taid", margin=margin))
+        same = partial(close, first=first, second="taid", margin=margin)
+        return Claim(f"{first} = taid", "reviewers", f"{name(first)}: the same as TAID.", same)
 
     def optimal(what: str, rivals: tuple[str, ...]) -> Claim:
         return Claim(f"{what} is best", "paper", f"The paper's {what} is the best of those tried.",

@@ -1,4 +1,4 @@
-"""Figure 2, left and middle, rendered: `results/figure2.png` and what its claims say, `results/figure2.md`."""
+"""Figure 2, left and middle, rendered: `results/figure2.png` and its claims, `results/figure2.md`."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,12 @@ from analysis.theory_figures import REFERENCE, SHADES, lines
 
 TITLE = "Figure 2: t over training, and the objective"
 PAIR = Pair("phi-3-mini", "tinyllama")
-ALPHAS = {"alpha_0.25": SHADES[0], "taid": COLOURS["taid"], "alpha_4": SHADES[3]}  # method → colour
+ALPHAS = {
+    "alpha_0.25": SHADES[0],
+    "taid": COLOURS["taid"],
+    "alpha_2": SHADES[2],
+    "alpha_4": SHADES[3],
+}  # method → colour
 MIDDLE = {"kl": COLOURS["kl"], "taid": COLOURS["taid"], "taid_no_adaptive": COLOURS["taid_no_adaptive"]}
 VARIANCES = {  # metric → what it is
     "noise_variance": "noise within a window [nats²]",
@@ -45,23 +50,24 @@ def render(frame: pd.DataFrame, scale: str) -> str:
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
     return (
-        f"{pair_name(PAIR)}, scale {scale}, {plural(frame.seed.nunique(), 'seed')}. The x axis is the share of updates"
-        " done.\n\n"
+        f"{pair_name(PAIR)}, scale {scale}, {plural(frame.seed.nunique(), 'seed')}. The x axis is the share"
+        " of updates done.\n\n"
         "![t and the objective over training](figure2.png)\n\n"
-        "*Left*: t in a run of the paper's length (the updates that we assume of it) for its α and a quarter and four"
-        " times of it; lines: under a constant loss; dots: under the losses that our runs measured, trend stretched and"
-        " noise drawn again; grey: the linear floor. *Second*: t in our own runs, a line per seed, α · N as in the paper."
-        " *Third*: the objective, mean in a window of a tenth of the run, a line per seed. *Right*: the variance of its"
-        " noise: about a straight line within the window.\n\n"
-        "The paper's figure has the objective of KL vary more than TAID's. What varies, and relative to what, can be"
-        " read in several ways: we judge four.\n"
+        "*Left*: t in a run of the paper's length (the updates that we assume of it) for its α and a quarter,"
+        " two and four times of it; lines: under a constant loss; dots: under the losses that our runs measured,"
+        " trend stretched and noise drawn again; grey: the linear floor. *Second*: t in our own runs, a line"
+        " per seed, α · N as in the paper. *Third*: the objective, mean in a window of a tenth of the run, a"
+        " line per seed. *Right*: the variance of its noise: about a straight line within the window.\n\n"
+        "The paper's figure has the objective of KL vary more than TAID's. What varies, and relative to"
+        " what, can be read in several ways: we judge four.\n"
     )
 
 
 def variances(frame: pd.DataFrame) -> str:
     """Method × reading, geometric mean over seeds."""
     body = [
-        [name(method), *(geometric(average(frame, metric).get(method)) for metric in VARIANCES)] for method in MIDDLE
+        [name(method), *(geometric(average(frame, metric).get(method)) for metric in VARIANCES)]
+        for method in MIDDLE
     ]
     return markdown(["objective", *VARIANCES.values()], body)
 
@@ -74,7 +80,11 @@ def verdicts(frame: pd.DataFrame) -> list[tuple[str, Claim, Verdict]]:
     """The claims about t early in our runs, and about the logarithm of each variance."""
     found = []
     for metric, claims in FIGURE2.items():
-        values = scores(frame, "figure2", "t", EARLY).get(PAIR, {}) if metric == "t" else logs(average(frame, metric))
+        values = (
+            scores(frame, "figure2", "t", EARLY).get(PAIR, {})
+            if metric == "t"
+            else logs(average(frame, metric))
+        )
         where = "t" if metric == "t" else f"log variance: {VARIANCES[metric].split(' [')[0]}"
         found += [(where, claim, claim.predicate(values)) for claim in claims]
     return found
@@ -89,7 +99,11 @@ def draw(frame: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(14, 3.6), dpi=110, layout="constrained")
     paper, own, objective, noise = figure.subplots(1, 4)
     for method, colour in ALPHAS.items():
-        for ax, metric, form in ((paper, "t_paper_constant", "-"), (paper, "t_paper_measured", "."), (own, "t", "-")):
+        for ax, metric, form in (
+            (paper, "t_paper_constant", "-"),
+            (paper, "t_paper_measured", "."),
+            (own, "t", "-"),
+        ):
             over_seeds(ax, frame, metric, method, colour, form)
     for ax in (paper, own):
         floor = series(frame, "t", "taid_no_adaptive")
@@ -101,8 +115,10 @@ def draw(frame: pd.DataFrame) -> Figure:
         over_seeds(noise, frame, "noise_variance", method, colour, "-")
     paper.set_title("paper's length", fontsize=10)
     own.set_title("our runs", fontsize=10)
-    objective.set(title="objective [nats/token]", xlabel="share of updates")
-    noise.set(title="variance of its noise [nats²]", xlabel="share of updates", yscale="log")
+    objective.set_title("objective [nats/token]", fontsize=10)
+    noise.set_title("variance of its noise [nats²]", fontsize=10)
+    objective.set(xlabel="share of updates")
+    noise.set(xlabel="share of updates", yscale="log")
     for ax in (own, objective):
         if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=8, frameon=False)

@@ -95,10 +95,10 @@ def claims_table(verdicts: Iterable[tuple[str, Claim, bool, Verdict]], digits: i
 
 
 def judged(verdicts: Iterable[tuple[str, Claim, Verdict]], digits: int = 3) -> str:
-    """One line per (where, claim, our verdict), for claims of which the paper has no numbers; and the rule."""
+    """One line per (where, claim, our verdict), for claims without numbers in the paper; and the rule."""
     body = [
-        [where, claim.paper_item, claim.statement, f"**{verdict.outcome}**", interval(verdict.estimate, digits)]
-        for where, claim, verdict in verdicts
+        [where, claim.paper_item, claim.statement, f"**{found.outcome}**", interval(found.estimate, digits)]
+        for where, claim, found in verdicts
     ]
     header = ["where", "from", "claim", "in our rows", "difference [95% interval]"]
     rule = (

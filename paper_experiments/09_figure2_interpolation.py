@@ -1,8 +1,8 @@
 """Figure 2, left and middle: t over training, and the objective's value and variance.
 
-Claims of the paper: a larger α lets t grow faster early; the objective's variance is lower with TAID than with KL.
+Claims of the paper: a larger α lets t grow faster early; TAID's objective has a lower variance than KL's.
 
-    python paper_experiments/09_figure2_interpolation.py --scale smoke           # half a minute, after Table 1's
+    python paper_experiments/09_figure2_interpolation.py --scale smoke           # a minute, after Table 1's
     python paper_experiments/09_figure2_interpolation.py --scale cpu --seeds 4   # see `make help`
     python -m analysis figure2
 

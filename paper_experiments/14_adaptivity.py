@@ -1,9 +1,9 @@
 """Audit: is TAID's adaptive update adaptive?
 
-Claim of the paper: t follows the student's progress. Against it: with a momentum near 0 the schedule is a function of
-the step number (docs/adaptivity.md). So four schedules meet, paired by seed: the linear ramp, σ(m) = ½ held constant,
-the adaptive update, and t replayed as another seed's run recorded it. Beside them what every trace says: how often the
-floor binds, the range of σ(m), and how far t is from its prediction.
+Claim of the paper: t follows the student's progress. Against it: with a momentum near 0 the schedule is a
+function of the step number (docs/adaptivity.md). So four schedules meet, paired by seed: the linear ramp,
+σ(m) = ½ held constant, the adaptive update, and t replayed as another seed's run recorded it. Beside them
+what every trace says: how often the floor binds, the range of σ(m), and how far t is from its prediction.
 
     python paper_experiments/14_adaptivity.py --scale smoke           # half a minute, after Table 1's
     python paper_experiments/14_adaptivity.py --scale cpu --seeds 4   # see `make help`
@@ -23,7 +23,8 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
     ablations.prepare(scale, seeds, workers)
     runs = [run for seed in range(seeds) for run in ablations.runs(scale, seed, rates, ablations.ADAPTIVITY)]
     cells = {(run,): ["adaptivity"] for run in runs}
-    jobs.evaluate(cells, ablations.measure, ablations.rows, folder / "adaptivity.jsonl", workers, "adaptivity")
+    path = folder / "adaptivity.jsonl"
+    jobs.evaluate(cells, ablations.measure, ablations.rows, path, workers, "adaptivity")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """Ablations: TAID's parts, one by one, around Table 1's first pair.
 
-The questions are those of the paper's reviewers and our own: α, β, t_start; logits or probabilities blended; the
-reverse KL; data beside the teacher; top-k logits; and whether TAID is more than a warm-up of the learning rate.
+The questions are those of the paper's reviewers and our own: α, β, t_start; logits or probabilities blended;
+the reverse KL; data beside the teacher; top-k logits; is TAID more than a warm-up of the learning rate?
 
     python paper_experiments/15_ablations.py --scale smoke           # 1 minute, after Table 1's
     python paper_experiments/15_ablations.py --scale cpu --seeds 4   # see `make help`
     python -m analysis ablations
 
-All variants (`taid.ablations.VARIANTS`) start from the seed's pre-trained student, see one stream of batches and
-train at the learning rate that Table 1 chose on validation for TAID; SFT at its own. Whether those whose gradients
-have another size would rather have another rate is asked on validation, seed 0, as in Table 1, and only told.
+All variants (`taid.ablations.VARIANTS`) start from the seed's pre-trained student, see one stream of batches
+and train at the learning rate that Table 1 chose on validation for TAID; SFT at its own. Whether those whose
+gradients have another size would rather have another rate is asked on validation, seed 0, and only told.
 """
 
 from pathlib import Path
@@ -27,7 +27,8 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
     jobs.evaluate(cells, ablations.measure, ablations.rows, path, workers, "ablations")
 
     searched = [
-        run for rate in study.setting(scale).learning_rates
+        run
+        for rate in study.setting(scale).learning_rates
         for run in ablations.runs(scale, 0, dict.fromkeys(rates, rate), ablations.SEARCHED)
     ]
     cells = {(run, "validation"): ["ablations_search"] for run in searched}

@@ -1,8 +1,8 @@
 """TAID's parts, one by one: variants of the objective and its schedule around Table 1's first pair.
 
-A `Variant` says what is trained; a `Run` is one student of it, with Table 1's data, models and settings. Every
-run keeps its trace: the loss of every optimizer step, and the schedule's state after it.
-The variants answer what the paper's reviewers asked, and what the audit of the schedule (`taid.adaptivity`) raises.
+A `Variant` says what is trained; a `Run` is one student of it, with Table 1's data, models and settings.
+Every run keeps its trace: the loss of every optimizer step, and the schedule's state after it. The variants
+answer what the paper's reviewers asked, and what the audit of the schedule (`taid.adaptivity`) raises.
 """
 
 import json
@@ -23,7 +23,7 @@ from taid.variants import LOSSES, Blend, Traced
 TEACHER = "phi-3-mini"
 POINTS = 31  # of a curve of Figure 2
 
-# --- Variants ---------------------------------------------------------------------------------------------------
+# --- Variants -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,12 @@ class Run(study.Run):
 
 
 def runs(scale: str, seed: int, rates: dict[str, float], names: Sequence[str] = tuple(VARIANTS)) -> list[Run]:
-    """The runs of a seed at the learning rates that Table 1 chose: SFT at its own, all others at TAID's."""
+    """The runs of a seed at the learning rates that Table 1 chose: SFT at its own, the others at TAID's."""
     return [Run(scale, name, TEACHER, seed, rates[name if name == "sft" else "taid"]) for name in names]
 
 
 def prepare(scale: str, seeds: int, workers: int) -> None:
-    """Train and cache what the runs of `seeds` seeds need, unless Table 1 has; seed 0 replays a curve of seed 1."""
+    """Train and cache what the runs of `seeds` seeds need, unless Table 1 has. Seed 0 replays seed 1's t."""
     study.bench(scale)  # the data, before any worker wants them
     zoo = [("judge", "judge", 0), ("teacher", TEACHER, 0)]
     zoo += [("student", models.PAIRS[TEACHER], seed) for seed in range(max(seeds, 2))]
@@ -173,13 +173,15 @@ def curve(steps: Sequence[dict[str, float]], t_start: float) -> tuple[float, ...
 
 
 def measure(run: Run) -> tuple[dict[tuple[str, str], float], float]:
-    """A job: ({(metric, "average"): value}, seconds) of a run: Table 1's measures on the test split, kept beside
-    the student, and the audit of its schedule where that is adaptive."""
+    """A job: ({(metric, "average"): value}, seconds) of a run: Table 1's measures on the test split, kept
+    beside the student, and the audit of its schedule where that is adaptive."""
     started = time.perf_counter()
     path = study.bench(run.scale).run_folder(run) / "test.json"
     if not path.exists():
         values, _ = study.measure(run, "test")
-        write_whole(path, json.dumps({metric: v for (metric, task), v in values.items() if task == "average"}))
+        write_whole(
+            path, json.dumps({metric: v for (metric, task), v in values.items() if task == "average"})
+        )
     values = json.loads(path.read_text())
     if run.adaptive:
         values |= adaptivity.summary(trace(run), run.schedule())
@@ -191,7 +193,7 @@ def curves(run: Run) -> tuple[dict[tuple[str, str], float], float]:
 
     `adaptivity.spread` has the task "average". At the shares of steps done that the other tasks name, to four
     decimals: t; the mean "loss" and its "noise_variance" in a window about the step; and t as the schedule
-    gives it in a run of the paper's length, with its α, under a constant loss and under this run's, stretched.
+    gives it in a run of the paper's length with its α, under a constant loss and under this run's, stretched.
     """
     started = time.perf_counter()
     steps, shares = trace(run), np.linspace(0, 1, POINTS)

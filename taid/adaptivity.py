@@ -1,8 +1,8 @@
-"""Is the adaptive update adaptive? What the schedule does without momentum, in closed form, and what traces say.
+"""Is the adaptive update adaptive? The schedule without momentum, in closed form, and what traces say.
 
 At momentum 0, σ(m) = ½, the adaptive step gives 1 − t_n = (1 − t_start)(1 − α/2)^n until the linear floor
-overtakes it: `predicted`, a function of the step number alone (docs/theory.md, section 5). A *trace* is a list
-with one dict per optimizer step: its "loss" [nats] and the schedule's state after it (`taid.schedule.State`).
+overtakes it: `predicted`, a function of the step number alone (docs/adaptivity.md). A *trace* is a list with
+one dict per optimizer step: its "loss" [nats] and the schedule's state after it (`taid.schedule.State`).
 """
 
 import math
@@ -29,7 +29,7 @@ def predicted(alpha: float, updates: int, t_start: float, t_end: float = 1.0, mo
 
 
 def crossing(alpha: float, updates: int, t_start: float, t_end: float = 1.0) -> float:
-    """Share of the run at which the floor overtakes the adaptive step of momentum 0: 0 if at once, 1 if never.
+    """Share of the run at which the floor overtakes the adaptive step at momentum 0: 0 at once, 1 never.
 
     With r = (t_end − t_start)/(1 − t_start) and a = −N log(1 − α/2) ≈ αN/2 it solves 1 − r x = e^(−a x), so
     x = 1/r + W₀(−(a/r) e^(−a/r)) / a, W₀ the principal branch of Lambert's function; x = 0 for a ≤ r.
@@ -78,7 +78,7 @@ def _continuous(alpha: float, momentum: float = 0.0) -> float:
     return -2 * math.log(max(1 - alpha * float(expit(momentum)), 1e-300))
 
 
-# --- From traces ----------------------------------------------------------------------------------------------
+# --- From traces --------------------------------------------------------------------------------------------
 
 
 def summary(steps: Sequence[Mapping[str, float]], schedule: Adaptive) -> dict[str, float]:
@@ -141,7 +141,7 @@ def window(updates: int) -> int:
     return max(3, updates // WINDOWS)
 
 
-# --- Simulated ------------------------------------------------------------------------------------------------
+# --- Simulated ----------------------------------------------------------------------------------------------
 
 
 def simulate(schedule: Linear, losses: Sequence[float]) -> Array:
@@ -153,8 +153,8 @@ def simulate(schedule: Linear, losses: Sequence[float]) -> Array:
 
 
 def stretched(losses: Array, updates: int, seed: int) -> Array:
-    """Losses of a run of `updates` steps that look like measured ones: their trend over the share of steps done,
-    times noise drawn from theirs, with replacement."""
+    """Losses of a run of `updates` steps that look like measured ones: their trend over the share of steps
+    done, times noise drawn from theirs, with replacement."""
     losses = np.asarray(losses, dtype=float)
     width = window(len(losses))
     centres = np.arange(len(losses) - width + 1) + (width - 1) / 2

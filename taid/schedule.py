@@ -118,8 +118,8 @@ class Adaptive(Linear):
             advice = f"taid.schedule.scale_alpha({self.alpha:g}, {updates}, paper_updates)"
             warnings.warn(
                 f"TAID's adaptive update is inert in this run: with alpha={self.alpha:g} it leaves the linear "
-                f"ramp only in runs of more than {least:.0f} updates, and this one has {updates}. Keep α · N "
-                f"with {advice}, or say what you get: taid.schedule.Linear.",
+                f"ramp only in runs of more than {least:.0f} updates, and this one has {updates}. "
+                f"Keep α · N with {advice}, or say what you get: taid.schedule.Linear.",
                 stacklevel=2,
             )
 

@@ -49,7 +49,9 @@ def test_blended_probabilities_are_the_forward_kl_times_t(t):
 
 @pytest.mark.parametrize("t", [0.3, 0.9])
 def test_cross_entropy_has_taids_gradient_and_the_entropy_more(t):
-    (value, found), (plain, expected) = (loss_and_gradient(f, t) for f in (variants.cross_entropy_signal, variants.taid))
+    (value, found), (plain, expected) = (
+        loss_and_gradient(f, t) for f in (variants.cross_entropy_signal, variants.taid)
+    )
     close(found, expected)
     target = losses.interpolate(STUDENT, TEACHER, t)
     close(value - plain, torch.special.entr(target.softmax(-1)).sum(-1))
@@ -189,7 +191,8 @@ def test_schedules_are_the_variants(monkeypatch):
     assert found["taid"] == paper and found["taid_no_adaptive"] == schedule.Linear(0.4)
     assert found["alpha_4"] == replace(paper, alpha=4 * paper.alpha)
     assert found["constant"] == replace(paper, beta=1.0) and found["beta_0"] == replace(paper, beta=0.0)
-    assert found["t_start_0"] == replace(paper, t_start=0.0) and found["t_end_0.8"] == replace(paper, t_end=0.8)
+    assert found["t_start_0"] == replace(paper, t_start=0.0)
+    assert found["t_end_0.8"] == replace(paper, t_end=0.8)
     assert found["replayed"] == schedule.Replayed((0.4, 0.51, 1.0))  # seed 1's
     assert found["kl_matched"] == schedule.Replayed((0.4, 0.52, 1.0))  # its own
     assert [replace(RUN, method="replayed", seed=seed).donor_seed for seed in range(4)] == [1, 0, 1, 2]
@@ -222,7 +225,9 @@ def test_learning_rates_are_table_1s_choice():
 
 def test_table_1s_runs_keep_their_names():
     """Oracle: the hashes in the committed rows. Another hash would train every student of Table 1 again."""
-    rows = [r for r in results.read(ROOT / "results" / "table1.jsonl") if r.experiment == "table1" and r.seed == 0]
+    rows = [
+        r for r in results.read(ROOT / "results" / "table1.jsonl") if r.experiment == "table1" and r.seed == 0
+    ]
     assert {row.method for row in rows} > {"taid", "kl", "distillm", "teacher"}
     for row in rows:
         run = study.Run(row.scale, row.method, row.teacher, row.seed, row.config["learning_rate"])
@@ -242,7 +247,8 @@ def cell(method: str, seed: int, score: float) -> list[results.Row]:
     noise = 0.01 * np.random.default_rng([seed, *method.encode()]).normal()
     values = {"score": score, "held_out_loss": 3 - score / 4, "kl_to_teacher": 1 - score / 8}
     return [
-        replace(template(), method=method, seed=seed, metric=metric, value=value + noise) for metric, value in values.items()
+        replace(template(), method=method, seed=seed, metric=metric, value=value + noise)
+        for metric, value in values.items()
     ]
 
 
@@ -253,7 +259,9 @@ def frame_of(folder, scores: dict[str, float], seeds: int = 4):
 
 
 def outcomes(frame) -> dict[str, set[str]]:
-    return {claim.name: {verdict.outcome for verdict in found.values()} for claim, found in page.verdicts(frame)}
+    return {
+        claim.name: {verdict.outcome for verdict in found.values()} for claim, found in page.verdicts(frame)
+    }
 
 
 def test_claims_flip_with_the_data(tmp_path):
@@ -278,10 +286,15 @@ def test_the_page_works_with_whatever_rows_exist(tmp_path):
 
 
 def test_marks_are_corrected_for_all_comparisons(tmp_path):
-    """By hand: differences 1 ± 0.1 of four seeds; t at 97.5% is 3.18, at 99.9% with 50 comparisons 12.9 of 3."""
-    found = {"taid": dict.fromkeys(range(4), 0.0), "kl": {0: 0.9, 1: 1.1, 2: 0.9, 3: 1.1}, "sft": {0: 0.3, 1: 0.9, 2: 0.3, 3: 0.9}}
+    """By hand: four seeds, three degrees of freedom; t is 3.18 for 95%, 12.9 for 50 comparisons."""
+    found = {
+        "taid": dict.fromkeys(range(4), 0.0),
+        "kl": {0: 0.9, 1: 1.1, 2: 0.9, 3: 1.1},
+        "sft": {0: 0.3, 1: 0.9, 2: 0.3, 3: 0.9},
+    }
     assert page.marked(found, "kl", 2, count=50).endswith("‡")
-    assert page.marked(found, "sft", 2, count=1).endswith("‡") and not page.marked(found, "sft", 2, count=50).endswith("‡")
+    assert page.marked(found, "sft", 2, count=1).endswith("‡")
+    assert not page.marked(found, "sft", 2, count=50).endswith("‡")
     assert page.marked(found, "taid", 2, count=1) == page.marked(found, "rkl", 2, count=1) == "—"
 
 
@@ -289,10 +302,15 @@ def test_the_search_is_shown_apart(tmp_path):
     frame_of(tmp_path, {"taid": 1.0, "over_t": 1.0}, seeds=1)
     for rate, score in ((1e-3, 0.25), (1e-2, 0.75)):
         row = cell("over_t", 0, score)[0]
-        searched = replace(row, experiment="ablations_search", value=score, config=row.config | {"learning_rate": rate})
+        searched = replace(
+            row, experiment="ablations_search", value=score, config=row.config | {"learning_rate": rate}
+        )
         results.append(tmp_path / "ablations.jsonl", [searched])
     text = page.render(analysis_rows.load(tmp_path / "ablations.jsonl", "cpu"), "cpu")
-    assert "| variant | 0.001 | 0.01 |" in text and "| TAID, loss divided by t | 0.25 (1 seed) | 0.75 (1 seed) |" in text
+    assert (
+        "| variant | 0.001 | 0.01 |" in text
+        and "| TAID, loss divided by t | 0.25 (1 seed) | 0.75 (1 seed) |" in text
+    )
 
 
 def test_rendering_is_deterministic(tmp_path):
@@ -305,7 +323,8 @@ def test_rendering_is_deterministic(tmp_path):
 
 @pytest.mark.slow
 def test_tracing_leaves_table_1s_student_as_it_is_and_trains_once(tmp_path, monkeypatch):
-    """End to end at the scale "smoke". Oracle: Table 1's own TAID student, untraced, whose loss is fused: fp32 rounding."""
+    """End to end at the scale "smoke". Oracle: Table 1's own TAID student, untraced and with a fused loss,
+    which rounds elsewhere in fp32."""
     (tmp_path / "sources").symlink_to({sources.fetch(name).parent for name in sources.SOURCES}.pop())
     monkeypatch.setenv("TAID_CACHE", str(tmp_path))
     study.bench.cache_clear()
@@ -313,10 +332,13 @@ def test_tracing_leaves_table_1s_student_as_it_is_and_trains_once(tmp_path, monk
     values, _ = ablations.measure(run)
     table1, _ = study.measure(study.Run("smoke", "taid", ablations.TEACHER, 0, 1e-2), "test")
     same = {key: value for key, value in table1.items() if key in values and key[0] != "train_seconds"}
-    assert {key: values[key] for key in same} == pytest.approx(same, rel=1e-5) and ("score", "average") in same
+    assert ("score", "average") in same
+    assert {key: values[key] for key in same} == pytest.approx(same, rel=1e-5)
     monkeypatch.setattr(study, "fit", None)  # nothing trains again
     assert ablations.measure(run)[0] == values
     curves, _ = ablations.curves(run)
-    assert {"t", "loss", "noise_variance", "t_paper_constant", "t_paper_measured"} <= {metric for metric, _ in curves}
+    assert {"t", "loss", "noise_variance", "t_paper_constant", "t_paper_measured"} <= {
+        metric for metric, _ in curves
+    }
     assert curves["t", "1.0000"] == curves["t_paper_constant", "1.0000"] == 1.0
     study.bench.cache_clear()

@@ -1,4 +1,4 @@
-"""The audit of the adaptive update: closed forms against simulation, traces, the warning, replayed curves; the page."""
+"""The audit of the adaptive update: closed forms, traces, the warning, replayed curves; the page."""
 
 import json
 import math
@@ -9,21 +9,25 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_trainer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import adaptivity as page
 from analysis import rows as analysis_rows
 from analysis.claims import adaptivity as adaptivity_claims
-from conftest import tiny_trainer
 from taid import ablations, adaptivity, results
-from taid.objectives import TAID, Divergence
 from taid.losses import forward_kl
+from taid.objectives import TAID, Divergence
 from taid.schedule import Adaptive, Linear, Replayed, State, inert_below
 from taid.variants import Traced
 
 schedules = st.builds(
-    Adaptive, t_start=st.floats(0, 0.6), t_end=st.floats(0.7, 1), alpha=st.floats(1e-3, 0.1), beta=st.floats(0, 1)
+    Adaptive,
+    t_start=st.floats(0, 0.6),
+    t_end=st.floats(0.7, 1),
+    alpha=st.floats(1e-3, 0.1),
+    beta=st.floats(0, 1),
 )
 
 
@@ -76,7 +80,9 @@ def test_the_momentum_needed_moves_t_by_just_that_much(alpha):
     needed = adaptivity.momentum_needed(alpha, 400, 0.4)
     constant = adaptivity.predicted(alpha, 400, 0.4)
     shifts = [
-        np.abs(adaptivity.simulate(Adaptive(0.4, alpha=alpha, beta=0.0), (1 - m) ** np.arange(400.0)) - constant).max()
+        np.abs(
+            adaptivity.simulate(Adaptive(0.4, alpha=alpha, beta=0.0), (1 - m) ** np.arange(400.0)) - constant
+        ).max()
         for m in (needed, -needed)
     ]
     assert max(shifts) == pytest.approx(adaptivity.SHIFT, abs=alpha)  # the first update has no δ
@@ -114,7 +120,7 @@ def test_a_clipped_jump_spares_the_momentum_what_it_exceeds_a_factor_e_by():
 
 
 def test_the_bound_is_nearly_met_by_a_loss_that_falls_slowly_and_all_along():
-    """By hand: J falls by δ = 0.001 in each of n steps; with β → 1 the momentum is (1 − β) n δ to first order."""
+    """By hand: J falls by δ = 0.001 in each of n steps; the momentum nears (1 − β) n δ as β nears 1."""
     losses, beta = 0.999 ** np.arange(101.0), 1 - 1e-5
     reached = states(Adaptive(0.2, alpha=0.1, beta=beta), losses)[-1].momentum
     assert reached == pytest.approx(adaptivity.momentum_bound(losses, beta), rel=2e-3)
@@ -126,7 +132,9 @@ def test_noise_alone_pulls_the_momentum_down():
     steps = [{"loss": x} | asdict(s) for x, s in zip(losses, states(Adaptive(0.4, alpha=1e-3), losses)[1:])]
     found = adaptivity.summary(steps, Adaptive(0.4, alpha=1e-3))
     assert found["progress_mean"] == pytest.approx(1 - math.exp(0.04), abs=0.005)  # standard error 0.002
-    assert found["momentum_mean"] == pytest.approx(found["progress_mean"], rel=0.02)  # but for its first 100 steps
+    assert found["momentum_mean"] == pytest.approx(
+        found["progress_mean"], rel=0.02
+    )  # but for its first 100 steps
     assert found["progress_mean"] == pytest.approx(-found["relative_noise_variance"], rel=0.1)
 
 
@@ -138,7 +146,10 @@ def test_noise_alone_pulls_the_momentum_down():
 def test_the_warning_comes_exactly_where_the_first_step_stays_on_the_floor(schedule, updates):
     """Which is all steps, if it is the first: the adaptive step only shrinks."""
     t = states(schedule, [1.0] * updates)
-    inert = all(state.t == floor.t for state, floor in zip(t, states(Linear(schedule.t_start, schedule.t_end), [1.0] * updates)))
+    inert = all(
+        state.t == floor.t
+        for state, floor in zip(t, states(Linear(schedule.t_start, schedule.t_end), [1.0] * updates))
+    )
     near = abs(updates / inert_below(schedule.alpha, schedule.t_start, schedule.t_end) - 1) < 1e-9
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -153,7 +164,9 @@ def test_the_threshold_by_hand():
 
 
 def test_the_trainer_warns_once_and_says_what_to_do(tmp_path):
-    with pytest.warns(UserWarning, match=r"inert.*more than 4000 updates.*has 3.*scale_alpha\(0.0005, 3") as caught:
+    with pytest.warns(
+        UserWarning, match=r"inert.*more than 4000 updates.*has 3.*scale_alpha\(0.0005, 3"
+    ) as caught:
         tiny_trainer(tmp_path, "taid", steps=3).train()
     assert sum("inert" in str(warning.message) for warning in caught) == 1
     for objective in (TAID(Adaptive(0.4, alpha=0.9)), TAID(Linear(0.4)), "kl"):
@@ -199,7 +212,9 @@ def test_tracing_and_replaying_ones_own_curve_change_no_bit(tmp_path):
     assert len(curve) == 7 and curve[0] == 0.4 and curve[-1] == 1
     assert torch.equal(weights(plain), weights(traced)) and torch.equal(weights(plain), weights(replayed))
     assert traced.objective.logs() == plain.objective.logs()
-    assert traced.objective.steps[-1] == {"loss": traced.objective.steps[-1]["previous_loss"]} | asdict(plain.objective.state)
+    assert traced.objective.steps[-1] == {"loss": traced.objective.steps[-1]["previous_loss"]} | asdict(
+        plain.objective.state
+    )
 
 
 def test_a_trace_survives_a_resume(tmp_path):
@@ -226,7 +241,7 @@ def test_a_trace_of_an_objective_without_state_is_its_losses():
 
 
 def test_a_summary_says_what_happened():
-    """By hand where it can be: a constant loss has no momentum and no deviation; the floor binds as predicted."""
+    """By hand: a constant loss has no momentum and no deviation, and the floor binds as predicted."""
     schedule, updates = Adaptive(0.4, alpha=0.027), 300
     steps = [{"loss": 2.0} | asdict(state) for state in states(schedule, [2.0] * updates)[1:]]
     found = adaptivity.summary(steps, schedule)
@@ -234,7 +249,9 @@ def test_a_summary_says_what_happened():
     assert found["log_sigmoid_low"] == found["log_sigmoid_high"] == found["momentum_largest"] == 0
     assert found["deviation"] == pytest.approx(0, abs=1e-12)
     assert found["floor_share"] == pytest.approx(found["floor_share_predicted"], abs=1 / updates)
-    assert found["lead"] == pytest.approx(0.6 * (1 - (1 + math.log(4.05)) / 4.05), abs=0.01)  # theory.open_loop_lead
+    assert found["lead"] == pytest.approx(
+        0.6 * (1 - (1 + math.log(4.05)) / 4.05), abs=0.01
+    )  # theory.open_loop_lead
 
 
 def test_noise_averages_to_its_variance_and_trends_do_not_count():
@@ -281,8 +298,15 @@ LOSSES = np.random.default_rng(4).lognormal(0.2, 0.1, size=300)
 @cache  # a row asks git for its commit
 def rows_of(method: str, seed: int, score: float) -> list[results.Row]:
     """A cell as the study writes it: better by `score`, with a trace under random losses."""
-    run, noise = replace(RUN, method=method, seed=seed), 0.01 * np.random.default_rng([seed, len(method)]).normal()
-    values = {"score": score + noise, "held_out_loss": 3 - score / 2 + noise, "kl_to_teacher": 1 - score / 5 + noise}
+    run, noise = (
+        replace(RUN, method=method, seed=seed),
+        0.01 * np.random.default_rng([seed, len(method)]).normal(),
+    )
+    values = {
+        "score": score + noise,
+        "held_out_loss": 3 - score / 2 + noise,
+        "kl_to_teacher": 1 - score / 5 + noise,
+    }
     if run.adaptive:
         steps = [{"loss": x} | asdict(s) for x, s in zip(LOSSES, states(run.schedule(), LOSSES)[1:])]
         values |= adaptivity.summary(steps, run.schedule())
@@ -312,7 +336,9 @@ def test_claims_flip_with_the_data(tmp_path):
         "t is predicted": "supported",
     }
     by_students = [claim.name for claim in adaptivity_claims(0.1)]
-    adaptive = frame_of(tmp_path / "b", {"taid": 1.0, "taid_no_adaptive": 1.5, "constant": 0.5, "replayed": 0.5})
+    adaptive = frame_of(
+        tmp_path / "b", {"taid": 1.0, "taid_no_adaptive": 1.5, "constant": 0.5, "replayed": 0.5}
+    )
     assert {name: outcome for name, outcome in outcomes(adaptive).items() if name in by_students} == {
         "adaptive is better": "contradicted",
         "the momentum helps": "supported",

@@ -35,6 +35,7 @@ def trace_of(run: ablations.Run, losses) -> list[dict[str, float]]:
 @pytest.fixture
 def curves(monkeypatch):
     """The job, with a given trace in place of training."""
+
     def job(method: str, seed: int = 0, noise: float = 0.1, fall: float = 1.0):
         run = replace(RUN, method=method, seed=seed)
         monkeypatch.setattr(ablations, "trace", lambda run: trace_of(run, losses_of(noise, fall, seed)))
@@ -44,10 +45,14 @@ def curves(monkeypatch):
 
 
 def test_points_lie_on_their_curves(curves):
-    """Oracles: the closed form at momentum 0, here and at the paper's length, where measured losses move it little."""
+    """Oracle: the closed form at momentum 0, here and at the paper's length; measured losses move it little."""
     found = curves("taid")
     tasks = [f"{share:.4f}" for share in np.linspace(0, 1, ablations.POINTS)]
-    for metric, updates in (("t", STEPS), ("t_paper_constant", study.PAPER_UPDATES), ("t_paper_measured", study.PAPER_UPDATES)):
+    for metric, updates in (
+        ("t", STEPS),
+        ("t_paper_constant", study.PAPER_UPDATES),
+        ("t_paper_measured", study.PAPER_UPDATES),
+    ):
         t = adaptivity.predicted(study.CPU.alpha * STEPS / updates, updates, 0.4)
         expected = np.interp(np.linspace(0, 1, ablations.POINTS), np.linspace(0, 1, updates + 1), t)
         tolerance = 1e-9 if metric == "t_paper_constant" else 0.01
@@ -56,7 +61,7 @@ def test_points_lie_on_their_curves(curves):
 
 
 def test_loss_and_noise_are_those_of_the_window(curves):
-    """A straight line without noise: its value at the step, and no variance. Step s has loss 3 − (s − 1)/(N − 1)."""
+    """A straight line without noise, 3 − (s − 1)/(N − 1) at step s: its value there, and no variance."""
     found = curves("kl", noise=0.0)
     assert {metric for metric, _ in found} == {"loss", "noise_variance", *page.VARIANCES}
     for (metric, task), value in found.items():
@@ -69,7 +74,9 @@ def test_loss_and_noise_are_those_of_the_window(curves):
 
 
 def test_only_the_adaptive_update_has_a_curve_at_the_papers_length(curves):
-    metrics = {method: {metric for metric, _ in curves(method)} for method in ("taid", "taid_no_adaptive", "kl")}
+    metrics = {
+        method: {metric for metric, _ in curves(method)} for method in ("taid", "taid_no_adaptive", "kl")
+    }
     assert metrics["taid"] - metrics["taid_no_adaptive"] == {"t_paper_constant", "t_paper_measured"}
     assert metrics["taid_no_adaptive"] - metrics["kl"] == {"t"}
 
@@ -85,7 +92,8 @@ def template() -> results.Row:
 def frame_of(folder, curves, noise: dict[str, float], fall: dict[str, float], seeds: int = 3):
     rows = [
         replace(template(), method=method, seed=seed, metric=metric, task=task, value=value)
-        for method in noise for seed in range(seeds)
+        for method in noise
+        for seed in range(seeds)
         for (metric, task), value in curves(method, seed, noise[method], fall[method]).items()
     ]
     results.append(folder / "figure2.jsonl", rows)
@@ -119,7 +127,10 @@ def test_the_figure_shows_the_rows(tmp_path, curves):
     paper, own, objective, noise = page.draw(frame).axes
     chosen = frame[(frame.metric == "t") & (frame.method == "taid") & (frame.seed == 0)]
     drawn = next(line for line in own.get_lines() if line.get_label() == "TAID")
-    assert list(drawn.get_ydata()) == list(chosen.value) and len(objective.get_lines()) == len(noise.get_lines()) == 4
+    assert (
+        list(drawn.get_ydata()) == list(chosen.value)
+        and len(objective.get_lines()) == len(noise.get_lines()) == 4
+    )
 
 
 def test_rendering_is_deterministic(tmp_path, curves):
