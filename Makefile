@@ -93,9 +93,7 @@ claims: setup ## the paper's claims, judged on the committed rows | 0.1
 	$(PY) -m analysis claims
 
 report: setup ## render the committed rows in results/ again | 0.1
-	$(PY) -m analysis table1
-	$(PY) -m analysis table3
-	$(PY) -m analysis rounds
+	$(PY) -m analysis report
 
 clean: ## remove caches and trained models, keep all rows
 	rm -rf .cache build *.egg-info .pytest_cache

@@ -1,14 +1,7 @@
 """Render results.
 
     python -m analysis table1 [--scale cpu] [--results results]   # writes table1.md and .png beside the rows
-    python -m analysis table2 [--scale cpu] [--results results]
-    python -m analysis table3 [--scale cpu] [--results results]
-    python -m analysis table6 [--scale cpu] [--results results]
-    python -m analysis rounds [--scale cpu] [--results results]
-    python -m analysis figure2 [--scale cpu] [--results results]
-    python -m analysis adaptivity [--scale cpu] [--results results]
-    python -m analysis ablations [--scale cpu] [--results results]
-    python -m analysis speed [--scale cpu] [--results results]
+    python -m analysis report [--scale cpu] [--results results]   # all that has rows
     python -m analysis claims [--scale cpu] [--results results]   # every claim with rows, judged
 """
 
@@ -25,12 +18,12 @@ TABLES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis", description="Render results.")
-    parser.add_argument("command", choices=[*TABLES, "claims"])
+    parser.add_argument("command", choices=[*TABLES, "report", "claims"])
     parser.add_argument("--scale", default="cpu", help="smoke, cpu or paper (default: cpu)")
     parser.add_argument("--results", type=Path, default=Path("results"), help="default: results/")
     arguments = parser.parse_args()
     folder, scale = arguments.results, arguments.scale
-    asked = TABLES if arguments.command == "claims" else [arguments.command]
+    asked = [arguments.command] if arguments.command in TABLES else TABLES
     frames = {table: rows.load(folder / f"{table}.jsonl", scale) for table in asked}
     frames = {table: frame for table, frame in frames.items() if not frame.empty}
     if not frames:

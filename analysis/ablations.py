@@ -7,7 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import figures
-from analysis.claims import CONFIDENCE, Claim, Verdict, ablations
+from analysis.claims import ablations
+from analysis.predicates import CONFIDENCE, Claim, Verdict
 from analysis.rows import Pair, Scores, scores
 from analysis.statistics import Estimate, paired_interval
 from analysis.style import COLOURS, name, pair_name

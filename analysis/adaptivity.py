@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from analysis import figures
 from analysis.ablations import METRICS, difference, oriented
-from analysis.claims import AUDIT, Claim, Verdict, adaptivity
+from analysis.claims import AUDIT, adaptivity
+from analysis.predicates import Claim, Verdict
 from analysis.rows import Pair, Scores, scores
 from analysis.statistics import mean_interval
 from analysis.style import COLOURS, name, pair_name

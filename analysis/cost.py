@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from analysis.claims import COST, Claim, Verdict
+from analysis.claims import COST
+from analysis.predicates import Claim, Verdict
 from analysis.rows import Scores
 from analysis.speed_rows import digits, measured, median, settings, spread
 from analysis.statistics import Estimate, paired_interval

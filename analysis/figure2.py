@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.claims import FIGURE2, Claim, Verdict
+from analysis.claims import FIGURE2
+from analysis.predicates import Claim, Verdict
 from analysis.rows import Pair, Scores, scores
 from analysis.style import COLOURS, name, pair_name
 from analysis.tables import document, judged, markdown, plural, provenance

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.claims import ROUNDS, Claim, Verdict
+from analysis.claims import ROUNDS
+from analysis.predicates import Claim, Verdict
 from analysis.rows import Pair, Scores, scores
 from analysis.statistics import mean_interval
 from analysis.style import COLOURS, pair_name

@@ -7,12 +7,24 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import figures, reference
-from analysis.claims import TABLE2, TABLE2_METHODS, Claim, Verdict, holds_in_paper
+from analysis.claims import TABLE2, TABLE2_METHODS
+from analysis.predicates import Claim, Verdict, holds_in_paper
 from analysis.rows import Scores, scores
 from analysis.statistics import mean_interval
 from analysis.style import COLOURS, name
 from analysis.table1 import estimates, without_references
-from analysis.tables import MISSING, claims_table, document, judged, markdown, marks, number, plural, provenance, value
+from analysis.tables import (
+    MISSING,
+    claims_table,
+    document,
+    judged,
+    markdown,
+    marks,
+    number,
+    plural,
+    provenance,
+    value,
+)
 
 TITLE = "Table 2: continued pre-training"
 REFERENCES = ("teacher", "untrained")

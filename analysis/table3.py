@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import figures, reference
-from analysis.claims import METHODS, TABLE3, Claim, Verdict, holds_in_paper
+from analysis.claims import METHODS, TABLE3
+from analysis.predicates import Claim, Verdict, holds_in_paper
 from analysis.rows import Pair, Scores, scores
 from analysis.statistics import mean_interval
 from analysis.style import COLOURS, name, pair_name

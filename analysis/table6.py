@@ -1,36 +1,34 @@
 """Table 6 and its map, rendered: `results/table6.md`, with the figures `table6.png` and `table6_map.png`."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from scipy import stats
 
 from analysis import reference
-from analysis.claims import FLAT, TABLE6, TABLE6_BY_TEACHER, Claim, Verdict, holds_in_paper
-from analysis.rows import Pair, Scores, scores
-from analysis.statistics import Estimate, mean_interval
-from analysis.style import COLOURS, name
+from analysis.claims import FLAT, TABLE6, TABLE6_BY_TEACHER
+from analysis.predicates import Claim, Verdict, holds_in_paper
+from analysis.statistics import mean_interval
+from analysis.style import name
+from analysis.table6_figures import draw, draw_map
+from analysis.table6_rows import (
+    JUDGED,
+    METHODS,
+    METRICS,
+    NONE,
+    SIZES,
+    by_teacher,
+    gaps,
+    label,
+    page,
+    seeds,
+    slopes,
+    variants,
+    without_teacher,
+)
 from analysis.tables import MISSING, claims_table, document, markdown, number, plural, provenance, value
-from analysis.theory_figures import plain
 
 TITLE = "Table 6: the capacity gap"
-STUDENT, NONE = "pythia-70m", "none"
-SIZES = {"pythia-410m": 0.41, "pythia-1b": 1.0, "pythia-2.8b": 2.8, "pythia-6.9b": 6.9}  # 10⁹ parameters
-DECADES = {teacher: math.log10(size) for teacher, size in SIZES.items()}
-METHODS = ("taid", "skew_kl", "kl", "rkl", "gjs")
-METRICS = {  # metric → (title with its unit, decimals, +1 where higher is better)
-    "last_word_accuracy": ("Last-word accuracy [percent]", 2, 1),
-    "last_word_log_likelihood": ("Last-word log-likelihood [nats/word]", 3, 1),
-    "held_out_loss": ("Held-out loss [nats/token]", 3, -1),
-    "kl_to_teacher": ("KL to its teacher [nats/token]", 3, -1),
-}
-JUDGED = ("last_word_accuracy", "last_word_log_likelihood", "held_out_loss")
-BY_TEACHER = Mapping[str, Scores]  # teacher → method → seed → value
 
 
 def write(frame: pd.DataFrame, folder: Path, scale: str) -> None:
@@ -125,34 +123,6 @@ def strictly_better(values: Sequence[float | None], sign: int) -> str:
     return "yes" if all(sign * (b - a) > 0 for a, b in zip(values, values[1:])) else "NO"
 
 
-def slopes(ours: BY_TEACHER, sign: int = 1) -> Scores:
-    """Method → seed → least-squares slope over log₁₀ of the teacher's size, for seeds that have all teachers.
-
-    Per tenfold teacher; times `sign`, so that positive means better with the teacher.
-    """
-    x = np.array([DECADES[teacher] for teacher in SIZES])
-    found: dict[str, dict[int, float]] = {}
-    for method in METHODS:
-        by_seed = [ours[teacher].get(method, {}) for teacher in SIZES]
-        for seed in sorted(set.intersection(*map(set, by_seed))):
-            y = np.array([values[seed] for values in by_seed])
-            found.setdefault(method, {})[seed] = sign * float(np.polyfit(x, y, 1)[0])
-    return found
-
-
-def page(ours: BY_TEACHER, method: str, sign: int) -> tuple[float, float] | None:
-    """p-values of Page's exact trend test that scores rise with the teacher, and that they fall; None below
-    two seeds. Its rows are seeds, so it asks whether they agree on an order (Page 1963).
-    """
-    by_seed = [ours[teacher].get(method, {}) for teacher in SIZES]
-    common = sorted(set.intersection(*map(set, by_seed)))
-    if len(common) < 2:
-        return None
-    data = sign * np.array([[values[seed] for values in by_seed] for seed in common])
-    up, down = (stats.page_trend_test(s * data, method="exact").pvalue for s in (1, -1))
-    return float(up), float(down)
-
-
 def trends(frame: pd.DataFrame) -> str:
     """Per metric and method: slope with its interval, Page's test both ways; the paper's slope beside."""
     paper, body = paper_slopes(), []
@@ -211,24 +181,6 @@ def claims(frame: pd.DataFrame) -> str:
     return claims_table(judged, digits=3) + rule if judged else ""
 
 
-def gaps(frame: pd.DataFrame, metric: str) -> dict[str, Scores]:
-    """Variant → method → seed → what the largest teacher gains over the smallest, positive is better.
-
-    The variant "base" is Table 6 itself, on the seeds of all its rows.
-    """
-    sign, (small, *_, large) = METRICS[metric][2], SIZES
-    found: dict[str, Scores] = {}
-    for variant in ("base", *variants(frame)):
-        ours = by_teacher(frame, metric, variant)
-        both = {
-            method: {seed: sign * (high[seed] - low[seed]) for seed in sorted(low.keys() & high.keys())}
-            for method in METHODS
-            if (low := ours[small].get(method, {})) and (high := ours[large].get(method, {}))
-        }
-        found[variant] = {method: values for method, values in both.items() if values}
-    return found
-
-
 def map_table(frame: pd.DataFrame) -> str:
     """Variant × method: the gain from the smallest to the largest teacher, on each judged metric."""
     if not variants(frame):
@@ -249,10 +201,6 @@ def map_table(frame: pd.DataFrame) -> str:
         " above 1 flatter.\n\n"
     )
     return note + "\n".join(parts) + peakedness(frame)
-
-
-def label(variant: str) -> str:
-    return f"student {name(variant)}" if variant.startswith("pythia") else variant
 
 
 def spread(values: Mapping[int, float] | None, digits: int) -> str:
@@ -298,109 +246,3 @@ def rates_table(frame: pd.DataFrame) -> str:
         + markdown(["", *map(name, SIZES)], body)
         + (f"\nSFT: {cell(sft)}.\n" if sft else "")
     )
-
-
-def draw(frame: pd.DataFrame, scale: str) -> Figure:
-    """The paper's scores, then ours on each judged metric, against the teacher's size."""
-    figure = Figure(figsize=(13, 4), dpi=110, layout="constrained")
-    first, *others = figure.subplots(1, 1 + len(JUDGED))
-    for method, by in reference.table6().items():
-        curve(first, method, {t: mean_interval([score]) for t, score in by.items()}, hollow=True)
-    sizes_axis(first, "paper: LAMBADA accuracy [percent]")
-    for ax, metric in zip(others, JUDGED, strict=True):
-        ours, alone = by_teacher(frame, metric), without_teacher(frame, metric)
-        for method in METHODS:
-            curve(ax, method, {t: estimate(ours[t][method]) for t in SIZES if method in ours[t]})
-        for method, form in (("sft", "--"), ("untrained", ":")):
-            if method in alone:
-                level = estimate(alone[method]).mean
-                ax.axhline(level, color=COLOURS[method], linestyle=form, linewidth=1.2, label=name(method))
-        title, _, sign = METRICS[metric]
-        sizes_axis(ax, f"ours ({scale}): {title[0].lower()}{title[1:]}")
-        if sign < 0:
-            ax.invert_yaxis()  # up is better
-    return legend(figure)
-
-
-def curve(ax: Axes, method: str, estimates: Mapping[str, Estimate], hollow: bool = False) -> None:
-    """One method over the teachers that it has, with a band for its intervals."""
-    x, colour = [SIZES[teacher] for teacher in estimates], COLOURS[method]
-    if not x:
-        return
-    means = [e.mean for e in estimates.values()]
-    look = dict(color=colour, markerfacecolor="white" if hollow else colour, markersize=5, linewidth=1.8)
-    ax.plot(x, means, "o-", label=name(method), **look)
-    if all(e.n > 1 for e in estimates.values()):
-        ends = [e.low for e in estimates.values()], [e.high for e in estimates.values()]
-        ax.fill_between(x, *ends, color=colour, alpha=0.13, linewidth=0)
-
-
-def sizes_axis(ax: Axes, title: str) -> Axes:
-    ax.set_xscale("log")
-    ax.set_xticks(list(SIZES.values()), [teacher.removeprefix("pythia-").upper() for teacher in SIZES])
-    ax.minorticks_off()
-    ax.set_title(title, fontsize=9)
-    ax.set_xlabel("teacher")
-    return plain(ax)
-
-
-def draw_map(frame: pd.DataFrame) -> Figure:
-    """Per metric: for each variant and method the gain from the smallest to the largest teacher."""
-    figure = Figure(figsize=(13, 4.2), dpi=110, layout="constrained")
-    for ax, metric in zip(figure.subplots(1, len(JUDGED), sharey=True), JUDGED, strict=True):
-        found = gaps(frame, metric)
-        drawn = [m for m in METHODS if any(m in by for v, by in found.items() if v != "base")]
-        for height, by in enumerate(found.values()):
-            for offset, method in enumerate(drawn):
-                if method in by:
-                    point(ax, height + 0.22 * (offset - (len(drawn) - 1) / 2), estimate(by[method]), method)
-        ax.axvline(0, color="#555555", linewidth=1)
-        ax.set_yticks(range(len(found)), [label(variant) for variant in found])
-        ax.set_ylim(len(found) - 0.5, -0.5)
-        ax.set_title(f"gain: {METRICS[metric][0]}", fontsize=9)
-        ax.set_xlabel("← worse   with the largest teacher   better →", fontsize=8)
-        plain(ax)
-    return legend(figure)
-
-
-def legend(figure: Figure) -> Figure:
-    """One for all axes, each label once."""
-    handles: dict = {}
-    for ax in figure.axes:
-        handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    columns = max(len(handles), 1)
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
-    return figure
-
-
-def point(ax: Axes, height: float, e: Estimate, method: str) -> None:
-    if e.n > 1:
-        ax.plot([e.low, e.high], [height, height], color=COLOURS[method], linewidth=2.2, alpha=0.5)
-    ax.plot(e.mean, height, "o", color=COLOURS[method], markersize=5.5, label=name(method))
-
-
-def estimate(values: Mapping[int, float]) -> Estimate:
-    return mean_interval(list(values.values()))
-
-
-def by_teacher(frame: pd.DataFrame, metric: str, variant: str = "base") -> BY_TEACHER:
-    """Teacher → method → seed → value, of Table 6 or of a variant of the map; every teacher has an entry."""
-    experiment = "table6" if variant == "base" else "table6_map"
-    student = variant if variant.startswith("pythia") else STUDENT
-    found = scores(frame, experiment, metric, variant)
-    # a teacher does not change with the student, so its rows carry the base student
-    return {teacher: found.get(Pair(teacher, student), {}) for teacher in SIZES}
-
-
-def without_teacher(frame: pd.DataFrame, metric: str) -> Scores:
-    return scores(frame, "table6", metric, "base").get(Pair(NONE, STUDENT), {})
-
-
-def variants(frame: pd.DataFrame) -> list[str]:
-    """The tasks of the map, in the order of their first rows."""
-    return list(dict.fromkeys(frame.task[(frame.experiment == "table6_map") & frame.method.isin(METHODS)]))
-
-
-def seeds(frame: pd.DataFrame) -> int:
-    """Number of seeds with students in Table 6."""
-    return frame.seed[(frame.experiment == "table6") & frame.method.isin(METHODS)].nunique()

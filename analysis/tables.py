@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
-from analysis.claims import Claim, Verdict
+from analysis.predicates import Claim, Verdict
 from analysis.rows import Scores
 from analysis.statistics import Estimate, mean_interval, paired_interval
 

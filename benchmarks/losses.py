@@ -149,12 +149,15 @@ def per_logit(
     clock [ns/element], and memory [logit tensors] less the `known` bytes that any contender needs."""
     torch.set_num_threads(1)
     values: dict[tuple[str, str, int], float] = {}
+    ready = {}
     for name, call in calls.items():
         if name not in SLOW:  # for those, the next run is warm-up enough
             timed(call)
-        values[name, "memory", 0] = max(0, peak_memory(call) - known) / (count * itemsize)
+        peak = peak_memory(call)
+        values[name, "memory", 0] = max(0, peak - known) / (count * itemsize)
+        ready[name] = call._replace(memory=peak)
     counts = {name: min(repetitions, FEW) if name in SLOW else repetitions for name in calls}
-    for name, times in interleaved(calls, counts).items():
+    for name, times in interleaved(ready, counts).items():
         for repetition, each in enumerate(times):
             values[name, "time", repetition] = each.cpu / count * 1e9
         values[name, "wall", 0] = median(each.wall for each in times) / count * 1e9

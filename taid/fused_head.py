@@ -167,9 +167,9 @@ class _Mean(torch.autograd.Function):
 
 
 def _chunks(n: int, itemsize: int) -> Iterator[slice]:
-    """2 · ROWS where two chunks of fp32 logits are at most half of all logits in the hidden states' type (of
-    `itemsize` bytes), else ROWS; a sixteenth of larger inputs."""
-    size = max(ROWS, n // 16, min(2 * ROWS, n * itemsize // 16))
+    """2 · ROWS where two chunks of fp32 logits are at most a quarter of all logits in the hidden states' type
+    (of `itemsize` bytes), else ROWS; a sixteenth of larger inputs."""
+    size = max(ROWS, n // 16, min(2 * ROWS, n * itemsize // 32))
     return (slice(at, min(at + size, n)) for at in range(0, n, size))
 
 

@@ -8,7 +8,7 @@ otherwise they would be all there is; `scale_model` says what else differs.
 from typing import NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, CONFIG_MAPPING, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 # The paper, Table 1: teacher -> student. Ratios of parameters: 3.5, 6.1, 6.8.
 PAIRS = {

@@ -21,7 +21,6 @@ from taid.fused_head import Head
 from taid.rollouts import DistiLLMRollouts, GKDRollouts, Rollouts
 from taid.schedule import Adaptive, Linear, Replayed, State
 
-
 FUSED: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
     losses.forward_kl: fused.forward_kl,
     losses.reverse_kl: fused.reverse_kl,

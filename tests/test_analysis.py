@@ -11,7 +11,8 @@ from scipy import stats
 
 from analysis import figures, reference, rows, style, table1, tables
 from analysis.__main__ import main
-from analysis.claims import METHODS, TABLE1, best, greater, holds_in_paper
+from analysis.claims import METHODS, TABLE1
+from analysis.predicates import best, greater, holds_in_paper
 from analysis.rows import Pair
 from analysis.statistics import gap_in_deviations, mean_interval, paired_interval
 from taid.results import Provenance, Row, append

@@ -13,8 +13,8 @@ from analysis import rows as analysis_rows
 from analysis.claims import COST
 from benchmarks import grid, head, losses, official, peers, record, training
 from benchmarks.measure import Call, interleaved, peak_memory
-from taid import results
 from taid import losses as taid_losses
+from taid import results
 from taid.data import IGNORE
 
 

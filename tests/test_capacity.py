@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from conftest import PAD, tiny_examples, tiny_model
+
 from taid import capacity as study
 from taid import jobs, objectives, results, sources
 from taid.capacity import NONE, STUDENT, TEACHERS, ZOO, Run

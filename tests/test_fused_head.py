@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import FAMILIES, PAD, VOCAB, tiny_examples, tiny_model, tiny_trainer
 from torch import Tensor
-from torch.nn.functional import linear
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from taid import fused, losses

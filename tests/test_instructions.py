@@ -9,7 +9,17 @@ import pytest
 
 from taid import instructions, sources
 from taid.evaluation.scores import verified
-from taid.instructions import CATEGORIES, DOCUMENT_SHARES, JUDGED, TEMPLATES, VERIFIED, Instruction, Size, build, split_documents
+from taid.instructions import (
+    CATEGORIES,
+    DOCUMENT_SHARES,
+    JUDGED,
+    TEMPLATES,
+    VERIFIED,
+    Instruction,
+    Size,
+    build,
+    split_documents,
+)
 
 SIZE = Size(words=120, passages=300, validation=30, test=80)
 SPLITS = ("train", "validation", "test", "judge")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from taid import jobs, results
 from taid import instruction_tuning as study
+from taid import jobs, results
 
 
 def square(x: int, folder: str) -> tuple[int, str | None]:

@@ -5,7 +5,7 @@ import torch
 from conftest import END, FAMILIES, PAD, VOCAB
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from taid.pruning import keep_layers, prune
 

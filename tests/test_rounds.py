@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import PAD, VOCAB, tiny_examples, tiny_model, tiny_trainer
 from scipy import special, stats
 
 from analysis import rounds as page
 from analysis import rows as analysis_rows
 from analysis.claims import ROUNDS
-from conftest import PAD, VOCAB, tiny_examples, tiny_model, tiny_trainer
 from taid import instruction_tuning as study
 from taid import results, rounds, sources, theory
 from taid.data import Collator

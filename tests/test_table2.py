@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny_examples, tiny_trainer
 
 from analysis import reference, table2
 from analysis import rows as analysis_rows
-from analysis.claims import TABLE2, TABLE2_METHODS, holds_in_paper
-from conftest import tiny_examples, tiny_trainer
+from analysis.claims import TABLE2, TABLE2_METHODS
+from analysis.predicates import holds_in_paper
 from taid import continued_pretraining as study
 from taid import lm_tasks, logit_cache, losses, results, runs, smollm, sources
 from taid.continued_pretraining import TABLE2 as METHODS

@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pytest
 import torch
+from conftest import PAD, VOCAB, tiny_examples, tiny_model
 
 from analysis import figures, reference, style, table1, table3
 from analysis import rows as analysis_rows
-from analysis.claims import TABLE3, close, greater, holds_in_paper
-from conftest import PAD, VOCAB, tiny_examples, tiny_model
+from analysis.claims import TABLE3
+from analysis.predicates import close, greater, holds_in_paper
 from taid import jobs, probability_mass, results
 from taid.data import Collator
 from taid.results import Provenance, Row

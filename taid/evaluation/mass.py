@@ -12,7 +12,6 @@ paper's heads (0.22) look low for ten tokens chosen anew at every position: it m
 
 import math
 
-import torch
 from torch import Tensor
 
 

@@ -1,0 +1,102 @@
+"""Table 6's rows: scores by teacher, trends over its size, and the gain from the smallest to the largest."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from analysis.rows import Pair, Scores, scores
+from analysis.statistics import Estimate, mean_interval
+from analysis.style import name
+
+STUDENT, NONE = "pythia-70m", "none"
+SIZES = {"pythia-410m": 0.41, "pythia-1b": 1.0, "pythia-2.8b": 2.8, "pythia-6.9b": 6.9}  # 10⁹ parameters
+DECADES = {teacher: math.log10(size) for teacher, size in SIZES.items()}
+METHODS = ("taid", "skew_kl", "kl", "rkl", "gjs")
+METRICS = {  # metric → (title with its unit, decimals, +1 where higher is better)
+    "last_word_accuracy": ("Last-word accuracy [percent]", 2, 1),
+    "last_word_log_likelihood": ("Last-word log-likelihood [nats/word]", 3, 1),
+    "held_out_loss": ("Held-out loss [nats/token]", 3, -1),
+    "kl_to_teacher": ("KL to its teacher [nats/token]", 3, -1),
+}
+JUDGED = ("last_word_accuracy", "last_word_log_likelihood", "held_out_loss")
+BY_TEACHER = Mapping[str, Scores]  # teacher → method → seed → value
+
+
+def by_teacher(frame: pd.DataFrame, metric: str, variant: str = "base") -> BY_TEACHER:
+    """Teacher → method → seed → value, of Table 6 or of a variant of the map; every teacher has an entry."""
+    experiment = "table6" if variant == "base" else "table6_map"
+    student = variant if variant.startswith("pythia") else STUDENT
+    found = scores(frame, experiment, metric, variant)
+    # a teacher does not change with the student, so its rows carry the base student
+    return {teacher: found.get(Pair(teacher, student), {}) for teacher in SIZES}
+
+
+def without_teacher(frame: pd.DataFrame, metric: str) -> Scores:
+    return scores(frame, "table6", metric, "base").get(Pair(NONE, STUDENT), {})
+
+
+def variants(frame: pd.DataFrame) -> list[str]:
+    """The tasks of the map, in the order of their first rows."""
+    return list(dict.fromkeys(frame.task[(frame.experiment == "table6_map") & frame.method.isin(METHODS)]))
+
+
+def seeds(frame: pd.DataFrame) -> int:
+    """Number of seeds with students in Table 6."""
+    return frame.seed[(frame.experiment == "table6") & frame.method.isin(METHODS)].nunique()
+
+
+def label(variant: str) -> str:
+    return f"student {name(variant)}" if variant.startswith("pythia") else variant
+
+
+def slopes(ours: BY_TEACHER, sign: int = 1) -> Scores:
+    """Method → seed → least-squares slope over log₁₀ of the teacher's size, for seeds that have all teachers.
+
+    Per tenfold teacher; times `sign`, so that positive means better with the teacher.
+    """
+    x = np.array([DECADES[teacher] for teacher in SIZES])
+    found: dict[str, dict[int, float]] = {}
+    for method in METHODS:
+        by_seed = [ours[teacher].get(method, {}) for teacher in SIZES]
+        for seed in sorted(set.intersection(*map(set, by_seed))):
+            y = np.array([values[seed] for values in by_seed])
+            found.setdefault(method, {})[seed] = sign * float(np.polyfit(x, y, 1)[0])
+    return found
+
+
+def page(ours: BY_TEACHER, method: str, sign: int) -> tuple[float, float] | None:
+    """p-values of Page's exact trend test that scores rise with the teacher, and that they fall; None below
+    two seeds. Its rows are seeds, so it asks whether they agree on an order (Page 1963).
+    """
+    by_seed = [ours[teacher].get(method, {}) for teacher in SIZES]
+    common = sorted(set.intersection(*map(set, by_seed)))
+    if len(common) < 2:
+        return None
+    data = sign * np.array([[values[seed] for values in by_seed] for seed in common])
+    up, down = (stats.page_trend_test(s * data, method="exact").pvalue for s in (1, -1))
+    return float(up), float(down)
+
+
+def gaps(frame: pd.DataFrame, metric: str) -> dict[str, Scores]:
+    """Variant → method → seed → what the largest teacher gains over the smallest, positive is better.
+
+    The variant "base" is Table 6 itself, on the seeds of all its rows.
+    """
+    sign, (small, *_, large) = METRICS[metric][2], SIZES
+    found: dict[str, Scores] = {}
+    for variant in ("base", *variants(frame)):
+        ours = by_teacher(frame, metric, variant)
+        both = {
+            method: {seed: sign * (high[seed] - low[seed]) for seed in sorted(low.keys() & high.keys())}
+            for method in METHODS
+            if (low := ours[small].get(method, {})) and (high := ours[large].get(method, {}))
+        }
+        found[variant] = {method: values for method, values in both.items() if values}
+    return found
+
+
+def estimate(values: Mapping[int, float]) -> Estimate:
+    return mean_interval(list(values.values()))
