@@ -177,6 +177,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         figures.dots(ax, known, present, COLOURS)
         ax.axvline(0, color=COLOURS["taid"], linewidth=1)
         ax.set_xlabel(f"{'' if sign > 0 else 'less '}{title.replace('↑ ', '').replace('↓ ', '')}", fontsize=9)
+        ax.locator_params(axis="x", nbins=5)
     return figure
 
 

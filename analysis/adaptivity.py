@@ -27,8 +27,8 @@ AUDITED = {  # metric of the traces → title, decimals
     "progress_mean": ("δ, mean", 4),
     "relative_noise_variance": ("variance of the loss's noise, of the mean squared", 4),
     "momentum_mean": ("m, mean", 4),
-    "momentum_largest": ("m, largest size", 4),
-    "momentum_bound": ("most that m can be for losses of this range", 4),
+    "momentum_largest": ("m, largest size (downwards)", 4),
+    "momentum_bound": ("upper bound of m for losses of this range", 4),
     "momentum_needed": ("m, size that would move t by 0.05", 4),
     "deviation": ("t − closed form at m = 0, largest size", 4),
     "lead": ("t − linear ramp, largest", 3),
@@ -130,6 +130,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         figures.dots(ax, {m: estimate for m, estimate in estimates.items() if estimate}, METHODS[1:], COLOURS)
         ax.axvline(0, color=COLOURS["taid"], linewidth=1)
         ax.set_xlabel(f"{'' if sign > 0 else 'less '}{title.replace('↑ ', '').replace('↓ ', '')}", fontsize=9)
+        ax.locator_params(axis="x", nbins=5)
     return figure
 
 
