@@ -245,4 +245,22 @@ def rates_table(frame: pd.DataFrame) -> str:
         " validation, seed 0. Bold: an edge of the grid.\n\n"
         + markdown(["", *map(name, SIZES)], body)
         + (f"\nSFT: {cell(sft)}.\n" if sft else "")
+        + fixed_rates(frame)
+    )
+
+
+def fixed_rates(frame: pd.DataFrame) -> str:
+    """Method × rate: what the largest teacher gains over the smallest when neither chooses its rate."""
+    found = frame[(frame.experiment == "table6_search") & (frame.metric == "held_out_loss")]
+    losses = {(r.method, r.teacher, r.learning_rate): r.value for r in found.itertuples()}
+    rates, (small, *_, large) = sorted(found.learning_rate.unique()), SIZES
+
+    def cell(method: str, rate: float) -> str:
+        ends = [losses.get((method, teacher, rate)) for teacher in (small, large)]
+        return MISSING if None in ends else number(ends[0] - ends[1], 3)
+
+    body = [[name(method), *(cell(method, rate) for rate in rates)] for method in METHODS]
+    return (
+        "\nIs a gap one of rates? What the largest teacher gains over the smallest in held-out loss at one"
+        " rate for both (validation, seed 0):\n\n" + markdown(["", *(f"{rate:g}" for rate in rates)], body)
     )

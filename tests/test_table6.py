@@ -222,6 +222,19 @@ def test_rates_at_the_edge_are_bold(tmp_path):
     assert "| KL | **0.1** | **0.1** | **0.1** | **0.1** |" in table and "| TAID | 0.01 | 0.01 |" in table
 
 
+def test_the_gain_at_one_rate_is_the_smaller_loss(tmp_path):
+    """By hand: the loss of skew KL's student rises from 3 to 3.25 at the rate of 0.1, and nowhere else."""
+    worse = {"experiment": "table6_search", "method": "skew_kl", "teacher": "pythia-6.9b", "learning_rate": 0.1}
+    chosen = [
+        replace(r, value=3.25)
+        if worse == {key: r.config.get(key, getattr(r, key, None)) for key in worse} else r
+        for r in synthetic()
+    ]  # fmt: skip
+    table = table6.fixed_rates(frame(tmp_path, chosen))
+    assert "| Skew KL | 0.000 | 0.000 | −0.250 |" in table and "| TAID | 0.000 | 0.000 | 0.000 |" in table
+    assert "| RKL | — | — | — |" in table
+
+
 def axes(figure):
     return [ax for ax in figure.axes if ax.lines]
 
