@@ -53,23 +53,23 @@ table3: setup ## Table 3: head and tail mass of Table 1's students | 0.5 / 3 aft
 	$(PY) paper_experiments/03_table3_probability_mass.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis table3 --scale $(SCALE) --results $(RESULTS)
 
-table6: setup ## Table 6, Figure 2 right: the capacity gap, four teachers of one student | 1.5 / 60 for five seeds, not yet run whole
+table6: setup ## Table 6, Figure 2 right: the capacity gap, four teachers of one student | 1.5 / 60 for five seeds
 	$(PY) paper_experiments/06_table6_capacity_gap.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis table6 --scale $(SCALE) --results $(RESULTS)
 
-figure2: setup ## Figure 2 left and middle: t over training, the objective and its variance | 1 / 5 after table1
+figure2: setup ## Figure 2 left and middle: t over training, the objective and its variance | 1 / 6 for four seeds after table1
 	$(PY) paper_experiments/09_figure2_interpolation.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis figure2 --scale $(SCALE) --results $(RESULTS)
 
-adaptivity: setup ## is the adaptive update adaptive? floor, momentum, replayed curves | 1 / 5 after table1
+adaptivity: setup ## is the adaptive update adaptive? floor, momentum, replayed curves | 1 / 4 for four seeds after table1
 	$(PY) paper_experiments/14_adaptivity.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis adaptivity --scale $(SCALE) --results $(RESULTS)
 
-ablations: setup ## TAID's parts, one by one, around Table 1's first pair | 1 / 10 for one seed after table1
+ablations: setup ## TAID's parts, one by one, around Table 1's first pair | 1 / 8 for one seed after table1
 	$(PY) paper_experiments/15_ablations.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis ablations --scale $(SCALE) --results $(RESULTS)
 
-bench: setup ## speed and memory of every loss, beside the official code; others after `python -m benchmarks peers` | 1 / 15, not yet run whole
+bench: setup ## speed and memory of every loss, beside the official code; others after `python -m benchmarks peers` | 1 / 13
 	$(PY) -m benchmarks losses --scale $(SCALE) --results $(RESULTS)
 	$(PY) -m analysis speed --scale $(SCALE) --results $(RESULTS)
 
