@@ -53,7 +53,7 @@ table3: setup ## Table 3: head and tail mass of Table 1's students | 0.5 / 3 aft
 	$(PY) paper_experiments/03_table3_probability_mass.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis table3 --scale $(SCALE) --results $(RESULTS)
 
-table6: setup ## Table 6, Figure 2 right: the capacity gap, four teachers of one student | 1.5 / 60 for five seeds
+table6: setup ## Table 6, Figure 2 right: the capacity gap, four teachers of one student | 1.5 / 45 for five seeds
 	$(PY) paper_experiments/06_table6_capacity_gap.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis table6 --scale $(SCALE) --results $(RESULTS)
 
