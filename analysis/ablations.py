@@ -169,16 +169,21 @@ def draw(frame: pd.DataFrame) -> Figure:
     methods = [method for group in GROUPS.values() for method in group if method != "taid"]
     present = [method for method in methods if method in ours(frame, "score")]
     figure = Figure(figsize=(12, 1.4 + 0.24 * len(present)), dpi=110, layout="constrained")
+    differences(figure, {metric: ours(frame, metric) for metric in METRICS}, present)
+    return figure
+
+
+def differences(figure: Figure, found: dict[str, Scores], methods: list[str]) -> None:
+    """A panel per metric: each method's difference to TAID, turned so that better is to the right."""
     axes = figure.subplots(1, len(METRICS), sharey=True)
     for ax, (metric, (title, _, sign, _)) in zip(axes, METRICS.items(), strict=True):
-        found = oriented(ours(frame, metric), sign)
-        estimates = {method: difference(found, method) for method in present}
+        better = oriented(found[metric], sign)
+        estimates = {method: difference(better, method) for method in methods}
         known = {method: estimate for method, estimate in estimates.items() if estimate}
-        figures.dots(ax, known, present, COLOURS)
+        figures.dots(ax, known, methods, COLOURS)
         ax.axvline(0, color=COLOURS["taid"], linewidth=1)
         ax.set_xlabel(f"{'' if sign > 0 else 'less '}{title.replace('↑ ', '').replace('↓ ', '')}", fontsize=9)
         ax.locator_params(axis="x", nbins=5)
-    return figure
 
 
 def ours(frame: pd.DataFrame, metric: str) -> Scores:

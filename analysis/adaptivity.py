@@ -6,13 +6,12 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import figures
-from analysis.ablations import METRICS, difference, oriented
+from analysis.ablations import METRICS, difference, differences, oriented
 from analysis.claims import AUDIT, adaptivity
 from analysis.predicates import Claim, Verdict
 from analysis.rows import Pair, Scores, scores
 from analysis.statistics import mean_interval
-from analysis.style import COLOURS, name, pair_name
+from analysis.style import name, pair_name
 from analysis.tables import MISSING, document, interval, judged, markdown, number, plural, provenance, value
 
 TITLE = "Is the adaptive update adaptive?"
@@ -122,15 +121,7 @@ def claims(frame: pd.DataFrame) -> str:
 def draw(frame: pd.DataFrame) -> Figure:
     """Differences to TAID of the other schedules, a panel per measure."""
     figure = Figure(figsize=(11, 2.2), dpi=110, layout="constrained")
-    for ax, (metric, (title, _, sign, _)) in zip(
-        figure.subplots(1, 3, sharey=True), METRICS.items(), strict=True
-    ):
-        found = oriented(ours(frame, metric), sign)
-        estimates = {method: difference(found, method) for method in METHODS[1:]}
-        figures.dots(ax, {m: estimate for m, estimate in estimates.items() if estimate}, METHODS[1:], COLOURS)
-        ax.axvline(0, color=COLOURS["taid"], linewidth=1)
-        ax.set_xlabel(f"{'' if sign > 0 else 'less '}{title.replace('↑ ', '').replace('↓ ', '')}", fontsize=9)
-        ax.locator_params(axis="x", nbins=5)
+    differences(figure, {metric: ours(frame, metric) for metric in METRICS}, METHODS[1:])
     return figure
 
 
