@@ -50,7 +50,7 @@ def table(frame: pd.DataFrame) -> str:
         "GKD, predicted", "DistiLLM sampled", "GKD sampled",
     ]  # fmt: skip
     note = (
-        "\nAn optimizer step's CPU seconds over KL's: geometric mean over blocks that take turns, with its"
+        "\nAn optimizer step's seconds over KL's: geometric mean over blocks that take turns, with its"
         " 95% interval. *DistiLLM* as it runs while its validation loss falls: threshold 0, no sampling."
         " *DistiLLM, sampling*: threshold 1, at which it samples afresh with a probability that falls from 1"
         " to 0 over training, and else replays. *Predicted*: 1 + (GKD's probability) · (seconds of drawing"

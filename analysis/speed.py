@@ -25,7 +25,7 @@ from analysis.tables import MISSING, document, markdown, provenance
 
 TITLE = "Speed, memory and cost"
 LOSSES = {"taid": "TAID", "gjs": "generalised JSD", "rkl": "reverse KL"}
-ENGINES = ("eager", "compiled", "cpp", "cpp_inplace")
+ENGINES = ("eager", "compiled", "cpp", "cpp_inplace", "triton", "triton_inplace")
 
 
 def write(frame: pd.DataFrame, folder: Path, scale: str) -> None:
@@ -36,7 +36,7 @@ def write(frame: pd.DataFrame, folder: Path, scale: str) -> None:
 
 def render(frame: pd.DataFrame, scale: str) -> str:
     """The whole document, from the rows of one scale. Equal rows give equal text; no rows, no section."""
-    sections = {"Against the aims": aims(frame)}
+    sections = {"Against the aims": aims(frame, scale)}
     for loss, title in LOSSES.items():
         sections |= {
             f"Time, {title} [ns/element]": table(frame, "losses", "time", loss),
@@ -55,9 +55,16 @@ def render(frame: pd.DataFrame, scale: str) -> str:
 
 
 def preamble(scale: str) -> str:
+    where = {
+        "gpu": "One GPU, forward and backward; contenders take turns, and a time is the median, per logit of one side,"
+        " from an empty queue to an empty queue, Python's share included."
+    }.get(
+        scale,
+        "One thread of one process, forward and backward; contenders take turns, and a time is the median of CPU"
+        " times per logit of one side.",
+    )
     return (
-        "One thread of one process, forward and backward; contenders take turns, and a time is the median"
-        " of CPU times per logit of one side. Memory is the most that is allocated at once beyond both"
+        f"{where} Memory is the most that is allocated at once beyond both"
         " inputs, the gradient included, in units of one tensor of logits. How it was measured, and what"
         " falls short and why: `docs/speed.md`.\n\n"
         "![Speed, memory and cost](speed.png)\n"
@@ -104,9 +111,9 @@ def all_of(
     ]  # fmt: skip
 
 
-def over_floor(frame: pd.DataFrame) -> list[float]:
-    """TAID's time in place over that of reading both logits and writing a gradient."""
-    return [1 / times for times in speedups(frame, "taid", "cpp_inplace", FLOOR)]
+def over_floor(frame: pd.DataFrame, contender: str) -> list[float]:
+    """TAID's time over that of reading both logits and writing a gradient."""
+    return [1 / times for times in speedups(frame, "taid", contender, FLOOR)]
 
 
 def step(frame: pd.DataFrame) -> list[float]:
@@ -114,7 +121,14 @@ def step(frame: pd.DataFrame) -> list[float]:
     return [ratio(found["taid"], found["kl"]) for found in measured(frame, "step", "step").values()]
 
 
-AIMS = (
+SHARED_AIMS = (
+    Aim("fused head: memory beyond the gradients",
+        lambda frame: all_of(frame, "memory", "fused_head", experiment="head"), 0.6),
+    Aim("ours, bf16: error of the gradient",
+        lambda frame: all_of(frame, "gradient_error", *ENGINES, dtype="bf16", experiment="accuracy"), 0.003),
+    Aim("training step: TAID over KL", step, 1.02),
+)  # fmt: skip
+CPU_AIMS = (
     Aim("TAID eager: × official",
         partial(speedups, loss="taid", contender="eager", against="official"), 4, True),
     Aim("TAID compiled: × official",
@@ -125,7 +139,8 @@ AIMS = (
         partial(speedups, loss="taid", contender="cpp", against="official", dtype="bf16"), 12, True),
     Aim("TAID C++, fp32: × official",
         partial(speedups, loss="taid", contender="cpp", against="official", dtype="fp32"), 7, True),
-    Aim("TAID C++ in place: time over read both, write one", over_floor, 3),
+    Aim("TAID C++ in place: time over read both, write one",
+        partial(over_floor, contender="cpp_inplace"), 3),
     Aim("JSD C++: × TRL", partial(speedups, loss="gjs", contender="cpp", against="trl"), 8, True),
     Aim("reverse KL C++: × torchtune",
         partial(speedups, loss="rkl", contender="cpp", against="torchtune"), 6, True),
@@ -134,18 +149,27 @@ AIMS = (
     Aim("fused head: × official with matmuls",
         partial(speedups, loss="taid", contender="fused_head", against="official", experiment="head"),
         2, True),
-    Aim("fused head: memory beyond the gradients",
-        lambda frame: all_of(frame, "memory", "fused_head", experiment="head"), 0.6),
-    Aim("ours, bf16: error of the gradient",
-        lambda frame: all_of(frame, "gradient_error", *ENGINES, dtype="bf16", experiment="accuracy"), 0.003),
-    Aim("training step: TAID over KL", step, 1.02),
+)  # fmt: skip
+GPU_AIMS = (
+    Aim("TAID Triton: × official",
+        partial(speedups, loss="taid", contender="triton", against="official"), 5, True),
+    Aim("TAID Triton: × official, torch.compile",
+        partial(speedups, loss="taid", contender="triton", against="official_compiled"), 1.8, True),
+    # two sweeps read everything twice: 5 / 3 by bytes alone
+    Aim("TAID Triton in place: time over read both, write one",
+        partial(over_floor, contender="triton_inplace"), 2),
+    Aim("JSD Triton: × TRL", partial(speedups, loss="gjs", contender="triton", against="trl"), 8, True),
+    Aim("reverse KL Triton: × torchtune",
+        partial(speedups, loss="rkl", contender="triton", against="torchtune"), 6, True),
+    Aim("Triton: memory", lambda frame: all_of(frame, "memory", "triton"), 1.01),
+    Aim("Triton in place: memory", lambda frame: all_of(frame, "memory", "triton_inplace"), 0.05),
 )  # fmt: skip
 
 
-def aims(frame: pd.DataFrame) -> str:
+def aims(frame: pd.DataFrame, scale: str) -> str:
     """Each aim beside the range of what was measured."""
     body = []
-    for aim in AIMS:
+    for aim in (*(GPU_AIMS if scale == "gpu" else CPU_AIMS), *SHARED_AIMS):
         found = sorted(aim.found(frame))
         reached = sum(value >= aim.bound if aim.at_least else value <= aim.bound for value in found)
         span = " – ".join(dict.fromkeys(map(digits, (found[0], found[-1])))) if found else MISSING
@@ -180,7 +204,7 @@ def growth(frame: pd.DataFrame) -> str:
     if not body:
         return ""
     note = (
-        "\nThe exponent k of (CPU seconds or bytes) ∝ sizeᵏ with its 95% interval, by least squares over all"
+        "\nThe exponent k of (seconds or bytes) ∝ sizeᵏ with its 95% interval, by least squares over all"
         " repetitions on logarithmic axes; 1 is linear growth. No exponent where memory is next to nothing.\n"
     )
     return markdown(["TAID", "time over V", "memory over V", "time over N", "memory over N"], body) + note

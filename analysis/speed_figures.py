@@ -10,7 +10,7 @@ from analysis.style import COLOURS
 from analysis.theory_figures import plain
 
 SIDES = {"scaling_vocab": "vocabulary V", "scaling_rows": "rows N"}
-METRICS = {"time": "CPU seconds", "memory": "bytes beyond the inputs"}
+METRICS = {"time": "seconds", "memory": "bytes beyond the inputs"}
 
 
 def draw(frame: pd.DataFrame) -> Figure:

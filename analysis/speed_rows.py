@@ -22,6 +22,8 @@ CONTENDERS = {  # contender → name, colour
     "compiled": ("taid.fused, compiled", "#44AA99"),
     "cpp": ("taid.fused, C++", "#E69F00"),
     "cpp_inplace": ("taid.fused, C++ in place", "#D55E00"),
+    "triton": ("taid.fused, Triton", "#E69F00"),
+    "triton_inplace": ("taid.fused, Triton in place", "#D55E00"),
     "fused_head": ("taid.fused_head", "#117733"),
     FLOOR: ("read both, write one", "#000000"),
 }
@@ -57,7 +59,7 @@ def ratio(first: Mapping[int, float], second: Mapping[int, float]) -> float:
 
 
 def curve(frame: pd.DataFrame, experiment: str, metric: str, contender: str) -> list[tuple[int, float]]:
-    """(size, CPU seconds or bytes) of every repetition; size is the side that grows."""
+    """(size, seconds or bytes) of every repetition; size is the side that grows."""
     config, side = settings(frame, experiment), {"scaling_vocab": "vocab", "scaling_rows": "rows"}[experiment]
     points = []
     for task, found in measured(frame, experiment, metric).items():

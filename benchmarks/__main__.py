@@ -1,9 +1,9 @@
 """Speed and memory, side by side on one thread.
 
     python -m benchmarks peers     # once: the libraries to compare with, in a folder of their own
-    python -m benchmarks losses [--scale smoke|cpu] [--results runs/cpu]
-    python -m benchmarks cost   [--scale smoke|cpu] [--results runs/cpu]
-    python -m analysis speed    [--scale smoke|cpu] [--results runs/cpu]
+    python -m benchmarks losses [--scale smoke|cpu|gpu] [--results runs/cpu]
+    python -m benchmarks cost   [--scale smoke|cpu|gpu] [--results runs/cpu]
+    python -m analysis speed    [--scale smoke|cpu|gpu] [--results runs/cpu]
 
 `losses`: time, memory and gradients of the losses, alone and with the linear head. `cost`: seconds per
 training step of KL, TAID, DistiLLM and GKD. Both print a table per cell and append its rows to

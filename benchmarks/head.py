@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import peers
-from benchmarks.losses import DTYPES, Loss, T, contenders, per_logit
+from benchmarks.losses import DTYPES, Loss, T, contenders, device_of, per_logit
 from benchmarks.measure import Call
 from benchmarks.record import Values, code_digest, show
 from taid import fused_head
@@ -21,7 +21,7 @@ from taid import fused_head
 Head = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 FUSED = {"taid": partial(fused_head.mean, "taid_kl", t=T), "gjs": partial(fused_head.mean, "jsd")}
-WITH_MATMULS = ("official", "trl", "cpp")  # contenders of whole logits
+WITH_MATMULS = ("official", "trl", "cpp", "triton")  # contenders of whole logits
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,15 @@ def measure(cell: Cell) -> tuple[Values, float]:
     started = time.perf_counter()
     torch.compiler.reset()
     hidden, weight, teacher, teacher_weight = inputs(cell)
-    labels = torch.zeros(cell.rows, dtype=torch.long)
+    device = device_of(cell.scale)
+    labels = torch.zeros(cell.rows, dtype=torch.long, device=device)
 
     def gradients(head: Head) -> tuple[Tensor, ...]:
         return torch.autograd.grad(head(hidden, weight, teacher, teacher_weight, labels), (hidden, weight))
 
-    calls = {name: Call(partial(gradients, head)) for name, head in heads(cell.loss).items()}
+    calls = {
+        name: Call(partial(gradients, head), device=device) for name, head in heads(cell.loss, device).items()
+    }
     known = hidden.nbytes + weight.nbytes
     values = per_logit(calls, cell.repetitions, cell.rows * cell.vocab, hidden.element_size(), known)
     show(str(cell), values)
@@ -65,19 +68,20 @@ def measure(cell: Cell) -> tuple[Values, float]:
 def inputs(cell: Cell) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Hidden states and weight of the student, which want gradients, and the teacher's; for logits of
     deviation 2."""
-    generator = torch.Generator().manual_seed(0)
+    device = device_of(cell.scale)
+    generator = torch.Generator(device).manual_seed(0)
     tensors = []
     for size in (cell.student, cell.teacher):
-        hidden = torch.randn(cell.rows, size, generator=generator)
-        weight = torch.randn(cell.vocab, size, generator=generator) * 2 * size**-0.5
+        hidden = torch.randn(cell.rows, size, generator=generator, device=device)
+        weight = torch.randn(cell.vocab, size, generator=generator, device=device) * 2 * size**-0.5
         tensors += [hidden.to(DTYPES[cell.dtype]), weight.to(DTYPES[cell.dtype])]
     hidden, weight, teacher, teacher_weight = tensors
     return hidden.requires_grad_(), weight.requires_grad_(), teacher, teacher_weight
 
 
-def heads(loss: str) -> dict[str, Head]:
+def heads(loss: str, device: str = "cpu") -> dict[str, Head]:
     """Name → contenders, the baseline first."""
-    whole = {name: partial(_matmuls, each) for name, each in contenders(loss).items() if name in WITH_MATMULS}
+    whole = {name: partial(_matmuls, each) for name, each in contenders(loss, device).items() if name in WITH_MATMULS}
     if loss == "gjs" and peers.versions()["liger-kernel"]:
         whole["liger"] = peers.liger_fused_linear_jsd()
     return whole | {"fused_head": partial(_fused, loss)}

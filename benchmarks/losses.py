@@ -28,11 +28,19 @@ FLOOR = "floor"  # no loss: both logits read and a gradient written, once
 
 FUSED = {"taid": partial(fused.taid_kl, t=T), "gjs": fused.jsd, "rkl": fused.reverse_kl}
 PLAIN = {"taid": partial(losses.taid_kl, t=T), "gjs": losses.jsd, "rkl": losses.reverse_kl}
-ENGINES = {"eager": "eager", "compiled": "compiled", "cpp": "cpp", "cpp_inplace": "cpp"}  # contender → engine
-COMPILED = ("official_compiled", "compiled", "cpp", "cpp_inplace")  # those that want a C++ compiler
+ENGINES = {  # contender → engine
+    "eager": "eager", "compiled": "compiled", "cpp": "cpp", "cpp_inplace": "cpp",
+    "triton": "triton", "triton_inplace": "triton",
+}  # fmt: skip
+COMPILED = ("official_compiled", "compiled")  # those that want a compiler
 
 
-def contenders(loss: str) -> dict[str, Loss]:
+def device_of(scale: str) -> str:
+    """Where the cells of a scale run."""
+    return "cuda" if scale == "gpu" else "cpu"
+
+
+def contenders(loss: str, device: str = "cpu") -> dict[str, Loss]:
     """Name → those contenders for a loss that this machine has, baselines first."""
     installed = peers.versions()
     others = {
@@ -41,11 +49,11 @@ def contenders(loss: str) -> dict[str, Loss]:
         "rkl": {"torchtune": peers.torchtune_reverse_kl} if installed["torchtune"] else {},
     }
     ours = {"plain": partial(_plain, loss)} | {name: partial(_fused, loss, name) for name in ENGINES}
-    logits = torch.empty(1, 1)
-    compiler = fused.engine(logits, logits) == "cpp"
+    logits = torch.empty(1, 1, device=device)
+    usual = fused.engine(logits, logits)  # a compiler, or Triton, is there where this is not "eager"
     return {
         name: contender for name, contender in (others[loss] | ours).items()
-        if compiler or name not in COMPILED
+        if (usual != "eager" if name in COMPILED else ENGINES.get(name, "eager") in ("eager", usual))
     }  # fmt: skip
 
 
@@ -60,7 +68,7 @@ def _plain(loss: str, student: Tensor, teacher: Tensor, labels: Tensor) -> Tenso
 
 def _fused(loss: str, contender: str, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     with fused.using(ENGINES[contender]):
-        return FUSED[loss](student, teacher, mask=labels != IGNORE, inplace=contender == "cpp_inplace")
+        return FUSED[loss](student, teacher, mask=labels != IGNORE, inplace=contender.endswith("_inplace"))
 
 
 # Inputs and gradients
@@ -72,7 +80,7 @@ class _Model(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> Tensor:
         ctx.gradients = gradients
-        return torch.empty(0, dtype=logits[0].dtype).set_(logits[0])  # autograd does not look into lists
+        return torch.empty(0, dtype=logits[0].dtype, device=logits[0].device).set_(logits[0])  # autograd does not look into lists
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[None, None, None]:
@@ -88,16 +96,17 @@ def gradient(loss: Loss, student: Tensor, teacher: Tensor, labels: Tensor) -> Te
 
 
 def inputs(
-    rows: int, vocab: int, dtype: torch.dtype, gap: float | None = None
+    rows: int, vocab: int, dtype: torch.dtype, gap: float | None = None, device: str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [N, V] of student and teacher, normal with deviation 2, and labels [N], none of them ignored.
 
     The two are independent or, with a `gap`, apart by noise of that deviation.
     """
-    generator = torch.Generator().manual_seed(0)
-    student, noise = (torch.randn(rows, vocab, generator=generator) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)
+    student, noise = (torch.randn(rows, vocab, generator=generator, device=device) for _ in range(2))
     teacher = noise.mul_(2) if gap is None else noise.mul_(gap).add_(student, alpha=2)
-    return student.mul_(2).to(dtype), teacher.to(dtype), torch.zeros(rows, dtype=torch.long)
+    labels = torch.zeros(rows, dtype=torch.long, device=device)
+    return student.mul_(2).to(dtype), teacher.to(dtype), labels
 
 
 # Time and memory
@@ -127,15 +136,16 @@ def measure(cell: Cell) -> tuple[Values, float]:
     """A job: (`per_logit` of each contender and the floor, seconds)."""
     started = time.perf_counter()
     torch.compiler.reset()  # each cell compiles for its own shape
-    student, teacher, labels = inputs(cell.rows, cell.vocab, DTYPES[cell.dtype])
+    device = device_of(cell.scale)
+    student, teacher, labels = inputs(cell.rows, cell.vocab, DTYPES[cell.dtype], device=device)
     logits = student.clone()
     calls = {
-        name: Call(partial(gradient, loss, logits, teacher, labels), partial(logits.copy_, student))
-        for name, loss in contenders(cell.loss).items()
+        name: Call(partial(gradient, loss, logits, teacher, labels), partial(logits.copy_, student), device=device)
+        for name, loss in contenders(cell.loss, device).items()
         if name in cell.only
     }
     out = torch.empty_like(student).copy_(student)
-    calls[FLOOR] = Call(partial(torch.add, student, teacher, out=out))
+    calls[FLOOR] = Call(partial(torch.add, student, teacher, out=out), device=device)
     values = per_logit(calls, cell.repetitions, student.numel(), student.element_size())
     values.pop((FLOOR, "memory", 0), None)  # its gradient was there before
     show(str(cell), values)
@@ -145,7 +155,7 @@ def measure(cell: Cell) -> tuple[Values, float]:
 def per_logit(
     calls: Mapping[str, Call], repetitions: int, count: int, itemsize: int, known: int = 0
 ) -> dict[tuple[str, str, int], float]:
-    """Of calls on `count` logits of `itemsize` bytes: CPU time of each repetition and the median on the wall
+    """Of calls on `count` logits of `itemsize` bytes: time of each repetition (`clock`) and the median on the wall
     clock [ns/element], and memory [logit tensors] less the `known` bytes that any contender needs."""
     torch.set_num_threads(1)
     values: dict[tuple[str, str, int], float] = {}
@@ -155,11 +165,11 @@ def per_logit(
             timed(call)
         peak = peak_memory(call)
         values[name, "memory", 0] = max(0, peak - known) / (count * itemsize)
-        ready[name] = call._replace(memory=peak)
+        ready[name] = call._replace(memory=peak) if call.device == "cpu" else call  # PyTorch keeps a GPU's
     counts = {name: min(repetitions, FEW) if name in SLOW else repetitions for name in calls}
     for name, times in interleaved(ready, counts).items():
         for repetition, each in enumerate(times):
-            values[name, "time", repetition] = each.cpu / count * 1e9
+            values[name, "time", repetition] = each.busy / count * 1e9
         values[name, "wall", 0] = median(each.wall for each in times) / count * 1e9
     return values
 
@@ -191,10 +201,11 @@ def accuracy(cell: Accuracy) -> tuple[Values, float]:
     """A job: ‖g − g*‖ / ‖g*‖ of each gradient g; g* is that of `taid.losses` in fp64 at the same logits."""
     started = time.perf_counter()
     torch.compiler.reset()
-    student, teacher, labels = inputs(cell.rows, cell.vocab, DTYPES[cell.dtype], cell.gap)
+    device = device_of(cell.scale)
+    student, teacher, labels = inputs(cell.rows, cell.vocab, DTYPES[cell.dtype], cell.gap, device)
     exact = gradient(partial(_plain, cell.loss), student.double(), teacher.double(), labels)
     values = {}
-    for name, loss in contenders(cell.loss).items():
+    for name, loss in contenders(cell.loss, device).items():
         found = gradient(loss, student.clone(), teacher, labels)
         values[name, "gradient_error", 0] = float((found - exact).norm() / exact.norm())
     show(str(cell), values)

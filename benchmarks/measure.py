@@ -1,4 +1,4 @@
-"""The CPU time of calls that take turns, and the memory that a call takes."""
+"""The time of calls that take turns, and the memory that a call takes, on a CPU or a GPU."""
 
 import gc
 import os
@@ -23,11 +23,21 @@ class Call(NamedTuple):
     run: Callable[[], object]
     prepare: Callable[[], object] = nothing
     memory: int = 0  # bytes, had from the system once before each timing
+    device: str = "cpu"
 
 
 class Time(NamedTuple):
-    cpu: float  # seconds of this process, user and system: the page faults of fresh memory count
+    busy: float  # seconds, as `clock` counts them
     wall: float
+
+
+def clock(device: str) -> float:
+    """Seconds so far: of this process on a CPU, user and system, so that the page faults of fresh memory count; of
+    a clock on the wall with a GPU, once all that it was given is done."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def timed(call: Call) -> Time:
@@ -38,9 +48,9 @@ def timed(call: Call) -> Time:
     """
     call.prepare()
     torch.empty(call.memory, dtype=torch.uint8).fill_(0)
-    wall, cpu = time.perf_counter(), time.process_time()
+    wall, busy = time.perf_counter(), clock(call.device)
     call.run()
-    return Time(time.process_time() - cpu, time.perf_counter() - wall)
+    return Time(clock(call.device) - busy, time.perf_counter() - wall)
 
 
 def interleaved(calls: Mapping[str, Call], repetitions: Mapping[str, int]) -> dict[str, list[Time]]:
@@ -65,6 +75,11 @@ def peak_memory(call: Call) -> int:
     """
     call.prepare()
     gc.collect()
+    if call.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call.run()
+        return torch.cuda.max_memory_allocated() - before
     with profile(profile_memory=True) as profiler:
         result = call.run()  # noqa: F841 (held to the end)
     events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]

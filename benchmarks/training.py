@@ -1,7 +1,8 @@
 """Seconds per optimizer step: the paper's cost claim, and TAID's step beside KL's.
 
-Teacher and student are the scale models of Table 1's second pair, freshly initialised, prompts and responses
-random tokens of fixed lengths: a step's cost depends on shapes alone. A fresh student hardly ever ends a
+Teacher and student are the scale models of Table 1's second pair, on a GPU (scale "gpu") of the paper's own
+sizes, freshly initialised, prompts and responses random tokens of fixed lengths: a step's cost depends on
+shapes alone. A fresh student hardly ever ends a
 response, so that sampling runs to its limit, as it does for a trained student's batch, which ends with its
 longest response.
 """
@@ -19,7 +20,8 @@ from types import SimpleNamespace
 import torch
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
-from benchmarks.measure import Call, timed
+from benchmarks.losses import device_of
+from benchmarks.measure import Call, clock, timed
 from benchmarks.record import Values, code_digest, show
 from taid import models, objectives
 from taid.data import Collator
@@ -30,6 +32,10 @@ from taid.trainer import DistillationTrainer
 
 TEACHER, STUDENT = "llama-2", "tinyllama"
 PAD, END = 0, 1
+PAPER_SHAPES = {  # Llama 2 7B and TinyLlama 1.1B, but for their embeddings, tied here
+    TEACHER: models.Shape("llama", 4096, 11_008, 32, 32, 32),
+    STUDENT: models.Shape("llama", 2048, 5632, 22, 32, 4),
+}
 GENERATION = "generation"  # beside the methods: one batch of responses drawn from the student, no training
 
 
@@ -57,12 +63,12 @@ class Training:
 
 
 def measure(cell: Training) -> tuple[Values, float]:
-    """A job: mean CPU seconds of a step and the share of steps that sampled, per block; seconds of it all."""
+    """A job: mean seconds of a step (`clock`) and the share of steps that sampled, per block; seconds of it all."""
     started = time.perf_counter()
     torch.set_num_threads(1)
     prompts = [example["prompt_ids"] for example in examples(cell)[: cell.batch]]
-    student = model(STUDENT, cell.vocab)
-    draw = Call(partial(sample_responses, student, prompts, cell.response, seed=0))
+    student = model(STUDENT, cell.vocab, device_of(cell.scale))
+    draw = Call(partial(sample_responses, student, prompts, cell.response, seed=0), device=device_of(cell.scale))
     values = {}
     for repetition in range(cell.repetitions):
         for method in cell.methods:
@@ -70,7 +76,7 @@ def measure(cell: Training) -> tuple[Values, float]:
             values[method, "step", repetition] = mean(seconds)
             if objective.rollouts is not None:
                 values[method, "sampled_share", repetition] = objective.logs()["rollout_share"]
-        values[GENERATION, "step", repetition] = timed(draw).cpu
+        values[GENERATION, "step", repetition] = timed(draw).busy
     show(str(cell), values)
     return values, time.perf_counter() - started
 
@@ -88,40 +94,47 @@ def objective_of(cell: Training, method: str) -> objectives.Objective:
 
 
 def block(cell: Training, method: str, seed: int) -> tuple[list[float], objectives.Objective]:
-    """(CPU seconds of `cell.steps` optimizer steps, the objective after them).
+    """(seconds of `cell.steps` optimizer steps, the objective after them).
 
     A step lasts from the end of the one before to its own, loading and sampling included; a first is warm-up.
     """
-    clock, chosen = _Clock(), objective_of(cell, method)
+    device = device_of(cell.scale)
+    ends, chosen = _Ends(device), objective_of(cell, method)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = DistillationTrainer(
-            copy.deepcopy(model(STUDENT, cell.vocab)), model(TEACHER, cell.vocab), chosen,
+            copy.deepcopy(model(STUDENT, cell.vocab, device)), model(TEACHER, cell.vocab, device), chosen,
             args=TrainingArguments(
                 output_dir=scratch, seed=seed, max_steps=cell.steps + 1, learning_rate=1e-3,
                 per_device_train_batch_size=cell.batch, save_strategy="no", logging_strategy="no",
-                report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=True,
+                report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=device == "cpu",
+                bf16=device != "cpu",
             ),
-            train_dataset=examples(cell), data_collator=Collator(PAD), callbacks=[clock],
+            train_dataset=examples(cell), data_collator=Collator(PAD), callbacks=[ends],
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    return [after - before for before, after in pairwise(clock.ends)], chosen
+    return [after - before for before, after in pairwise(ends.seconds)], chosen
 
 
-class _Clock(TrainerCallback):
-    """CPU time at the end of every optimizer step."""
+class _Ends(TrainerCallback):
+    """When every optimizer step ended."""
 
-    def __init__(self):
-        self.ends: list[float] = []
+    def __init__(self, device: str):
+        self.device, self.seconds = device, []
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.ends.append(time.process_time())
+        self.seconds.append(clock(self.device))
 
 
 @cache
-def model(name: str, vocab: int) -> PreTrainedModel:
-    """A fresh scale model."""
-    return models.scale_model(name, vocab, SimpleNamespace(eos_token_id=END, pad_token_id=PAD), seed=0)
+def model(name: str, vocab: int, device: str) -> PreTrainedModel:
+    """A fresh scale model or, on a GPU, one of the paper's size, the teacher in bf16."""
+    ids = SimpleNamespace(eos_token_id=END, pad_token_id=PAD)
+    if device == "cpu":
+        return models.scale_model(name, vocab, ids, seed=0)
+    with torch.device(device):
+        fresh = models.fresh_model(PAPER_SHAPES[name], vocab, ids, seed=0, max_length=2048)
+    return fresh.bfloat16() if name == TEACHER else fresh
 
 
 def examples(cell: Training) -> list[dict]:

@@ -186,9 +186,11 @@ def _version(distribution: str) -> str | None:
 
 
 def _device() -> str:
-    """The processor's name and the threads that OpenMP will use: its variable, else all cores."""
+    """The processor's name and the threads that OpenMP will use (its variable, else all cores), and the GPU in use."""
     threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-    return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
+    torch = sys.modules.get("torch")  # whose rows these are; not imported for its name
+    gpu = f"; {torch.cuda.get_device_name()}" if torch is not None and torch.cuda.is_initialized() else ""
+    return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}{gpu}"
 
 
 def _processor() -> str:

@@ -264,7 +264,7 @@ def test_a_ratio_is_a_median_of_repetitions_side_by_side(tmp_path):
     frame = frame_of(tmp_path / "speed.jsonl", rows_of("losses", CELL, values))
     assert speed.speedups(frame, "taid", "eager", "official") == [5]
     assert speed.speedups(frame, "taid", "cpp", "official") == []
-    text = speed.aims(frame)
+    text = speed.aims(frame, "smoke")
     assert "| TAID eager: × official | ≥ 4 | 5.00 | 1 of 1 |" in text
     assert "| TAID compiled: × official | ≥ 5 | — | — |" in text
 

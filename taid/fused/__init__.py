@@ -15,7 +15,8 @@ Engines, one chosen per call by `engine`, or by hand inside `with using("eager")
 
     cpp         a kernel, `kernel.cpp`, built on first use: the default for logits on the CPU, of half or
                 single precision and unit stride along V; without a compiler, a warning says so once
-    eager       chunks of rows as torch operations: the default everywhere else
+    triton      the same on a GPU, `gpu.py`: the default there, of half or single precision and unit stride
+    eager       chunks of rows as torch operations: the default everywhere else, and always for adaptive_kl on a GPU
     compiled    the same by torch.compile: by hand alone, for the first call of each loss takes seconds
 
 For a caller that has one chunk of logits at a time, as the fused head has:
@@ -26,6 +27,8 @@ For a caller that has one chunk of logits at a time, as the fused head has:
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -33,8 +36,11 @@ from torch import Tensor
 from taid.fused import chunks, kernel
 from taid.losses import _require_fraction, _require_labels, _require_same_shape, _require_t
 
-ENGINES = ("eager", "compiled", "cpp")
-CHUNK = 200_000  # elements: a few fp32 copies of a chunk fit into the cache, and are little beside all logits
+ENGINES = ("eager", "compiled", "cpp", "triton")
+CHUNK = {  # elements: of a few fp32 copies of them
+    "cpu": 200_000,  # that fit into the cache
+    "cuda": 2**23,  # that keep a GPU busy, and are 0.2 GB
+}
 
 
 def forward_kl(
@@ -143,13 +149,31 @@ def value_and_gradient(
 def engine(*logits: Tensor) -> str:
     """The engine for these logits: that of `using`, else the quickest that is there.
 
-    Raises ValueError where "cpp" is asked for and cannot take them.
+    Raises ValueError where "cpp" or "triton" is asked for and cannot take them.
     """
     if _forced == "cpp" and not kernel.available(*logits):
         raise ValueError(
             "the C++ engine needs a compiler, and logits on the CPU, of at most fp32 and unit stride along V"
         )
-    return _forced or ("cpp" if kernel.available(*logits) else "eager")
+    if _forced == "triton" and not (_gpu() and _gpu().available(*logits)):
+        raise ValueError(
+            "the Triton engine needs Triton, and logits on a GPU, of at most fp32 and unit stride along V"
+        )
+    if _forced:
+        return _forced
+    if logits[0].is_cuda:
+        return "triton" if _gpu() and _gpu().available(*logits) else "eager"
+    return "cpp" if kernel.available(*logits) else "eager"
+
+
+@cache
+def _gpu() -> ModuleType | None:
+    """The Triton engine; None without Triton, which is imported here, where it is wanted."""
+    try:
+        from taid.fused import gpu
+    except ImportError:
+        return None
+    return gpu
 
 
 _forced: str | None = None
@@ -260,6 +284,9 @@ def _run(loss, student, teacher, out, values, slopes, mask, scale, parameters) -
     if name == "cpp":
         kernel.run(loss, student, teacher, out, values, slopes, mask, scale, parameters)
         return
+    if name == "triton" and loss in _gpu().LOSSES:
+        _gpu().run(loss, student, teacher, out, values, slopes, mask, scale, parameters)
+        return
     chunks.keep_freed_memory()
     core, step = chunks.CORES[loss], chunks.step
     if name == "compiled":
@@ -269,7 +296,8 @@ def _run(loss, student, teacher, out, values, slopes, mask, scale, parameters) -
             key: value if key == "labels" else torch.tensor(value, dtype=values.dtype)
             for key, value in parameters.items()
         }
-    for rows in _chunks(len(student), student.shape[-1], mask):
+    size = max(1, CHUNK.get(student.device.type, CHUNK["cuda"]) // student.shape[-1])
+    for rows in _chunks(len(student), size, mask):
         own = _own(parameters, rows)
         value, gradient, *slope = step(core, student[rows], teacher[rows], values.dtype, scale, own)
         values[rows] = value
@@ -281,9 +309,8 @@ def _run(loss, student, teacher, out, values, slopes, mask, scale, parameters) -
         out.index_fill_(0, (~mask).nonzero().squeeze(-1), 0.0)
 
 
-def _chunks(n: int, vocabulary: int, mask: Tensor | None) -> Iterator[slice | Tensor]:
+def _chunks(n: int, size: int, mask: Tensor | None) -> Iterator[slice | Tensor]:
     """The unmasked rows in chunks: slices where the rows follow each other, else their indices."""
-    size = max(1, CHUNK // vocabulary)
     if mask is None:
         yield from (slice(at, min(at + size, n)) for at in range(0, n, size))
         return

@@ -45,10 +45,7 @@ def available(*logits: Tensor) -> bool:
 
 def run(loss, student, teacher, out, values, slopes, mask, scale, parameters) -> None:
     """What `taid.fused._run` does, for logits as `available` asks for; as many threads as torch has."""
-    own = {"temperature": 1.0} | parameters
-    labels, temperature = own.pop("labels", None), own.pop("temperature")
-    a, b = (*own.values(), 0.0, 0.0)[:2]  # alpha and beta of dkd, at most one number elsewhere
-    labels = None if labels is None else labels.to(torch.int64).contiguous()
+    labels, temperature, a, b = arguments(parameters)
     mask = None if mask is None else mask.contiguous()
     job = Job(
         *(None if x is None else x.data_ptr() for x in (student, teacher, out, mask, labels, values, slopes)),
@@ -57,6 +54,14 @@ def run(loss, student, teacher, out, values, slopes, mask, scale, parameters) ->
         scale, a, b, temperature,
     )  # fmt: skip
     library().taid_rows(ctypes.byref(job))
+
+
+def arguments(parameters: dict) -> tuple[Tensor | None, float, float, float]:
+    """(labels, temperature, a, b) for a kernel: alpha and beta of dkd, at most one number a elsewhere."""
+    own = {"temperature": 1.0} | parameters
+    labels, temperature = own.pop("labels", None), own.pop("temperature")
+    labels = None if labels is None else labels.to(torch.int64).contiguous()
+    return labels, temperature, *(*own.values(), 0.0, 0.0)[:2]
 
 
 @functools.cache

@@ -1,0 +1,238 @@
+"""The Triton engine: a program for each row of logits, in fp32, for GPUs.
+
+A row is read in blocks. A first sweep makes both softmaxes and, on the way, the KL divergences between
+them; a second sums f and h, where a loss needs it; the last writes the gradient h − q Σ h. The notation is
+that of `kernel.cpp`: q, p the student's and teacher's probabilities, r = log p − log q, the loss Σ f(p, q),
+h = ∂f / ∂ log q.
+
+With TRITON_INTERPRET=1, set before the first use, Triton runs the same programs on the CPU, for tests.
+"""
+
+import torch
+import triton
+from torch import Tensor
+from triton import language as tl
+
+from taid.fused.kernel import TYPES, arguments
+
+INTERPRETED = triton.knobs.runtime.interpret
+LOSSES = frozenset(
+    ("forward_kl", "taid_kl", "reverse_kl", "tvd", "jsd", "skew_kl", "skew_rkl", "dkd", "ctkd")
+)  # not adaptive_kl, whose head wants a sort
+BLOCK, WARPS = 8192, 16  # the best of a sweep on an H100 over three losses, two vocabularies, bf16 and fp32
+LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
+TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
+ABSENT = tl.constexpr(float("-inf"))
+
+
+def available(*logits: Tensor) -> bool:
+    """Whether the kernel takes these logits: on a GPU, at most fp32, unit stride along V."""
+    return all((x.is_cuda or INTERPRETED) and x.dtype in TYPES and x.stride(-1) == 1 for x in logits)
+
+
+def run(loss, student, teacher, out, values, slopes, mask, scale, parameters) -> None:
+    """What `taid.fused._run` does, for logits as `available` asks for and a loss of `LOSSES`."""
+    labels, tau, a, b = arguments(parameters)
+    rows, vocabulary = student.shape
+    if not rows:
+        return
+    with torch.cuda.device_of(student):
+        _rows[(rows,)](
+            student, teacher, out, values, slopes, mask, labels,
+            student.stride(0), teacher.stride(0), 0 if out is None else out.stride(0), vocabulary,
+            float(scale), float(a), float(b), float(tau),
+            LOSS=loss, BLOCK=min(BLOCK, triton.next_power_of_2(vocabulary)), num_warps=WARPS,
+        )  # fmt: skip
+
+
+@triton.jit
+def _rows(
+    student, teacher, out, values, slopes, mask, labels,
+    student_stride, teacher_stride, out_stride, vocabulary, scale, a, b, tau,
+    LOSS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    student += row * student_stride
+    teacher += row * teacher_stride
+    if out is not None:
+        out += row * out_stride
+    if mask is not None:
+        if tl.load(mask + row) == 0:
+            if out is not None:
+                for at in range(0, vocabulary, BLOCK):
+                    j = at + tl.arange(0, BLOCK)
+                    tl.store(out + j, tl.zeros([BLOCK], tl.float32), j < vocabulary)
+            return
+    label = -1
+    if LOSS == "dkd":
+        label = tl.maximum(tl.load(labels + row), 0)
+
+    # Both softmaxes, and Σ e d for their divergences, d the difference of both sides' logits less their maxima so
+    # far: a new maximum changes d by a constant, and what is then too small for fp32 is gone, even if infinite.
+    s_max = LOWEST
+    z_max = LOWEST
+    s_total = 0.0
+    z_total = 0.0
+    kl = 0.0
+    reverse = 0.0
+    for at in range(0, vocabulary, BLOCK):
+        s, z = _logits(student, teacher, at, vocabulary, label, a, tau, LOSS, BLOCK)
+        s_new = tl.maximum(s_max, tl.max(s, 0))
+        z_new = tl.maximum(z_max, tl.max(z, 0))
+        s_rise = s_new - s_max
+        z_rise = z_new - z_max
+        s_max = s_new
+        z_max = z_new
+        x = s - s_max
+        y = z - z_max
+        q = tl.exp(x)
+        p = tl.exp(y)
+        s_total = s_total * tl.exp(-s_rise)
+        z_total = z_total * tl.exp(-z_rise)
+        if LOSS == "reverse_kl":
+            reverse = _shrunk(reverse, s_rise) + (z_rise - s_rise) * s_total
+            reverse += tl.sum(tl.where(q == 0, 0.0, q * (x - y)), 0)
+        else:
+            kl = _shrunk(kl, z_rise) + (s_rise - z_rise) * z_total
+            kl += tl.sum(tl.where(p == 0, 0.0, p * (y - x)), 0)
+        s_total += tl.sum(q, 0)
+        z_total += tl.sum(p, 0)
+    shift = tl.log(s_total) - tl.log(z_total)
+    kl = kl / z_total + shift
+    reverse = reverse / s_total - shift
+
+    # The value, and what the gradient scale · (h − q Σ h) needs. In some losses it is a difference of q and p.
+    q_weight = 1.0
+    p_weight = 1.0
+    at_label = 0.0
+    total = 0.0
+    if LOSS == "forward_kl" or LOSS == "taid_kl":
+        value = kl
+    elif LOSS == "reverse_kl":
+        value = reverse
+        total = reverse
+    elif LOSS == "dkd":
+        s_odds = tl.load(student + label).to(tl.float32) / tau - s_max - tl.log(s_total)
+        z_odds = tl.load(teacher + label).to(tl.float32) / tau - z_max - tl.log(z_total)
+        excess = _sigmoid(s_odds) - _sigmoid(z_odds)  # q_y − p_y
+        value = tau * tau * (a * (_two_way(s_odds, z_odds) + _two_way(-s_odds, -z_odds)) + b * kl)
+        q_weight = b - a * excess
+        p_weight = b
+        at_label = a * excess
+        scale *= tau
+    elif LOSS == "ctkd":
+        value = tau * tau * kl
+        scale *= tau
+        if slopes is not None:
+            change = 0.0
+            mean = 0.0
+            for at in range(0, vocabulary, BLOCK):
+                s, z = _logits(student, teacher, at, vocabulary, label, a, tau, LOSS, BLOCK)
+                x = s - s_max
+                y = z - z_max
+                q = tl.exp(x) / s_total
+                p = tl.exp(y) / z_total
+                change += tl.sum(tl.where(q == 0, 0.0, q * x), 0)
+                change += tl.sum(tl.where(p == 0, 0.0, p * ((y - x + shift) * y - x)), 0)
+                mean += tl.sum(tl.where(p == 0, 0.0, p * y), 0)
+            tl.store(slopes + row, 2 * tau * kl - tau * (change - kl * mean))
+    else:
+        value = 0.0
+        for at in range(0, vocabulary, BLOCK):
+            s, z = _logits(student, teacher, at, vocabulary, label, a, tau, LOSS, BLOCK)
+            f, h = _terms(tl.exp(s - s_max) / s_total, tl.exp(z - z_max) / z_total, a, LOSS)
+            value += tl.sum(f, 0)
+            total += tl.sum(h, 0)
+    tl.store(values + row, value)
+
+    if out is not None:
+        s_factor = 1 / s_total
+        z_factor = 1 / z_total
+        for at in range(0, vocabulary, BLOCK):
+            s, z = _logits(student, teacher, at, vocabulary, label, a, tau, LOSS, BLOCK)
+            x = s - s_max
+            y = z - z_max
+            q = tl.exp(x) * s_factor
+            p = tl.exp(y) * z_factor
+            j = at + tl.arange(0, BLOCK)
+            if LOSS == "reverse_kl":
+                gradient = tl.where(q == 0, 0.0, -q * (y - x + shift)) - q * total
+            elif LOSS == "tvd" or LOSS == "jsd" or LOSS == "skew_kl" or LOSS == "skew_rkl":
+                f, h = _terms(q, p, a, LOSS)
+                gradient = h - q * total
+            else:
+                gradient = q_weight * q - p_weight * p
+                if LOSS == "dkd":
+                    gradient = tl.where(j == label, at_label, gradient)
+            tl.store(out + j, scale * gradient, j < vocabulary)
+
+
+@triton.jit
+def _logits(
+    student, teacher, at, vocabulary, label, a, tau, LOSS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """A block of both sides' logits: blended with `a` = t, divided by τ, or without the label, as a loss has it."""
+    j = at + tl.arange(0, BLOCK)
+    s = tl.load(student + j, j < vocabulary, other=ABSENT).to(tl.float32)
+    z = tl.load(teacher + j, j < vocabulary, other=ABSENT).to(tl.float32)
+    if LOSS == "taid_kl":
+        z = (1 - a) * s + a * z
+    if LOSS == "dkd" or LOSS == "ctkd":
+        s = s / tau
+        z = z / tau
+    if LOSS == "dkd":
+        s = tl.where(j == label, ABSENT, s)
+        z = tl.where(j == label, ABSENT, z)
+    return s, z
+
+
+@triton.jit
+def _terms(q, p, a, LOSS: tl.constexpr):
+    """f and h of a loss that is a sum of functions of probabilities; `a` is its parameter."""
+    if LOSS == "tvd":
+        f = tl.abs(p - q) / 2
+        h = tl.where(q > p, q / 2, tl.where(q < p, -q / 2, q - p))
+    elif LOSS == "jsd":
+        inverse = 1 / (a * p + (1 - a) * q + TINY)
+        h = (1 - a) * _times_log(q, q * inverse)
+        f = a * _times_log(p, p * inverse) + h
+    elif LOSS == "skew_kl":
+        ratio = p / (a * p + (1 - a) * q + TINY)
+        f = _times_log(p, ratio)
+        h = (a - 1) * q * ratio
+    else:
+        ratio = q / ((1 - a) * p + a * q + TINY)
+        f = _times_log(q, ratio)
+        h = f - a * q * ratio
+    return f, h
+
+
+@triton.jit
+def _times_log(weight, x):
+    """weight · log x, zero where both are zero."""
+    return weight * tl.log(x + TINY)
+
+
+@triton.jit
+def _shrunk(total, rise):
+    """total · e^−rise, 0 where that factor is 0, unless the total is NaN."""
+    factor = tl.exp(-rise)
+    return tl.where((factor > 0) | (total != total), total * factor, 0.0)
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1 / (1 + tl.exp(-x))
+
+
+@triton.jit
+def _two_way(s, z):
+    """The part of one side in the KL between two-way distributions with the log-odds z and s."""
+    p = _sigmoid(z)
+    return tl.where(p == 0, 0.0, p * (_softplus(-s) - _softplus(-z)))
+
+
+@triton.jit
+def _softplus(x):
+    e = tl.exp(-tl.abs(x))
+    return tl.maximum(x, 0.0) + tl.where(e < 1e-4, e - e * e / 2, tl.log(1 + e))  # log1p
