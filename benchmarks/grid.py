@@ -58,12 +58,14 @@ METHODS = ("kl", "taid", "distillm", "distillm_sampling", "gkd")
 
 def cells(experiment: str, scale: str) -> list[Cell | Accuracy | head.Cell | Training]:
     """The cells of an experiment. Raises KeyError for an unknown one."""
+    # compiling anew for every cell is most of a GPU's minutes, and nobody's default there
+    contenders = tuple(name for name in CONTENDERS if (scale, name) != ("gpu", "compiled"))
     repetitions, (rows, vocab), dtypes = REPETITIONS[scale], FIXED[scale], DTYPES[scale]
     steps, blocks = {"smoke": (1, 2), "cpu": (4, 16), "gpu": (4, 8)}[scale]
     cost_steps, cost_blocks, cost_vocab = {"smoke": (2, 2, 2048), "cpu": (8, 5, 2048), "gpu": (4, 3, 32_000)}[scale]
     return {
         "losses": [
-            Cell(scale, loss, *shape, dtype, repetitions, CONTENDERS)
+            Cell(scale, loss, *shape, dtype, repetitions, contenders)
             for shape in SHAPES[scale] for dtype in dtypes for loss in LOSSES
             if loss == "taid" or dtype == "bf16" or shape == SHAPES[scale][-1]
         ],

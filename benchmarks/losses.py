@@ -155,7 +155,7 @@ def measure(cell: Cell) -> tuple[Values, float]:
 def per_logit(
     calls: Mapping[str, Call], repetitions: int, count: int, itemsize: int, known: int = 0
 ) -> dict[tuple[str, str, int], float]:
-    """Of calls on `count` logits of `itemsize` bytes: time of each repetition (`clock`) and the median on the wall
+    """Of calls on `count` logits of `itemsize` bytes: processor time of each repetition and the median on the wall
     clock [ns/element], and memory [logit tensors] less the `known` bytes that any contender needs."""
     torch.set_num_threads(1)
     values: dict[tuple[str, str, int], float] = {}

@@ -76,7 +76,7 @@ def measure(cell: Training) -> tuple[Values, float]:
             values[method, "step", repetition] = mean(seconds)
             if objective.rollouts is not None:
                 values[method, "sampled_share", repetition] = objective.logs()["rollout_share"]
-        values[GENERATION, "step", repetition] = timed(draw).busy
+        values[GENERATION, "step", repetition] = timed(draw).wall if device_of(cell.scale) != "cpu" else timed(draw).busy
     show(str(cell), values)
     return values, time.perf_counter() - started
 

@@ -186,10 +186,10 @@ def _version(distribution: str) -> str | None:
 
 
 def _device() -> str:
-    """The processor's name and the threads that OpenMP will use (its variable, else all cores), and the GPU in use."""
+    """The processor's name and the threads that OpenMP will use (its variable, else all cores), and the GPU."""
     threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
     torch = sys.modules.get("torch")  # whose rows these are; not imported for its name
-    gpu = f"; {torch.cuda.get_device_name()}" if torch is not None and torch.cuda.is_initialized() else ""
+    gpu = f"; {torch.cuda.get_device_name()}" if torch is not None and torch.cuda.is_available() else ""
     return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}{gpu}"
 
 

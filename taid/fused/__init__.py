@@ -217,8 +217,7 @@ class _Mean(torch.autograd.Function):
     @staticmethod
     def forward(ctx, student, temperature, teacher, mask, inplace, wants_gradient, loss, parameters):
         student = student.detach()
-        count = student.shape[:-1].numel() if mask is None else int(mask.sum())
-        mean = 1 / max(count, 1)
+        mean = _share(student, mask)
         # probabilities are small for fp16: enlarge them, and divide in the backward pass, after a loss scale
         scale = 1024.0 if student.dtype == torch.float16 else mean
         gradient = None
@@ -240,12 +239,26 @@ class _Mean(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError("taid.fused has no second derivatives (create_graph=True): use taid.losses")
         gradient, slope = ctx.saved_tensors
-        factor = grad_output * ctx.late
-        if gradient is not None and factor != 1:
-            gradient.mul_(factor)
+        if gradient is not None:
+            _scale(gradient, grad_output * ctx.late)
         if slope is not None:
             slope = slope * grad_output.to(slope)
         return gradient, slope, *[None] * 6
+
+
+def _share(student: Tensor, mask: Tensor | None) -> float | Tensor:
+    """What a row counts for in the mean; on a GPU a scalar tensor, so that nobody waits for the mask's sum."""
+    if mask is not None and mask.is_cuda:
+        return 1 / mask.sum().clamp(min=1)
+    return 1 / max(student.shape[:-1].numel() if mask is None else int(mask.sum()), 1)
+
+
+def _scale(gradient: Tensor, factor: Tensor) -> None:
+    """gradient · factor, in place; most often by 1, which takes no time."""
+    if gradient.is_cuda and _gpu():
+        _gpu().scale(gradient, factor)
+    elif factor != 1:
+        gradient.mul_(factor)
 
 
 def _run_blocks(loss, student, teacher, gradient, values, slopes, mask, scale, parameters) -> None:
@@ -291,7 +304,7 @@ def _run(loss, student, teacher, out, values, slopes, mask, scale, parameters) -
     core, step = chunks.CORES[loss], chunks.step
     if name == "compiled":
         step = chunks.compiled(loss)
-        scale = torch.tensor(scale, dtype=values.dtype)
+        scale = torch.as_tensor(scale, dtype=values.dtype)
         parameters = {
             key: value if key == "labels" else torch.tensor(value, dtype=values.dtype)
             for key, value in parameters.items()

@@ -33,6 +33,7 @@ def available(*logits: Tensor) -> bool:
 def run(loss, student, teacher, out, values, slopes, mask, scale, parameters) -> None:
     """What `taid.fused._run` does, for logits as `available` asks for and a loss of `LOSSES`."""
     labels, tau, a, b = arguments(parameters)
+    scale, share = (1.0, scale) if isinstance(scale, Tensor) else (scale, None)  # a number, or where one will be
     rows, vocabulary = student.shape
     if not rows:
         return
@@ -40,18 +41,36 @@ def run(loss, student, teacher, out, values, slopes, mask, scale, parameters) ->
         _rows[(rows,)](
             student, teacher, out, values, slopes, mask, labels,
             student.stride(0), teacher.stride(0), 0 if out is None else out.stride(0), vocabulary,
-            float(scale), float(a), float(b), float(tau),
+            scale, share, float(a), float(b), float(tau),
             LOSS=loss, BLOCK=min(BLOCK, triton.next_power_of_2(vocabulary)), num_warps=WARPS,
         )  # fmt: skip
+
+
+def scale(gradient: Tensor, factor: Tensor) -> None:
+    """gradient · factor, in place. The GPU alone knows the factor: where it is 1 nothing is read or written."""
+    count = gradient.numel()
+    with torch.cuda.device_of(gradient):
+        _scale[(triton.cdiv(count, BLOCK),)](gradient, factor, count, BLOCK=BLOCK, num_warps=WARPS)
+
+
+@triton.jit
+def _scale(gradient, factor, count, BLOCK: tl.constexpr):
+    by = tl.load(factor).to(tl.float32)
+    if by != 1:
+        j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        x = tl.load(gradient + j, j < count).to(tl.float32)
+        tl.store(gradient + j, by * x, j < count)
 
 
 @triton.jit
 def _rows(
     student, teacher, out, values, slopes, mask, labels,
-    student_stride, teacher_stride, out_stride, vocabulary, scale, a, b, tau,
+    student_stride, teacher_stride, out_stride, vocabulary, scale, share, a, b, tau,
     LOSS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
+    if share is not None:
+        scale = tl.load(share).to(tl.float32)
     student += row * student_stride
     teacher += row * teacher_stride
     if out is not None:
