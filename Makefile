@@ -69,7 +69,7 @@ ablations: setup ## TAID's parts, one by one, around Table 1's first pair | 1 / 
 	$(PY) paper_experiments/15_ablations.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis ablations --scale $(SCALE) --results $(RESULTS)
 
-bench: setup ## speed and memory of every loss, beside the official code; others after `python -m benchmarks peers` | 1 / 13
+bench: setup ## speed and memory of every loss, beside the official code; others after `python -m benchmarks peers`; SCALE=gpu on a GPU | 1 / 13
 	$(PY) -m benchmarks losses --scale $(SCALE) --results $(RESULTS)
 	$(PY) -m analysis speed --scale $(SCALE) --results $(RESULTS)
 

@@ -37,9 +37,10 @@ def write(frame: pd.DataFrame, folder: Path, scale: str) -> None:
 def render(frame: pd.DataFrame, scale: str) -> str:
     """The whole document, from the rows of one scale. Equal rows give equal text; no rows, no section."""
     sections = {"Against the aims": aims(frame, scale)}
+    fine = "{:.4f}".format if scale == "gpu" else digits
     for loss, title in LOSSES.items():
         sections |= {
-            f"Time, {title} [ns/element]": table(frame, "losses", "time", loss),
+            f"Time, {title} [ns/element]": table(frame, "losses", "time", loss, fine),
             f"Memory, {title} [logit tensors]": table(frame, "losses", "memory", loss),
             f"Error of the gradient, {title}":
                 table(frame, "accuracy", "gradient_error", loss, form="{:.1e}".format),
@@ -56,8 +57,8 @@ def render(frame: pd.DataFrame, scale: str) -> str:
 
 def preamble(scale: str) -> str:
     where = {
-        "gpu": "One GPU, forward and backward; contenders take turns, and a time is the median, per logit of one side,"
-        " from an empty queue to an empty queue, Python's share included."
+        "gpu": "One GPU, forward and backward; contenders take turns, and a time is the median of the GPU's own, per"
+        " logit of one side, Python being ahead of it."
     }.get(
         scale,
         "One thread of one process, forward and backward; contenders take turns, and a time is the median of CPU"

@@ -269,6 +269,15 @@ def test_a_ratio_is_a_median_of_repetitions_side_by_side(tmp_path):
     assert "| TAID compiled: × official | ≥ 5 | — | — |" in text
 
 
+def test_a_gpu_has_aims_of_its_own(tmp_path):
+    cell = replace(CELL, scale="gpu")
+    values = {(who, "time", 0): x for who, x in (("official", 0.05), ("triton", 0.0036), ("floor", 0.002))}
+    results.append(tmp_path / "speed.jsonl", rows_of("losses", cell, values))
+    page = speed.render(analysis_rows.load(tmp_path / "speed.jsonl", "gpu"), "gpu")
+    assert "| TAID Triton: × official | ≥ 5 | 13.9 | 1 of 1 |" in page and "C++" not in page
+    assert "| taid.fused, Triton | 0.0036 |" in page and page.count("One GPU")
+
+
 def test_the_last_measurement_of_a_cell_counts(tmp_path, monkeypatch):
     """What an older one had besides (a peer that is gone) is not mixed in."""
     old = rows_of("losses", CELL, {("official", "time", 0): 1.0, ("compiled", "time", 0): 1.0})
