@@ -45,7 +45,7 @@ table1: setup ## Table 1: instruction tuning, 11 methods, 3 pairs | 2 / 40 for o
 	$(PY) paper_experiments/01_table1_instruction_tuning.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis table1 --scale $(SCALE) --results $(RESULTS)
 
-table2: setup ## Table 2: continued pre-training from SmolLM2-135M, eight methods, lm-eval | 2 / 60 a seed, not yet run whole
+table2: setup ## Table 2: continued pre-training from SmolLM2-135M, eight methods, lm-eval | 2 / 30 once, 50 a seed
 	$(PY) paper_experiments/02_table2_continued_pretraining.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
 	$(PY) -m analysis table2 --scale $(SCALE) --results $(RESULTS)
 
