@@ -495,6 +495,18 @@ def test_a_gpu_program_reads_and_writes_what_is_asked(inplace):
     assert error(torch.autograd.grad(value, s)[0], expected_gradient) < 1e-5
 
 
+def test_a_gpu_program_reads_a_mask_of_any_stride():
+    if fused._gpu() is None:
+        pytest.skip("no Triton")
+    s, z = logits(shape=(4, 50))
+    mask = torch.tensor([True, True, False, True, True, False, True, False])[::2]
+    with fused.using("triton"):
+        value, gradient = mean_and_gradient("taid_kl", s, z, mask)
+    expected, expected_gradient = oracle("taid_kl", s, z, mask)
+    assert value.item() == pytest.approx(expected.item(), rel=2e-6)
+    assert error(gradient, expected_gradient) < 1e-5
+
+
 # Errors
 
 

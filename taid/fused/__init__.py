@@ -255,9 +255,9 @@ def _share(student: Tensor, mask: Tensor | None) -> float | Tensor:
 
 def _scale(gradient: Tensor, factor: Tensor) -> None:
     """gradient · factor, in place; most often by 1, which takes no time."""
-    if gradient.is_cuda and _gpu():
+    if gradient.is_cuda and gradient.is_contiguous() and _gpu():  # in place, it may be a slice of more
         _gpu().scale(gradient, factor)
-    elif factor != 1:
+    elif gradient.is_cuda or factor != 1:
         gradient.mul_(factor)
 
 

@@ -34,6 +34,7 @@ def run(loss, student, teacher, out, values, slopes, mask, scale, parameters) ->
     """What `taid.fused._run` does, for logits as `available` asks for and a loss of `LOSSES`."""
     labels, tau, a, b = arguments(parameters)
     scale, share = (1.0, scale) if isinstance(scale, Tensor) else (scale, None)  # a number, or where one will be
+    mask = None if mask is None else mask.contiguous()
     rows, vocabulary = student.shape
     if not rows:
         return
@@ -47,7 +48,7 @@ def run(loss, student, teacher, out, values, slopes, mask, scale, parameters) ->
 
 
 def scale(gradient: Tensor, factor: Tensor) -> None:
-    """gradient · factor, in place. The GPU alone knows the factor: where it is 1 nothing is read or written."""
+    """gradient · factor, in place, for a contiguous gradient. The GPU alone knows the factor: where it is 1 nothing is read or written."""
     count = gradient.numel()
     with torch.cuda.device_of(gradient):
         _scale[(triton.cdiv(count, BLOCK),)](gradient, factor, count, BLOCK=BLOCK, num_warps=WARPS)
