@@ -56,16 +56,11 @@ def render(frame: pd.DataFrame, scale: str) -> str:
 
 
 def preamble(scale: str) -> str:
-    where = {
-        "gpu": "One GPU, forward and backward; contenders take turns, and a time is the median of the GPU's own, per"
-        " logit of one side, Python being ahead of it."
-    }.get(
-        scale,
-        "One thread of one process, forward and backward; contenders take turns, and a time is the median of CPU"
-        " times per logit of one side.",
-    )
+    where, time = "One thread of one process", "the median of CPU times per logit of one side."
+    if scale == "gpu":
+        where, time = "One GPU", "the median of the GPU's own, per logit of one side, Python being ahead of it."
     return (
-        f"{where} Memory is the most that is allocated at once beyond both"
+        f"{where}, forward and backward; contenders take turns, and a time is {time} Memory is the most that is allocated at once beyond both"
         " inputs, the gradient included, in units of one tensor of logits. How it was measured, and what"
         " falls short and why: `docs/speed.md`.\n\n"
         "![Speed, memory and cost](speed.png)\n"

@@ -23,6 +23,18 @@ def test_the_default_engine_is_tritons():
     assert fused.engine(s.double(), z.double()) == fused.engine(s.T, z.T) == "eager"
 
 
+def test_a_gradient_written_over_a_slice_is_scaled_there_alone():
+    """Oracle: `taid.losses` in fp64, times 3. The logits beside the slice stay as they are."""
+    s, z = torch.randn(2, 3, 6, 50, device="cuda")
+    s.requires_grad_()
+    model_output = s * 1.0
+    (3 * fused.taid_kl(model_output[:, :-1], z[:, :-1], 0.3, inplace=True)).backward()
+    exact = s.detach().double().requires_grad_()
+    (3 * losses.taid_kl(exact[:, :-1], z[:, :-1].double(), 0.3).mean()).backward()
+    torch.testing.assert_close(s.grad.double(), exact.grad, atol=1e-7, rtol=1e-4)
+    assert torch.equal(model_output[:, -1], s[:, -1])
+
+
 @pytest.mark.parametrize("fuse_head", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_training_is_that_of_the_cpu(method, fuse_head, tmp_path):
