@@ -1,8 +1,8 @@
 """Render results.
 
-    python -m analysis table1 [--scale cpu] [--results results]   # writes table1.md and .png beside the rows
-    python -m analysis report [--scale cpu] [--results results]   # all that has rows
-    python -m analysis claims [--scale cpu] [--results results]   # every claim with rows, judged
+python -m analysis table1 [--scale cpu] [--results results]   # writes table1.md and .png beside the rows
+python -m analysis report [--scale cpu] [--results results]   # all that has rows
+python -m analysis claims [--scale cpu] [--results results]   # every claim with rows, judged
 """
 
 import argparse

@@ -19,7 +19,12 @@ PAIR = Pair("phi-3-mini", "tinyllama")
 GROUPS = {
     "References": ("taid", "taid_no_adaptive", "kl", "sft"),
     "More than a warm-up?": (
-        "kl_matched", "kl_matched_per_token", "taid_matched", "over_t", "kl_warmup_0.1", "kl_warmup_0.3",
+        "kl_matched",
+        "kl_matched_per_token",
+        "taid_matched",
+        "over_t",
+        "kl_warmup_0.1",
+        "kl_warmup_0.3",
     ),
     "Another divergence, another blend": ("reverse", "probability"),
     "Data beside the teacher": ("with_data_0.1", "with_data_0.3", "with_data_0.5"),
@@ -27,7 +32,7 @@ GROUPS = {
     "α": ("alpha_0.25", "alpha_2", "alpha_4"),
     "Momentum": ("constant", "beta_0", "beta_0.9", "beta_0.999", "cross_entropy_signal", "replayed"),
     "Start and end of t": ("t_start_0", "t_start_0.2", "t_start_0.6", "t_start_0.8", "t_end_0.8"),
-}  # fmt: skip
+}
 METRICS = {  # metric → title, decimals, sign of better, what counts as equal
     "score": ("score ↑ [points of 10]", 2, 1, 0.2),
     "held_out_loss": ("held-out loss ↓ [nats/token]", 3, -1, 0.02),

@@ -36,7 +36,9 @@ TABLE2 = (
         name="KL is strong",
         paper_item="Table 2",
         statement="KL is above every method but TAID.",
-        predicate=partial(best, method="kl", rivals=tuple(m for m in TABLE2_METHODS if m not in ("kl", "taid"))),
+        predicate=partial(
+            best, method="kl", rivals=tuple(m for m in TABLE2_METHODS if m not in ("kl", "taid"))
+        ),
     ),
 )
 
@@ -229,7 +231,12 @@ FIGURE2 = {  # metric → claims: about t at a fifth of the run, and the logarit
                 predicate=partial(greater, first="kl", second="taid"),
             ),
         )
-        for variance in ("noise_variance", "relative_noise_variance", "total_variance", "relative_total_variance")
+        for variance in (
+            "noise_variance",
+            "relative_noise_variance",
+            "total_variance",
+            "relative_total_variance",
+        )
     },
 }
 
@@ -246,8 +253,12 @@ def ablations(margin: float) -> tuple[Claim, ...]:
         return Claim(f"{first} = taid", "reviewers", f"{name(first)}: the same as TAID.", same)
 
     def optimal(what: str, rivals: tuple[str, ...]) -> Claim:
-        return Claim(f"{what} is best", "paper", f"The paper's {what} is the best of those tried.",
-                     partial(best, method="taid", rivals=rivals))  # fmt: skip
+        return Claim(
+            f"{what} is best",
+            "paper",
+            f"The paper's {what} is the best of those tried.",
+            partial(best, method="taid", rivals=rivals),
+        )
 
     return (
         better("taid", "kl"),

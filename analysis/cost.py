@@ -38,17 +38,27 @@ def table(frame: pd.DataFrame) -> str:
     for task, steps in measured(frame, "cost", "step").items():
         cell, kl = config[task], median(steps["kl"])
         predicted = 1 + cell["probability"] * median(steps["generation"]) / kl
-        body.append([
-            "{batch} × ({prompt} + {response})".format(**cell), number(cell["probability"], 1), digits(kl),
-            *(spread(ratios(steps, method)) for method in METHODS), digits(predicted),
-            *(share(shares.get(task, {}).get(method)) for method in ("distillm_sampling", "gkd")),
-        ])  # fmt: skip
+        body.append(
+            [
+                "{batch} × ({prompt} + {response})".format(**cell),
+                number(cell["probability"], 1),
+                digits(kl),
+                *(spread(ratios(steps, method)) for method in METHODS),
+                digits(predicted),
+                *(share(shares.get(task, {}).get(method)) for method in ("distillm_sampling", "gkd")),
+            ]
+        )
     if not body:
         return ""
     header = [
-        "batch × (prompt + response)", "GKD's probability", "KL [s]", *map(label, METHODS),
-        "GKD, predicted", "DistiLLM sampled", "GKD sampled",
-    ]  # fmt: skip
+        "batch × (prompt + response)",
+        "GKD's probability",
+        "KL [s]",
+        *map(label, METHODS),
+        "GKD, predicted",
+        "DistiLLM sampled",
+        "GKD sampled",
+    ]
     note = (
         "\nAn optimizer step's seconds over KL's: geometric mean over blocks that take turns, with its"
         " 95% interval. *DistiLLM* as it runs while its validation loss falls: threshold 0, no sampling."
@@ -82,10 +92,14 @@ def verdicts(frame: pd.DataFrame) -> list[tuple[str, Claim, Verdict]]:
 def claims(frame: pd.DataFrame) -> str:
     """Claim × condition: verdict, and what was measured over what was claimed."""
     body = [
-        [where, claim.statement, f"**{verdict.outcome}**",
-         spread(exponential(verdict.estimate)) if verdict.estimate else MISSING]
+        [
+            where,
+            claim.statement,
+            f"**{verdict.outcome}**",
+            spread(exponential(verdict.estimate)) if verdict.estimate else MISSING,
+        ]
         for where, claim, verdict in verdicts(frame)
-    ]  # fmt: skip
+    ]
     if not body:
         return ""
     note = (

@@ -42,8 +42,9 @@ def render(frame: pd.DataFrame, scale: str) -> str:
         sections |= {
             f"Time, {title} [ns/element]": table(frame, "losses", "time", loss, fine),
             f"Memory, {title} [logit tensors]": table(frame, "losses", "memory", loss),
-            f"Error of the gradient, {title}":
-                table(frame, "accuracy", "gradient_error", loss, form="{:.1e}".format),
+            f"Error of the gradient, {title}": table(
+                frame, "accuracy", "gradient_error", loss, form="{:.1e}".format
+            ),
         }
     sections |= {
         "Growth with vocabulary and rows": growth(frame),
@@ -58,7 +59,10 @@ def render(frame: pd.DataFrame, scale: str) -> str:
 def preamble(scale: str) -> str:
     where, time = "One thread of one process", "the median of CPU times per logit of one side."
     if scale == "gpu":
-        where, time = "One GPU", "the median of the GPU's own, per logit of one side, Python being ahead of it."
+        where, time = (
+            "One GPU",
+            "the median of the GPU's own, per logit of one side, Python being ahead of it.",
+        )
     return (
         f"{where}, forward and backward; contenders take turns, and a time is {time} Memory is the most that is allocated at once beyond both"
         " inputs, the gradient included, in units of one tensor of logits. How it was measured, and what"

@@ -69,18 +69,21 @@ def training_steps(ax: Axes, frame: pd.DataFrame) -> Axes:
         found = [(at, each) for at, steps in enumerate(cells.values()) if (each := ratios(steps, method))]
         base = method.removesuffix("_sampling")
         ax.bar(
-            [at + offset * width for at, _ in found], [estimate.mean for _, estimate in found], width,
-            align="edge", color=COLOURS[base], hatch=None if base == method else "//", edgecolor="white",
+            [at + offset * width for at, _ in found],
+            [estimate.mean for _, estimate in found],
+            width,
+            align="edge",
+            color=COLOURS[base],
+            hatch=None if base == method else "//",
+            edgecolor="white",
             label=label(method),
-        )  # fmt: skip
+        )
         for at, estimate in found:
             if estimate.n > 1:
                 middle = at + (offset + 0.5) * width
                 ax.plot([middle, middle], [estimate.low, estimate.high], color="black", linewidth=0.9)
     if cells:
-        names = [
-            "{batch}×({prompt}+{response}), {probability:g}".format(**config[task]) for task in cells
-        ]
+        names = ["{batch}×({prompt}+{response}), {probability:g}".format(**config[task]) for task in cells]
         ax.set_xticks([at + 0.4 for at in range(len(names))], names, rotation=30, ha="right", fontsize=8)
         ax.axhline(1, color=COLOURS["kl"], linewidth=1, linestyle=":")
         ax.legend(frameon=False, fontsize=8)

@@ -87,7 +87,7 @@ def digits(value: float) -> str:
 
 
 def spread(estimate: Estimate | None) -> str:
-    """"1.02 [0.98, 1.06]"; the mean alone where it has no interval."""
+    """ "1.02 [0.98, 1.06]"; the mean alone where it has no interval."""
     if estimate is None:
         return MISSING
     bounded = math.isfinite(estimate.high)

@@ -1,5 +1,6 @@
 """Table 6 and its map, rendered: `results/table6.md`, with the figures `table6.png` and `table6_map.png`."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def strictly_better(values: Sequence[float | None], sign: int) -> str:
     """ "yes" or "NO"; a dash while one is missing."""
     if any(v is None for v in values):
         return MISSING
-    return "yes" if all(sign * (b - a) > 0 for a, b in zip(values, values[1:])) else "NO"
+    return "yes" if all(sign * (b - a) > 0 for a, b in itertools.pairwise(values)) else "NO"
 
 
 def trends(frame: pd.DataFrame) -> str:

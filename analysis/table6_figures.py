@@ -70,7 +70,12 @@ def curve(ax: Axes, method: str, estimates: Mapping[str, Estimate], hollow: bool
     if not x:
         return
     means = [e.mean for e in estimates.values()]
-    look = dict(color=colour, markerfacecolor="white" if hollow else colour, markersize=5, linewidth=1.8)
+    look = {
+        "color": colour,
+        "markerfacecolor": "white" if hollow else colour,
+        "markersize": 5,
+        "linewidth": 1.8,
+    }
     ax.plot(x, means, "o-", label=name(method), **look)
     if all(e.n > 1 for e in estimates.values()):
         ends = [e.low for e in estimates.values()], [e.high for e in estimates.values()]

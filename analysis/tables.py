@@ -48,7 +48,7 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def value(values: Mapping[int, float] | None, seeds: int, digits: int = 2) -> str:
-    """"3.41 ± 0.12": mean and half-width of the 95% interval over seeds.
+    """ "3.41 ± 0.12": mean and half-width of the 95% interval over seeds.
 
     The number of seeds follows where it is 1, and so has no interval, or is not the table's `seeds`.
     """
@@ -61,7 +61,7 @@ def value(values: Mapping[int, float] | None, seeds: int, digits: int = 2) -> st
 
 
 def interval(estimate: Estimate | None, digits: int = 2) -> str:
-    """"−0.21 [−0.40, −0.02]", a difference with its interval."""
+    """ "−0.21 [−0.40, −0.02]", a difference with its interval."""
     if estimate is None:
         return MISSING
     mean, low, high = (number(x, digits) for x in (estimate.mean, estimate.low, estimate.high))
@@ -86,10 +86,16 @@ def marks(scores: Scores) -> dict[str, str]:
 def claims_table(verdicts: Iterable[tuple[str, Claim, bool, Verdict]], digits: int = 2) -> str:
     """One line per (where, claim, whether the paper's numbers satisfy it, our verdict)."""
     body = [
-        [where, claim.statement, "holds" if in_paper else "does not hold", f"**{verdict.outcome}**",
-         interval(verdict.estimate, digits), verdict.explanation]
+        [
+            where,
+            claim.statement,
+            "holds" if in_paper else "does not hold",
+            f"**{verdict.outcome}**",
+            interval(verdict.estimate, digits),
+            verdict.explanation,
+        ]
         for where, claim, in_paper, verdict in verdicts
-    ]  # fmt: skip
+    ]
     header = ["where", "claim", "in the paper", "in our rows", "difference [95% interval]", "because"]
     return markdown(header, body, text_columns=len(header))
 

@@ -62,7 +62,9 @@ def cells(experiment: str, scale: str) -> list[Cell | Accuracy | head.Cell | Tra
     contenders = tuple(name for name in CONTENDERS if (scale, name) != ("gpu", "compiled"))
     repetitions, (rows, vocab), dtypes = REPETITIONS[scale], FIXED[scale], DTYPES[scale]
     steps, blocks = {"smoke": (1, 2), "cpu": (4, 16), "gpu": (4, 8)}[scale]
-    cost_steps, cost_blocks, cost_vocab = {"smoke": (2, 2, 2048), "cpu": (8, 5, 2048), "gpu": (4, 3, 32_000)}[scale]
+    cost_steps, cost_blocks, cost_vocab = {"smoke": (2, 2, 2048), "cpu": (8, 5, 2048), "gpu": (4, 3, 32_000)}[
+        scale
+    ]
     return {
         "losses": [
             Cell(scale, loss, *shape, dtype, repetitions, contenders)

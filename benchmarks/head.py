@@ -81,7 +81,11 @@ def inputs(cell: Cell) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def heads(loss: str, device: str = "cpu") -> dict[str, Head]:
     """Name → contenders, the baseline first."""
-    whole = {name: partial(_matmuls, each) for name, each in contenders(loss, device).items() if name in WITH_MATMULS}
+    whole = {
+        name: partial(_matmuls, each)
+        for name, each in contenders(loss, device).items()
+        if name in WITH_MATMULS
+    }
     if loss == "gjs" and peers.versions()["liger-kernel"]:
         whole["liger"] = peers.liger_fused_linear_jsd()
     return whole | {"fused_head": partial(_fused, loss)}

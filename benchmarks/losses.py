@@ -29,9 +29,13 @@ FLOOR = "floor"  # no loss: both logits read and a gradient written, once
 FUSED = {"taid": partial(fused.taid_kl, t=T), "gjs": fused.jsd, "rkl": fused.reverse_kl}
 PLAIN = {"taid": partial(losses.taid_kl, t=T), "gjs": losses.jsd, "rkl": losses.reverse_kl}
 ENGINES = {  # contender → engine
-    "eager": "eager", "compiled": "compiled", "cpp": "cpp", "cpp_inplace": "cpp",
-    "triton": "triton", "triton_inplace": "triton",
-}  # fmt: skip
+    "eager": "eager",
+    "compiled": "compiled",
+    "cpp": "cpp",
+    "cpp_inplace": "cpp",
+    "triton": "triton",
+    "triton_inplace": "triton",
+}
 COMPILED = ("official_compiled", "compiled")  # those that want a compiler
 
 
@@ -52,9 +56,10 @@ def contenders(loss: str, device: str = "cpu") -> dict[str, Loss]:
     logits = torch.empty(1, 1, device=device)
     usual = fused.engine(logits, logits)  # a compiler, or Triton, is there where this is not "eager"
     return {
-        name: contender for name, contender in (others[loss] | ours).items()
+        name: contender
+        for name, contender in (others[loss] | ours).items()
         if (usual != "eager" if name in COMPILED else ENGINES.get(name, "eager") in ("eager", usual))
-    }  # fmt: skip
+    }
 
 
 def _compiled_official() -> Loss:
@@ -80,7 +85,9 @@ class _Model(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> Tensor:
         ctx.gradients = gradients
-        return torch.empty(0, dtype=logits[0].dtype, device=logits[0].device).set_(logits[0])  # autograd does not look into lists
+        return torch.empty(0, dtype=logits[0].dtype, device=logits[0].device).set_(
+            logits[0]
+        )  # autograd does not look into lists
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[None, None, None]:
@@ -140,7 +147,9 @@ def measure(cell: Cell) -> tuple[Values, float]:
     student, teacher, labels = inputs(cell.rows, cell.vocab, DTYPES[cell.dtype], device=device)
     logits = student.clone()
     calls = {
-        name: Call(partial(gradient, loss, logits, teacher, labels), partial(logits.copy_, student), device=device)
+        name: Call(
+            partial(gradient, loss, logits, teacher, labels), partial(logits.copy_, student), device=device
+        )
         for name, loss in contenders(cell.loss, device).items()
         if name in cell.only
     }

@@ -36,10 +36,17 @@ def rows(job, experiment: str, values: Values, seconds: float) -> list[results.R
     """The rows of one job; a contender is the row's method, a repetition its seed."""
     config = job.config() | {"experiment": experiment}
     shared = dict(
-        experiment=experiment, scale=job.scale, teacher="", student="", task=str(job), config=config,
-        config_hash=results.config_hash(config), seconds=round(seconds, 2), higher_is_better=False,
+        experiment=experiment,
+        scale=job.scale,
+        teacher="",
+        student="",
+        task=str(job),
+        config=config,
+        config_hash=results.config_hash(config),
+        seconds=round(seconds, 2),
+        higher_is_better=False,
         **asdict(results.provenance()),
-    )  # fmt: skip
+    )
     return [
         results.Row(method=who, seed=repetition, metric=metric, value=value, unit=UNITS[metric], **shared)
         for (who, metric, repetition), value in values.items()

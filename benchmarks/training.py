@@ -68,7 +68,9 @@ def measure(cell: Training) -> tuple[Values, float]:
     torch.set_num_threads(1)
     prompts = [example["prompt_ids"] for example in examples(cell)[: cell.batch]]
     student = model(STUDENT, cell.vocab, device_of(cell.scale))
-    draw = Call(partial(sample_responses, student, prompts, cell.response, seed=0), device=device_of(cell.scale))
+    draw = Call(
+        partial(sample_responses, student, prompts, cell.response, seed=0), device=device_of(cell.scale)
+    )
     values = {}
     for repetition in range(cell.repetitions):
         for method in cell.methods:
@@ -76,7 +78,9 @@ def measure(cell: Training) -> tuple[Values, float]:
             values[method, "step", repetition] = mean(seconds)
             if objective.rollouts is not None:
                 values[method, "sampled_share", repetition] = objective.logs()["rollout_share"]
-        values[GENERATION, "step", repetition] = timed(draw).wall if device_of(cell.scale) != "cpu" else timed(draw).busy
+        values[GENERATION, "step", repetition] = (
+            timed(draw).wall if device_of(cell.scale) != "cpu" else timed(draw).busy
+        )
     show(str(cell), values)
     return values, time.perf_counter() - started
 
@@ -102,15 +106,27 @@ def block(cell: Training, method: str, seed: int) -> tuple[list[float], objectiv
     ends, chosen = _Ends(device), objective_of(cell, method)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = DistillationTrainer(
-            copy.deepcopy(model(STUDENT, cell.vocab, device)), model(TEACHER, cell.vocab, device), chosen,
+            copy.deepcopy(model(STUDENT, cell.vocab, device)),
+            model(TEACHER, cell.vocab, device),
+            chosen,
             args=TrainingArguments(
-                output_dir=scratch, seed=seed, max_steps=cell.steps + 1, learning_rate=1e-3,
-                per_device_train_batch_size=cell.batch, save_strategy="no", logging_strategy="no",
-                report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=device == "cpu",
+                output_dir=scratch,
+                seed=seed,
+                max_steps=cell.steps + 1,
+                learning_rate=1e-3,
+                per_device_train_batch_size=cell.batch,
+                save_strategy="no",
+                logging_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                remove_unused_columns=False,
+                use_cpu=device == "cpu",
                 bf16=device != "cpu",
             ),
-            train_dataset=examples(cell), data_collator=Collator(PAD), callbacks=[ends],
-        )  # fmt: skip
+            train_dataset=examples(cell),
+            data_collator=Collator(PAD),
+            callbacks=[ends],
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return [after - before for before, after in pairwise(ends.seconds)], chosen

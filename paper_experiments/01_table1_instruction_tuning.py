@@ -27,28 +27,39 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
     widest_first = sorted(models.PAIRS, key=lambda teacher: models.SCALE_MODELS[teacher].hidden, reverse=True)
     zoo = [("judge", "judge", 0), *[("teacher", teacher, 0) for teacher in widest_first]]
     zoo += [("student", s, seed) for seed in range(seeds) for s in sorted(set(models.PAIRS.values()))]
-    logits = [("logits", teacher, split) for split in ("train", "validation", "test") for teacher in models.PAIRS]
+    logits = [
+        ("logits", teacher, split) for split in ("train", "validation", "test") for teacher in models.PAIRS
+    ]
     for title, todo in (("models", zoo), ("teacher logits", logits)):
         list(jobs.run(study.prepare, [(scale, *job) for job in todo], workers, title))
 
     grid = [
         study.Run(scale, method, teacher, 0, rate)
-        for teacher in models.PAIRS for method in TABLE1 for rate in settings.learning_rates
+        for teacher in models.PAIRS
+        for method in TABLE1
+        for rate in settings.learning_rates
     ]
     cells = {(run, "validation"): ["table1_search"] for run in grid}
     jobs.evaluate(cells, study.measure, study.rows, path, workers, "learning rates")
     found = jobs.measured(path, grid, "table1_search", "score", "average")
-    one_rate = max(settings.learning_rates, key=lambda rate: mean(v for r, v in found.items() if r.learning_rate == rate))
+    one_rate = max(
+        settings.learning_rates, key=lambda rate: mean(v for r, v in found.items() if r.learning_rate == rate)
+    )
 
     for seed in range(seeds):
         cells = {}
         for teacher in models.PAIRS:
             for method in TABLE1:
-                own_rate = max(settings.learning_rates, key=lambda rate: found[study.Run(scale, method, teacher, 0, rate)])
+                own_rate = max(
+                    settings.learning_rates,
+                    key=lambda rate: found[study.Run(scale, method, teacher, 0, rate)],
+                )
                 for experiment, rate in (("table1", own_rate), ("table1_one_rate", one_rate)):
                     run = study.Run(scale, method, teacher, seed, rate)
                     cells.setdefault((run, "test"), []).append(experiment)
-            cells |= {(study.Run(scale, name, teacher, seed, 0.0), "test"): ["table1"] for name in study.REFERENCES}
+            cells |= {
+                (study.Run(scale, name, teacher, seed, 0.0), "test"): ["table1"] for name in study.REFERENCES
+            }
         jobs.evaluate(cells, study.measure, study.rows, path, workers, f"seed {seed}")
 
 

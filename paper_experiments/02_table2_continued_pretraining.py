@@ -29,8 +29,9 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
     grid = [
         study.Run(scale, method, 0, rate, settings.search_steps)
-        for method in study.TABLE2 for rate in settings.learning_rates
-    ]  # fmt: skip
+        for method in study.TABLE2
+        for rate in settings.learning_rates
+    ]
     cells = {(run, "validation"): ["table2_search"] for run in grid}
     jobs.evaluate(cells, study.measure, study.rows, path, workers, "learning rates")
     found = jobs.measured(path, grid, "table2_search", "held_out_loss", "average")

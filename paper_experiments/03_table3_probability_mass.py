@@ -32,7 +32,8 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
     runs = [study.Run(scale, "teacher", TEACHER, 0, 0.0)] + [
         study.Run(scale, method, TEACHER, seed, rates[method])
-        for seed in range(seeds) for method in TABLE1
+        for seed in range(seeds)
+        for method in TABLE1
         if method in mass.CLAIMED or (method, seed) in trained
     ]
     cells = {(run,): ["table3"] for run in runs}

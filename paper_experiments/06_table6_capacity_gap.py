@@ -77,7 +77,9 @@ def search(scale: str, students: list[tuple[str, str]], path: Path, workers: int
     jobs.evaluate(cells, study.measure, study.rows, path, workers, "learning rates")
     found = jobs.measured(path, grid, "table6_search", "held_out_loss", "base")
     return {
-        cell: min((run for run in grid if (run.method, run.teacher) == cell), key=found.__getitem__).learning_rate
+        cell: min(
+            (run for run in grid if (run.method, run.teacher) == cell), key=found.__getitem__
+        ).learning_rate
         for cell in students
     }
 

@@ -95,11 +95,24 @@ def cell(study, scale: str) -> list[Row]:
     seconds = time.perf_counter() - start
     return [
         Row(
-            "theory", scale, method, "labels", "fit", task, 0, metric, float(value), unit, False,
-            config, config_hash(config), seconds=seconds, **asdict(provenance()),
+            "theory",
+            scale,
+            method,
+            "labels",
+            "fit",
+            task,
+            0,
+            metric,
+            float(value),
+            unit,
+            False,
+            config,
+            config_hash(config),
+            seconds=seconds,
+            **asdict(provenance()),
         )
         for method, task, metric, value, unit in numbers
-    ]  # fmt: skip
+    ]
 
 
 def main() -> None:

@@ -29,8 +29,9 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
     cells = {
         (rounds.Chain(variant, study.Run(scale, "kl", rounds.TEACHER, seed, rate)),): ["rounds"]
-        for seed in range(seeds) for variant in rounds.VARIANTS
-    }  # fmt: skip
+        for seed in range(seeds)
+        for variant in rounds.VARIANTS
+    }
     jobs.evaluate(cells, rounds.measure, rounds.rows, folder / "rounds.jsonl", workers, "rounds")
 
 

@@ -1,7 +1,7 @@
 """TAID: Temporally Adaptive Interpolated Distillation (ICLR 2025, arXiv 2501.16937), and fair baselines.
 
-    from taid import DistillationTrainer
-    DistillationTrainer(student, teacher, method="taid", args=args, train_dataset=data, processing_class=tokenizer).train()
+from taid import DistillationTrainer
+DistillationTrainer(student, teacher, method="taid", args=args, train_dataset=data, processing_class=tokenizer).train()
 """
 
 from importlib import import_module

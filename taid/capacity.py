@@ -296,9 +296,15 @@ class Bench:
                 teacher = softened(self.teacher_logits(run.teacher, "distil"), run.temperature)
             started = time.perf_counter()
             fit(
-                student, self.windows["distil"], self.collator, run.training, seed=run.seed,
-                objective=objective, teacher=teacher, tokenizer=self.tokenizer,
-            )  # fmt: skip
+                student,
+                self.windows["distil"],
+                self.collator,
+                run.training,
+                seed=run.seed,
+                objective=objective,
+                teacher=teacher,
+                tokenizer=self.tokenizer,
+            )
             return student, {"seconds": time.perf_counter() - started}
 
         folder = self.folder / "runs" / results.config_hash(run.config())

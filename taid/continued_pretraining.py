@@ -171,10 +171,17 @@ class Bench:
         """For smoke: a Llama of four layers that has learned next to nothing."""
         tokenizer = train_tokenizer(self.text["validation"], 512)
         config = LlamaConfig(
-            vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
-            max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
+            vocab_size=512,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
 
         def train() -> tuple[PreTrainedModel, None]:
             model = AutoModelForCausalLM.from_config(config)
@@ -221,7 +228,7 @@ class Bench:
             started = time.perf_counter()
             trainer = self.fit(
                 student, self.train, training, seed=run.seed, objective=objective, teacher=teacher
-            )  # fmt: skip
+            )
             return student, {"seconds": time.perf_counter() - started, "logs": trainer.objective.logs()}
 
         folder = self.folder / "runs" / digest(run.config())

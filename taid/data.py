@@ -17,7 +17,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, words: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
     """Byte-level BPE in lower case with a chat template. Padding and end of sequence are two tokens, so that the
     end of a response is learned (the official code masks it, since there they are one).
 
@@ -30,7 +32,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, words: Sequence[str] 
     bpe.decoder = decoders.ByteLevel()
     special = [PAD, END, USER, ASSISTANT]
     bpe.train_from_iterator(
-        [*texts, *[" ".join(words)] * 300], trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
+        [*texts, *[" ".join(words)] * 300],
+        trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False),
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token=PAD, eos_token=END, additional_special_tokens=[USER, ASSISTANT]
@@ -43,13 +46,15 @@ def encode(tokenizer, prompts: Sequence[str], responses: Sequence[str]) -> list[
     """One example a pair: {"index", "prompt_ids", "response_ids"}; the prompt in the tokeniser's chat template, the
     response with the end-of-sequence token that the student has to learn."""
     chats = [
-        tokenizer.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True, tokenize=False)
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": p}], add_generation_prompt=True, tokenize=False
+        )
         for p in prompts
     ]
     prompt_ids = tokenizer(chats, add_special_tokens=False)["input_ids"]
     response_ids = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
     return [
-        {"index": i, "prompt_ids": prompt, "response_ids": response + [tokenizer.eos_token_id]}
+        {"index": i, "prompt_ids": prompt, "response_ids": [*response, tokenizer.eos_token_id]}
         for i, (prompt, response) in enumerate(zip(prompt_ids, response_ids, strict=True))
     ]
 
@@ -59,7 +64,7 @@ def pack(tokenizer, texts: Sequence[str], length: int) -> list[dict]:
     (`prompt_ids` holds the first token only). For pre-training."""
     stream = []
     for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]:
-        stream += ids + [tokenizer.eos_token_id]
+        stream += [*ids, tokenizer.eos_token_id]
     return [
         {"index": i, "prompt_ids": stream[at : at + 1], "response_ids": stream[at + 1 : at + length]}
         for i, at in enumerate(range(0, len(stream) - length + 1, length))
@@ -78,7 +83,9 @@ def pad_right(rows: Sequence[list[int]], value: int) -> torch.Tensor:
     return torch.tensor([list(row) + [value] * (width - len(row)) for row in rows])
 
 
-def join(prompts: torch.Tensor, prompt_mask: torch.Tensor, responses: torch.Tensor, response_mask: torch.Tensor) -> dict:
+def join(
+    prompts: torch.Tensor, prompt_mask: torch.Tensor, responses: torch.Tensor, response_mask: torch.Tensor
+) -> dict:
     """A batch from left-padded prompts [B, P] and right-padded responses [B, R].
 
     Every response starts at column P, so that logits are only needed from column P − 1 on, and prompts are ready for
@@ -89,7 +96,9 @@ def join(prompts: torch.Tensor, prompt_mask: torch.Tensor, responses: torch.Tens
         "input_ids": torch.cat([prompts, responses], dim=1),
         "attention_mask": mask,
         "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
-        "labels": torch.cat([torch.full_like(prompts, IGNORE), responses.masked_fill(response_mask == 0, IGNORE)], dim=1),
+        "labels": torch.cat(
+            [torch.full_like(prompts, IGNORE), responses.masked_fill(response_mask == 0, IGNORE)], dim=1
+        ),
     }
 
 
@@ -103,10 +112,17 @@ class Collator:
     def __call__(self, examples: Sequence[dict]) -> dict:
         prompts, responses = [e["prompt_ids"] for e in examples], [e["response_ids"] for e in examples]
         if not all(responses) or not all(prompts):
-            raise ValueError("an example has an empty prompt or response: drop it, or shorten its prompt when you truncate")
+            raise ValueError(
+                "an example has an empty prompt or response: drop it, or shorten its prompt when you truncate"
+            )
         ones_left = pad_left([[1] * len(p) for p in prompts], 0)
         ones_right = pad_right([[1] * len(r) for r in responses], 0)
-        batch = join(pad_left(prompts, self.pad_token_id), ones_left, pad_right(responses, self.pad_token_id), ones_right)
+        batch = join(
+            pad_left(prompts, self.pad_token_id),
+            ones_left,
+            pad_right(responses, self.pad_token_id),
+            ones_right,
+        )
         return batch | {"index": torch.tensor([e["index"] for e in examples])}
 
 

@@ -40,7 +40,9 @@ class Setting:
     vocab_size: int
     window: int  # tokens of a pre-training example
     dictionary_share: float  # of pre-training windows
-    longest: tuple[int, int]  # tokens of prompt and response in training; the paper: 2,048 in all, response 512
+    longest: tuple[
+        int, int
+    ]  # tokens of prompt and response in training; the paper: 2,048 in all, response 512
     question_copies: int  # how often a verified instruction stands in the training data for one of prose
     pretrain_student: Training
     pretrain_teacher: Training
@@ -94,11 +96,16 @@ SETTINGS = {setting.scale: setting for setting in (SMOKE, CPU)}
 def setting(scale: str) -> Setting:
     """The setting of a scale. Raises ValueError that names the known ones."""
     if scale not in SETTINGS:
-        raise ValueError(f"unknown scale {scale!r} for the instruction-tuning study; known: {', '.join(SETTINGS)}")
+        raise ValueError(
+            f"unknown scale {scale!r} for the instruction-tuning study; known: {', '.join(SETTINGS)}"
+        )
     return SETTINGS[scale]
 
 
-REFERENCES = ("teacher", "untrained")  # measured beside the methods: the teacher, the student before distillation
+REFERENCES = (
+    "teacher",
+    "untrained",
+)  # measured beside the methods: the teacher, the student before distillation
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,9 @@ class Bench:
     def __init__(self, settings: Setting):
         self.settings = settings
         self.data = instructions.build(settings.size)
-        self.folder = sources.cache_dir() / "instruction_tuning" / f"{settings.scale}-{digest(asdict(settings))}"
+        self.folder = (
+            sources.cache_dir() / "instruction_tuning" / f"{settings.scale}-{digest(asdict(settings))}"
+        )
         self.tokenizer = self._tokenizer()
         self.collator = Collator(self.tokenizer.pad_token_id)
         self.train, self.validation, self.test = (
@@ -171,7 +180,8 @@ class Bench:
         self.stream = [
             example
             for item, example in zip(self.data.train, self.train, strict=True)
-            if len(example["prompt_ids"]) <= settings.longest[0] and len(example["response_ids"]) <= settings.longest[1]
+            if len(example["prompt_ids"]) <= settings.longest[0]
+            and len(example["response_ids"]) <= settings.longest[1]
             for _ in range(settings.question_copies if item.answers else 1)
         ]
 
@@ -181,7 +191,9 @@ class Bench:
     def _tokenizer(self) -> PreTrainedTokenizerFast:
         folder = self.folder / "tokenizer"
         if not folder.exists():
-            texts = [f"{i.prompt} {i.response}" for i in self.data.train] + list(self.data.text["train"][:20_000])
+            texts = [f"{i.prompt} {i.response}" for i in self.data.train] + list(
+                self.data.text["train"][:20_000]
+            )
             save_whole(train_tokenizer(texts, self.settings.vocab_size, self.data.words), None, folder)
         return PreTrainedTokenizerFast.from_pretrained(folder)
 
@@ -189,7 +201,9 @@ class Bench:
         """Packed pre-training examples from "train" or "judge" prose, a share of them from the dictionary."""
         length = self.settings.window
         text = pack(self.tokenizer, self.data.text[prose], length)
-        dictionary = pack(self.tokenizer, self.data.text["dictionary"] * 8, length)  # repeated, for many whole windows
+        dictionary = pack(
+            self.tokenizer, self.data.text["dictionary"] * 8, length
+        )  # repeated, for many whole windows
         wanted = round(len(text) * self.settings.dictionary_share / (1 - self.settings.dictionary_share))
         return text + [dictionary[i % len(dictionary)] for i in range(wanted)]
 
@@ -209,7 +223,10 @@ class Bench:
     def judge(self):
         """The zoo's largest model, trained on prose of documents that no teacher or student has seen."""
         phases = [
-            (self.settings.pretrain_judge, lambda: pack(self.tokenizer, self.data.text["judge"], self.settings.window)),
+            (
+                self.settings.pretrain_judge,
+                lambda: pack(self.tokenizer, self.data.text["judge"], self.settings.window),
+            ),
             (self.settings.tune_judge, lambda: self.encode(self.data.judge)),
         ]
         return self._model("judge", 1, phases)
@@ -218,7 +235,10 @@ class Bench:
     def cached_teacher(self, name: str, split: str) -> CachedTeacher:
         """The teacher with its logits on the examples of "train", "validation" or "test" from disk."""
         return cached_teacher(
-            self.teacher(name), getattr(self, split), self.collator, self.folder / "logits" / f"{name}-{split}"
+            self.teacher(name),
+            getattr(self, split),
+            self.collator,
+            self.folder / "logits" / f"{name}-{split}",
         )
 
     def _model(self, name: str, seed: int, phases):
@@ -226,7 +246,15 @@ class Bench:
             model = models.scale_model(name, len(self.tokenizer), self.tokenizer, seed)
             for number, (training, examples) in enumerate(phases):
                 title = f"{name} seed {seed}, phase {number + 1} of {len(phases)}"
-                fit(model, examples(), self.collator, training, seed=seed, checkpoints=work / str(number), title=title)
+                fit(
+                    model,
+                    examples(),
+                    self.collator,
+                    training,
+                    seed=seed,
+                    checkpoints=work / str(number),
+                    title=title,
+                )
             return model, None
 
         work = self.folder / "work" / f"{name}-{seed}"
@@ -247,8 +275,13 @@ class Bench:
             objective = run.objective()
             started = time.perf_counter()
             trainer = fit(
-                student, self.stream, self.collator, run.training(),
-                seed=run.seed, objective=objective, tokenizer=self.tokenizer,
+                student,
+                self.stream,
+                self.collator,
+                run.training(),
+                seed=run.seed,
+                objective=objective,
+                tokenizer=self.tokenizer,
                 teacher=self.cached_teacher(run.teacher, "train") if objective.uses_teacher else None,
                 validation=self.validation if objective.rollouts is not None else None,
                 validations=self.settings.validations,
@@ -266,7 +299,12 @@ class Bench:
         path = self.folder / "scale" / f"{student}-{seed}-{split}.json"
         if not path.exists():
             untrained = generation.generate(
-                self.student(student, seed), self.tokenizer, self.encode(items), scores.MAX_NEW_TOKENS, scores.TEMPERATURE, seed
+                self.student(student, seed),
+                self.tokenizer,
+                self.encode(items),
+                scores.MAX_NEW_TOKENS,
+                scores.TEMPERATURE,
+                seed,
             )
             ends = {}
             for end, responses in (("human", [i.response for i in items]), ("untrained", untrained)):

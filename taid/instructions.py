@@ -19,16 +19,35 @@ JUDGED = ("novel", "voyage", "speech")
 CATEGORIES = VERIFIED + JUDGED
 
 TEMPLATES = {
-    "define": ("what does {} mean?", "define the word {}.", "give the meaning of {}.", "explain {} in a few words."),
-    "kind": ("what kind of thing is {}?", "{} is a kind of what?", "name what {} is a kind of.", "what sort of thing is {}?"),
+    "define": (
+        "what does {} mean?",
+        "define the word {}.",
+        "give the meaning of {}.",
+        "explain {} in a few words.",
+    ),
+    "kind": (
+        "what kind of thing is {}?",
+        "{} is a kind of what?",
+        "name what {} is a kind of.",
+        "what sort of thing is {}?",
+    ),
     "category": (
-        "which category does {} belong to?", "in which category is {}?", "name the category of {}.", "sort {} into a category.",
+        "which category does {} belong to?",
+        "in which category is {}?",
+        "name the category of {}.",
+        "sort {} into a category.",
     ),
     "synonym": (
-        "what is another word for {}?", "give a synonym of {}.", "which word means the same as {}?", "name a word close to {}.",
+        "what is another word for {}?",
+        "give a synonym of {}.",
+        "which word means the same as {}?",
+        "name a word close to {}.",
     ),
     "opposite": (
-        "what is the opposite of {}?", "give the opposite of {}.", "which word is contrary to {}?", "name an antonym of {}.",
+        "what is the opposite of {}?",
+        "give the opposite of {}.",
+        "which word is contrary to {}?",
+        "name an antonym of {}.",
     ),
     "novel": ("continue the novel: {}", "the novel goes on: {}"),
     "voyage": ("continue the voyage: {}", "the voyage goes on: {}"),
@@ -36,8 +55,11 @@ TEMPLATES = {
 }
 # How a dictionary states the same facts: the plain text from which models learn them before any instruction.
 STATEMENTS = {
-    "define": "{} means {}.", "kind": "{} is a kind of {}.", "category": "{} belongs to {}.",
-    "synonym": "{} is another word for {}.", "opposite": "{} is contrary to {}.",
+    "define": "{} means {}.",
+    "kind": "{} is a kind of {}.",
+    "category": "{} belongs to {}.",
+    "synonym": "{} is another word for {}.",
+    "opposite": "{} is contrary to {}.",
 }
 CONTEXT_WORDS, CONTINUATION_WORDS = 8, 5
 MAX_CHARACTERS = 72  # of context and continuation together; longer ones are tables and lists
@@ -82,7 +104,9 @@ def _facts(words: int) -> dict[str, list[tuple[str, tuple[str, ...]]]]:
     synsets, senses, counts = sources.wordnet()
 
     def by_frequency(parts: str) -> list[tuple[str, str]]:
-        plain = [key for key in counts if key[0] in parts and key in senses and re.fullmatch("[a-z]{3,12}", key[1])]
+        plain = [
+            key for key in counts if key[0] in parts and key in senses and re.fullmatch("[a-z]{3,12}", key[1])
+        ]
         return sorted(plain, key=lambda key: (-counts[key], key))
 
     def first_sense(key):
@@ -95,8 +119,15 @@ def _facts(words: int) -> dict[str, list[tuple[str, tuple[str, ...]]]]:
     for key in by_frequency("n"):
         synset = first_sense(key)
         gloss = synset.gloss.split(";")[0].strip().lower()
-        parents = [plain_words(synsets["n", offset]) for symbol, offset, _, _ in synset.pointers if symbol == "@"]
-        if len(gloss.split()) > GLOSS_WORDS or not re.fullmatch("[a-z ,'-]+", gloss) or not parents or not parents[0]:
+        parents = [
+            plain_words(synsets["n", offset]) for symbol, offset, _, _ in synset.pointers if symbol == "@"
+        ]
+        if (
+            len(gloss.split()) > GLOSS_WORDS
+            or not re.fullmatch("[a-z ,'-]+", gloss)
+            or not parents
+            or not parents[0]
+        ):
             continue
         facts["define"].append((key[1], (gloss,)))
         facts["kind"].append((key[1], tuple(w for parent in parents for w in parent)))
@@ -117,7 +148,9 @@ def _facts(words: int) -> dict[str, list[tuple[str, tuple[str, ...]]]]:
     for category, found in facts.items():
         unique = list({word: (word, answers) for word, answers in reversed(found)}.values())[::-1]
         if len(unique) < words:
-            raise ValueError(f"only {len(unique)} words for {category!r}: ask for at most that many, not {words}")
+            raise ValueError(
+                f"only {len(unique)} words for {category!r}: ask for at most that many, not {words}"
+            )
         facts[category] = unique[:words]
     return facts
 
@@ -126,9 +159,12 @@ def _passages(text: str) -> list[tuple[str, str]]:
     """Consecutive (context, continuation) pairs of a document, in lower case."""
     words = re.sub(r"[^a-z0-9.,;:!?' -]+", " ", text.lower().replace("_", "")).split()
     step = CONTEXT_WORDS + CONTINUATION_WORDS
-    starts = [i for i in range(0, len(words) - step, step) if len(" ".join(words[i : i + step])) <= MAX_CHARACTERS]
+    starts = [
+        i for i in range(0, len(words) - step, step) if len(" ".join(words[i : i + step])) <= MAX_CHARACTERS
+    ]
     return [
-        (" ".join(words[i : i + CONTEXT_WORDS]), " ".join(words[i + CONTEXT_WORDS : i + step])) for i in starts
+        (" ".join(words[i : i + CONTEXT_WORDS]), " ".join(words[i + CONTEXT_WORDS : i + step]))
+        for i in starts
     ]
 
 
@@ -164,23 +200,34 @@ def build(size: Size, seed: int = 0) -> Instructions:
         held_out = []
         for word, answers in facts:
             prompts = [template.format(word) for template in TEMPLATES[category]]
-            held_out.append(Instruction(category, prompts.pop(rng.randrange(len(prompts))), answers[0], answers))
+            held_out.append(
+                Instruction(category, prompts.pop(rng.randrange(len(prompts))), answers[0], answers)
+            )
             splits["train"] += [Instruction(category, prompt, answers[0], answers) for prompt in prompts]
             words |= {word} if category == "define" else {word, answers[0]}
             text["dictionary"].append(STATEMENTS[category].format(word, answers[0]))
         if size.validation + size.test > len(held_out):
-            raise ValueError(f"{size.validation} + {size.test} evaluation words of {len(held_out)} in {category!r}")
+            raise ValueError(
+                f"{size.validation} + {size.test} evaluation words of {len(held_out)} in {category!r}"
+            )
         rng.shuffle(held_out)
         splits["validation"] += held_out[: size.validation]
         splits["test"] += held_out[size.validation : size.validation + size.test]
     documents = {"novel": sources.austen(), "voyage": sources.moby_dick(), "speech": sources.sotu()}
-    wanted = {"train": size.passages, "judge": size.passages, "validation": size.validation, "test": size.test}
+    wanted = {
+        "train": size.passages,
+        "judge": size.passages,
+        "validation": size.validation,
+        "test": size.test,
+    }
     for category, by_name in documents.items():
         for split, texts in split_documents(by_name, seed).items():
             passages = [passage for document in texts for passage in _passages(document)]
             rng.shuffle(passages)
             if len(passages) < wanted[split]:
-                raise ValueError(f"only {len(passages)} {split} passages for {category!r}, not {wanted[split]}")
+                raise ValueError(
+                    f"only {len(passages)} {split} passages for {category!r}, not {wanted[split]}"
+                )
             chosen = passages[: wanted[split]]
             splits[split] += [
                 Instruction(category, TEMPLATES[category][i % 2].format(context), response)
@@ -191,5 +238,7 @@ def build(size: Size, seed: int = 0) -> Instructions:
     for items in (*splits.values(), *text.values()):
         rng.shuffle(items)
     return Instructions(
-        **{k: tuple(v) for k, v in splits.items()}, words=tuple(sorted(words)), text={k: tuple(v) for k, v in text.items()}
+        **{k: tuple(v) for k, v in splits.items()},
+        words=tuple(sorted(words)),
+        text={k: tuple(v) for k, v in text.items()},
     )

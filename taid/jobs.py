@@ -13,7 +13,7 @@ from pathlib import Path
 
 from taid import results
 
-THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 def arguments(description: str, scales: Iterable[str], seeds: int) -> tuple[str, int, int, Path]:
@@ -27,7 +27,9 @@ def arguments(description: str, scales: Iterable[str], seeds: int) -> tuple[str,
     return given.scale, given.seeds, given.workers, given.results
 
 
-def run(function: Callable, jobs: Sequence[tuple], workers: int, title: str) -> Iterator[tuple[tuple, object]]:
+def run(
+    function: Callable, jobs: Sequence[tuple], workers: int, title: str
+) -> Iterator[tuple[tuple, object]]:
     """Yield (job, function(*job)) as the jobs finish, in any order; they start in the order given.
 
     `function` is a module's own function, so that a fresh process can import it. A job's exception is raised here
@@ -47,7 +49,9 @@ def run(function: Callable, jobs: Sequence[tuple], workers: int, title: str) -> 
                 elapsed = time.monotonic() - started
                 left = elapsed / done * (len(jobs) - done)
                 name = " ".join(str(part) for part in job)
-                print(f"[{title} {done}/{len(jobs)}, {clock(elapsed)}, {clock(left)} left] {name}", flush=True)
+                print(
+                    f"[{title} {done}/{len(jobs)}, {clock(elapsed)}, {clock(left)} left] {name}", flush=True
+                )
         except BaseException:
             pool.shutdown(cancel_futures=True, wait=False)
             raise
@@ -69,9 +73,10 @@ def evaluate(
     """
     finished = results.finished(path)
     todo = [
-        job for job, experiments in cells.items()
+        job
+        for job, experiments in cells.items()
         if any(results.config_hash(job[0].config() | {"experiment": e}) not in finished for e in experiments)
-    ]  # fmt: skip
+    ]
     for job, (values, seconds) in run(measure, todo, workers, title):
         for experiment in cells[job]:
             results.append(path, rows(job[0], experiment, values, seconds))

@@ -11,11 +11,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 # The paper, Table 1: teacher -> student. Ratios of parameters: 3.5, 6.1, 6.8.
-PAIRS = {
-    "phi-3-mini": "tinyllama",
-    "llama-2": "tinyllama",
-    "stablelm-zephyr": "pythia",
-}
+PAIRS = {"phi-3-mini": "tinyllama", "llama-2": "tinyllama", "stablelm-zephyr": "pythia"}
 HUB_MODELS = {
     "phi-3-mini": "microsoft/Phi-3-mini-4k-instruct",  # 3.8B
     "llama-2": "meta-llama/Llama-2-7b-chat-hf",  # 6.7B
@@ -23,6 +19,7 @@ HUB_MODELS = {
     "tinyllama": "TinyLlama/TinyLlama_v1.1",  # 1.1B
     "pythia": "EleutherAI/pythia-410m-deduped",  # 0.4B
 }
+
 
 class Shape(NamedTuple):
     """What decides a scale model's size."""
@@ -53,17 +50,25 @@ def scale_model(name: str, vocab_size: int, tokenizer, seed: int, max_length: in
     """
     if name not in SCALE_MODELS:
         raise ValueError(f"unknown scale model {name!r}; known: {', '.join(SCALE_MODELS)}")
-    return fresh_model(SCALE_MODELS[name], vocab_size + PADDED_ENTRIES.get(name, 0), tokenizer, seed, max_length)
+    return fresh_model(
+        SCALE_MODELS[name], vocab_size + PADDED_ENTRIES.get(name, 0), tokenizer, seed, max_length
+    )
 
 
 def fresh_model(shape: Shape, vocab_size: int, tokenizer, seed: int, max_length: int) -> PreTrainedModel:
     """A freshly initialised model, deterministic by `seed`, of transformers' own class, embeddings tied."""
-    options = dict(
-        vocab_size=vocab_size, hidden_size=shape.hidden, intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, max_position_embeddings=max_length,
-        tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    options = {
+        "vocab_size": vocab_size,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "max_position_embeddings": max_length,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     if shape.model_type != "gpt_neox":
         options["num_key_value_heads"] = shape.key_value_heads
     config = CONFIG_MAPPING[shape.model_type](**options)

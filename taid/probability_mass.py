@@ -80,8 +80,8 @@ def _marginal(batches: Sequence[Tensor]) -> Tensor:
     return total.logsumexp(0) - math.log(sum(map(len, batches)))
 
 
-UNITS = {  # metric -> (unit, whether higher is better): mass is neither good nor bad, but the flag must be stated
-    metric: ("probability", False)
-    for metric in ("mass_at_rank", *(part + by for part in ("head", "tail") for by in ("", "_own", "_marginal")))
-}
+UNITS = dict.fromkeys(
+    ("mass_at_rank", *(part + by for part in ("head", "tail") for by in ("", "_own", "_marginal"))),
+    ("probability", False),
+)
 rows = partial(study.rows, units=UNITS)

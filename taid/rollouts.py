@@ -72,8 +72,16 @@ def sample_responses(model, prompts: list[list[int]], max_new_tokens: int, seed:
     with plain_generation(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         sequences = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=True,
-            temperature=1.0, top_k=0, top_p=1.0, eos_token_id=end, pad_token_id=pad, use_cache=True,
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            eos_token_id=end,
+            pad_token_id=pad,
+            use_cache=True,
         )
     model.train(was_training)
     ends = {end} if isinstance(end, int) else set(end)

@@ -81,9 +81,10 @@ class Chain:
 def learning_rate(rows: Sequence[results.Row], scale: str) -> float:
     """The rate that Table 1 chose for KL on this pair. Raises ValueError where it has not."""
     rates = [
-        row.config["learning_rate"] for row in rows
+        row.config["learning_rate"]
+        for row in rows
         if (row.experiment, row.scale, row.method, row.teacher) == ("table1", scale, "kl", TEACHER)
-    ]  # fmt: skip
+    ]
     if not rates:
         missing = f"Table 1 has no learning rate for KL with {TEACHER}"
         raise ValueError(f"{missing}: run `make table1 SCALE={scale}` first")
@@ -180,9 +181,15 @@ def measure(job: Chain) -> tuple[dict[tuple[str, str], float], float]:
 
     def train(student: PreTrainedModel, target: Logits) -> None:
         study.fit(
-            student, here.stream, here.collator, training, seed=kl.seed, objective=kl.method, teacher=target,
+            student,
+            here.stream,
+            here.collator,
+            training,
+            seed=kl.seed,
+            objective=kl.method,
+            teacher=target,
             tokenizer=here.tokenizer,
-        )  # fmt: skip
+        )
 
     def logits(model: Logits) -> Tensor:
         return torch.cat([model(batch) for batch in batches])
@@ -191,8 +198,11 @@ def measure(job: Chain) -> tuple[dict[tuple[str, str], float], float]:
     labels = torch.cat([response_logits(fresh(), batch)[1] for batch in batches])
     values = trajectory(
         (logits(LiveTeacher(student)) for student in students),
-        logits(here.cached_teacher(kl.teacher, "validation")), logits(LiveTeacher(fresh())), labels, weights,
-    )  # fmt: skip
+        logits(here.cached_teacher(kl.teacher, "validation")),
+        logits(LiveTeacher(fresh())),
+        labels,
+        weights,
+    )
     return values, time.perf_counter() - started
 
 

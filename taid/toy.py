@@ -174,11 +174,7 @@ def distill(
 
 
 def descend(
-    criterion: Objective,
-    loss: Callable[[Tensor], Tensor],
-    start: Tensor,
-    steps: int,
-    learning_rate: float,
+    criterion: Objective, loss: Callable[[Tensor], Tensor], start: Tensor, steps: int, learning_rate: float
 ) -> Path:
     """Minimise `loss`, [S, ...] -> [S], which calls `criterion`, from `start`; Adam, cosine to zero.
 

@@ -71,9 +71,14 @@ class DistillationTrainer(Trainer):
     """
 
     def __init__(
-        self, model: PreTrainedModel, teacher=None, method: str | Objective = "taid", *,
-        fuse_head: bool = False, **kwargs,
-    ):  # fmt: skip
+        self,
+        model: PreTrainedModel,
+        teacher=None,
+        method: str | Objective = "taid",
+        *,
+        fuse_head: bool = False,
+        **kwargs,
+    ):
         self.objective = objective(method) if isinstance(method, str) else method
         if self.objective.uses_teacher and teacher is None:
             name = method if isinstance(method, str) else type(method).__name__

@@ -63,9 +63,14 @@ def over_t(student: Tensor, teacher: Tensor, labels: Tensor, t: float) -> Tensor
 
 
 def matched(
-    student: Tensor, teacher: Tensor, labels: Tensor, t: float, *, direction: Literal["kl", "taid"],
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    t: float,
+    *,
+    direction: Literal["kl", "taid"],
     per_token: bool = False,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The forward KL scaled so that its gradient has the size of TAID's, or (`direction` "taid") the reverse.
 
     Size is the Euclidean norm of the gradient with respect to the student's logits, of the whole batch or
@@ -75,7 +80,10 @@ def matched(
     q = losses._upcast(student.detach()).softmax(-1)
     sizes = {
         name: torch.linalg.vector_norm(q - target.softmax(-1), dim=-1)  # [n]
-        for name, target in {"kl": losses._upcast(teacher), "taid": losses.interpolate(student, teacher, t)}.items()
+        for name, target in {
+            "kl": losses._upcast(teacher),
+            "taid": losses.interpolate(student, teacher, t),
+        }.items()
     }
     other = {"kl": "taid", "taid": "kl"}[direction]
     if not per_token:

@@ -6,7 +6,9 @@ import random
 import shutil
 from pathlib import Path
 
-if not shutil.which("nvidia-smi"):  # GPU programs on the CPU: Triton reads this as it is imported, by torch at times
+if not shutil.which(
+    "nvidia-smi"
+):  # GPU programs on the CPU: Triton reads this as it is imported, by torch at times
     os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
@@ -29,9 +31,17 @@ def tiny_model(family: str = "llama", seed: int = 0, vocab_size: int = VOCAB, **
     if family != "gpt_neox":
         options["num_key_value_heads"] = 2
     config = CONFIG_MAPPING[family](
-        vocab_size=vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, max_position_embeddings=128, initializer_range=0.3,
-        bos_token_id=None, eos_token_id=END, pad_token_id=PAD, **options,
+        vocab_size=vocab_size,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=END,
+        pad_token_id=PAD,
+        **options,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -54,25 +64,45 @@ def tiny_examples(count: int = 64, seed: int = 0) -> list[dict]:
         return [rng.randrange(2, VOCAB) for _ in range(rng.randint(low, high))]
 
     return [
-        {"index": i, "prompt_ids": words(2, 6), "response_ids": words(0, 8) + [END]} for i in range(count)
+        {"index": i, "prompt_ids": words(2, 6), "response_ids": [*words(0, 8), END]} for i in range(count)
     ]
 
 
 def tiny_trainer(
-    folder: Path, method="taid", *, student=None, teacher="llama", steps: int = 4, batch: int = 4,
-    examples=None, validation=None, collator=None, tokenizer=None, optimizers=(None, None),
-    fuse_head: bool = False, **arguments,
+    folder: Path,
+    method="taid",
+    *,
+    student=None,
+    teacher="llama",
+    steps: int = 4,
+    batch: int = 4,
+    examples=None,
+    validation=None,
+    collator=None,
+    tokenizer=None,
+    optimizers=(None, None),
+    fuse_head: bool = False,
+    **arguments,
 ) -> DistillationTrainer:
     """A trainer on the CPU that writes below `folder`; student and teacher are fresh, of seeds 0 and 1."""
     return DistillationTrainer(
         student or tiny_model(seed=0),
         tiny_model(teacher, seed=1) if isinstance(teacher, str) else teacher,
         method,
-        args=TrainingArguments(**{
-            "output_dir": str(folder), "max_steps": steps, "per_device_train_batch_size": batch,
-            "learning_rate": 1e-2, "logging_steps": 1, "save_strategy": "no", "report_to": "none",
-            "disable_tqdm": True, "use_cpu": True,
-        } | arguments),
+        args=TrainingArguments(
+            **{
+                "output_dir": str(folder),
+                "max_steps": steps,
+                "per_device_train_batch_size": batch,
+                "learning_rate": 1e-2,
+                "logging_steps": 1,
+                "save_strategy": "no",
+                "report_to": "none",
+                "disable_tqdm": True,
+                "use_cpu": True,
+            }
+            | arguments
+        ),
         train_dataset=tiny_examples() if examples is None else examples,
         eval_dataset=validation,
         data_collator=collator or Collator(PAD),

@@ -1,5 +1,6 @@
 """The audit of the adaptive update: closed forms, traces, the warning, replayed curves; the page."""
 
+import itertools
 import json
 import math
 import warnings
@@ -99,7 +100,7 @@ positive_losses = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=60)
 def test_no_loss_can_push_the_papers_momentum_beyond_the_range_of_its_logarithm(losses, beta):
     """Oracle: the paper's formulas, unclipped."""
     momentum, bound = 0.0, (1 - beta) * math.log(max(losses) / min(losses))
-    for before, loss in zip(losses, losses[1:]):
+    for before, loss in itertools.pairwise(losses):
         momentum = beta * momentum + (1 - beta) * (before - loss) / before
         assert momentum <= bound + 1e-12
 

@@ -28,10 +28,22 @@ def by_seed(*values: float) -> dict[int, float]:
 
 def row(value: float, **fields) -> Row:
     default = Row(
-        experiment="table1", scale="cpu", method="taid", teacher=LLAMA.teacher, student=LLAMA.student,
-        task="average", seed=0, metric="score", value=value, unit="points of 10", higher_is_better=True,
-        config={"learning_rate": 0.01}, config_hash="0", seconds=1.0, **asdict(HERE),
-    )  # fmt: skip
+        experiment="table1",
+        scale="cpu",
+        method="taid",
+        teacher=LLAMA.teacher,
+        student=LLAMA.student,
+        task="average",
+        seed=0,
+        metric="score",
+        value=value,
+        unit="points of 10",
+        higher_is_better=True,
+        config={"learning_rate": 0.01},
+        config_hash="0",
+        seconds=1.0,
+        **asdict(HERE),
+    )
     return replace(default, **fields)
 
 
@@ -39,13 +51,20 @@ def table_rows(seeds: int, lead: float = 1.0, **fields) -> list[Row]:
     """Headline and two categories of every method and pair: TAID `lead` above ten equal rivals."""
     base = {**dict.fromkeys(METHODS, 4.0), "taid": 4.0 + lead, "teacher": 9.0, "untrained": 1.0}
     return [
-        row(base[method] + shift + 0.1 * seed, method=method, seed=seed, task=task, teacher=pair.teacher,
-            student=pair.student, **fields)
+        row(
+            base[method] + shift + 0.1 * seed,
+            method=method,
+            seed=seed,
+            task=task,
+            teacher=pair.teacher,
+            student=pair.student,
+            **fields,
+        )
         for pair in PAIRS
         for method in base
         for seed in range(seeds)
         for task, shift in {"define": -0.5, "novel": 0.5, "average": 0.0}.items()
-    ]  # fmt: skip
+    ]
 
 
 def frame_of(tmp_path: Path, written: list[Row], scale: str = "cpu"):
@@ -116,7 +135,9 @@ def scores_with(lead: float, seeds: int = 3) -> dict[str, dict[int, float]]:
     return {"taid": by_seed(*[lead] * seeds), **patterns}
 
 
-@pytest.mark.parametrize("lead, outcome", [(1.0, "supported"), (0.0, "inconclusive"), (-1.0, "contradicted")])
+@pytest.mark.parametrize(
+    ("lead", "outcome"), [(1.0, "supported"), (0.0, "inconclusive"), (-1.0, "contradicted")]
+)
 def test_claims_flip_with_the_data(lead, outcome):
     scores = scores_with(lead)
     assert best(scores, "taid", RIVALS).outcome == outcome
@@ -173,10 +194,13 @@ def test_the_paper_has_eleven_methods_and_three_pairs():
 def test_the_last_row_of_a_cell_wins_but_search_rates_stay_apart(tmp_path):
     low, high = {"learning_rate": 0.001}, {"learning_rate": 0.01}
     written = [
-        row(1.0, config=low), row(2.0, config=high),
-        row(3.0, config=low, experiment="table1_search"), row(4.0, config=high, experiment="table1_search"),
-        row(5.0, config=high, experiment="table1_search"), row(9.0, scale="smoke"),
-    ]  # fmt: skip
+        row(1.0, config=low),
+        row(2.0, config=high),
+        row(3.0, config=low, experiment="table1_search"),
+        row(4.0, config=high, experiment="table1_search"),
+        row(5.0, config=high, experiment="table1_search"),
+        row(9.0, scale="smoke"),
+    ]
     frame = frame_of(tmp_path, written)
     assert rows.scores(frame, "table1", "score") == {LLAMA: {"taid": {0: 2.0}}}
     search = frame[frame.experiment == "table1_search"]
@@ -234,7 +258,7 @@ def test_one_seed_has_no_interval_and_no_verdict(tmp_path):
     assert "— (1 seed)" in text  # the separation check
 
 
-@pytest.mark.parametrize("lead, outcome", [(0.0, "inconclusive"), (-1.0, "contradicted")])
+@pytest.mark.parametrize(("lead", "outcome"), [(0.0, "inconclusive"), (-1.0, "contradicted")])
 def test_a_table_without_a_lead_does_not_support_the_claims(tmp_path, lead, outcome):
     text = table1.claims(frame_of(tmp_path, table_rows(3, lead)))
     assert text.count(f"**{outcome}**") == 6

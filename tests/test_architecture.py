@@ -19,8 +19,12 @@ ALLOWED = {  # folder → what of ours it may import besides itself
     "notebooks": {"taid", "analysis"},
 }
 LAYERS = [  # lower first
-    {"losses", "schedule", "results"}, {"fused"}, {"fused_head"}, {"objectives", "theory", "toy"}, {"trainer"}
-]  # fmt: skip
+    {"losses", "schedule", "results"},
+    {"fused"},
+    {"fused_head"},
+    {"objectives", "theory", "toy"},
+    {"trainer"},
+]
 HEAVY = {"torch", "transformers"}
 
 
@@ -80,8 +84,13 @@ def taid_imports() -> dict[str, set[str]]:
 def test_the_parser_sees_every_form_of_import():
     source = "import a.b\nfrom c import d\nfrom . import e\nfrom .f import g\nfrom ..h import i\nx; import k"
     assert imports(source, ("taid", "evaluation")) == {
-        "a.b", "c.d", "taid.evaluation.e", "taid.evaluation.f.g", "taid.h.i", "k",
-    }  # fmt: skip
+        "a.b",
+        "c.d",
+        "taid.evaluation.e",
+        "taid.evaluation.f.g",
+        "taid.h.i",
+        "k",
+    }
 
 
 @pytest.mark.parametrize("folder", ALLOWED)

@@ -69,6 +69,7 @@ def test_memory_is_had_from_the_system_before_the_clock_starts():
 
 def test_memory_peaks_within_a_run():
     """By hand: 4 MB are kept, and 8 MB come and go beside 4 MB that go before the end."""
+
     def run():
         first = torch.ones(10**6)
         torch.ones(2 * 10**6)
@@ -80,7 +81,9 @@ def test_memory_peaks_within_a_run():
 @cache
 def memory(name: str, rows: int, vocab: int) -> int:
     """Bytes beyond the inputs, fp32, the gradient included."""
-    return peak_memory(Call(partial(losses.gradient, contender(name), *losses.inputs(rows, vocab, torch.float32))))
+    return peak_memory(
+        Call(partial(losses.gradient, contender(name), *losses.inputs(rows, vocab, torch.float32)))
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,19 +128,25 @@ def test_the_official_formulas_are_those_of_the_losses():
     expected = taid_losses.masked_mean(values, labels != IGNORE)
     found = official.taid_kl(student, teacher, labels, 0.4)
     torch.testing.assert_close(found, expected, atol=0, rtol=1e-6)
-    torch.testing.assert_close(*(torch.autograd.grad(x, student)[0] for x in (found, expected)), atol=1e-8, rtol=1e-5)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(x, student)[0] for x in (found, expected)), atol=1e-8, rtol=1e-5
+    )
 
 
 def test_a_gradient_written_over_the_logits_is_not_copied():
     student, teacher, labels = losses.inputs(4, 50, torch.float32)
-    assert losses.gradient(contender("cpp_inplace"), student, teacher, labels).data_ptr() == student.data_ptr()
+    assert (
+        losses.gradient(contender("cpp_inplace"), student, teacher, labels).data_ptr() == student.data_ptr()
+    )
 
 
 def test_the_error_of_the_gradient_is_that_of_rounding():
     """bf16 has 8 bits: rounded to nearest, 0.17% at random mantissas (1/√12 of a spacing of 2⁻⁷ … 2⁻⁸)."""
     values, _ = losses.accuracy(losses.Accuracy("smoke", "taid", 4, 4000, "bf16", 0.05))
     assert 0.001 < values["eager", "gradient_error", 0] < 0.003
-    assert values["official", "gradient_error", 0] > 0.1  # it blends in bf16, where 0.05 apart is next to equal
+    assert (
+        values["official", "gradient_error", 0] > 0.1
+    )  # it blends in bf16, where 0.05 apart is next to equal
 
 
 def test_heads_agree():
@@ -153,7 +162,9 @@ def test_heads_agree():
     exact = gradients(partial(head._matmuls, partial(losses._plain, "taid")), doubled)
     for name, which in head.heads("taid").items():
         for found, expected in zip(gradients(which, inputs), exact, strict=True):
-            torch.testing.assert_close(found.double(), expected, atol=1e-7, rtol=1e-5, msg=lambda m: f"{name}: {m}")
+            torch.testing.assert_close(
+                found.double(), expected, atol=1e-7, rtol=1e-5, msg=lambda m: f"{name}: {m}"
+            )
 
 
 def test_calls_take_turns_and_slow_ones_stop_early():
@@ -168,7 +179,11 @@ def test_calls_take_turns_and_slow_ones_stop_early():
 
 
 def test_a_missing_peer_is_left_out(no_peers):
-    assert set(peers.versions().values()) == {None} and set(peers.versions()) == {"trl", "torchtune", "liger-kernel"}
+    assert set(peers.versions().values()) == {None} and set(peers.versions()) == {
+        "trl",
+        "torchtune",
+        "liger-kernel",
+    }
     assert not {"trl", "torchtune"} & {*losses.contenders("gjs"), *losses.contenders("rkl")}
     assert "liger" not in head.heads("gjs") and "fused_head" in head.heads("gjs")
 
@@ -213,18 +228,24 @@ def test_rows_are_results_and_a_finished_cell_is_known(tmp_path):
     read = results.read(tmp_path / "speed.jsonl")
     assert {row.method for row in read} == {"official", "eager", "floor"}
     assert {row.metric for row in read} <= record.UNITS.keys() and min(row.value for row in read) >= 0
-    assert results.config_hash(cell.config() | {"experiment": "losses"}) in results.finished(tmp_path / "speed.jsonl")
+    assert results.config_hash(cell.config() | {"experiment": "losses"}) in results.finished(
+        tmp_path / "speed.jsonl"
+    )
     assert read[0].config["code"] == record.code_digest() and read[0].versions and read[0].device
     page = speed.render(analysis_rows.load(tmp_path / "speed.jsonl", "smoke"), "smoke")
     assert "| 4 × 50, fp32 |" in page and "mean nothing" in page
 
 
 @pytest.mark.parametrize("scale", grid.SCALES)
-@pytest.mark.parametrize("experiment", ["losses", "accuracy", "scaling_vocab", "scaling_rows", "head", "step", "cost"])
+@pytest.mark.parametrize(
+    "experiment", ["losses", "accuracy", "scaling_vocab", "scaling_rows", "head", "step", "cost"]
+)
 def test_cells_have_names_of_their_own(experiment, scale):
     """The name is what tells the rows of two cells apart."""
     cells = grid.cells(experiment, scale)
-    assert cells and len({str(cell) for cell in cells}) == len({results.config_hash(c.config()) for c in cells})
+    assert cells and len({str(cell) for cell in cells}) == len(
+        {results.config_hash(c.config()) for c in cells}
+    )
 
 
 def test_other_code_is_another_cell(tmp_path, monkeypatch):
@@ -291,12 +312,17 @@ def test_the_last_measurement_of_a_cell_counts(tmp_path, monkeypatch):
 def test_the_exponent_of_a_power_law_is_found(tmp_path, power):
     """Seconds 3e-9 · V^power; the interval of an exact law has no width."""
     rows = [
-        row for vocab in (100, 200, 400) for row in rows_of(
-            "scaling_vocab", replace(CELL, vocab=vocab),
+        row
+        for vocab in (100, 200, 400)
+        for row in rows_of(
+            "scaling_vocab",
+            replace(CELL, vocab=vocab),
             {("eager", "time", i): 3 * vocab ** (power - 1) for i in range(2)},
         )
-    ]  # fmt: skip
-    found = speed_rows.exponent(speed_rows.curve(frame_of(tmp_path / "s.jsonl", rows), "scaling_vocab", "time", "eager"))
+    ]
+    found = speed_rows.exponent(
+        speed_rows.curve(frame_of(tmp_path / "s.jsonl", rows), "scaling_vocab", "time", "eager")
+    )
     assert (found.mean, found.low, found.high) == pytest.approx((power,) * 3)
 
 
@@ -341,7 +367,11 @@ def test_the_cost_page_shows_ratios_and_the_prediction(tmp_path):
 def test_rendering_is_deterministic_and_draws_what_is_there(tmp_path):
     rows = rows_of("cost", STEPS, cost_values(taid=1.0, gkd=4.0))
     for vocab in (100, 200):
-        values = {(who, metric, 0): x for who, x in (("official", 8.0), ("floor", 0.5)) for metric in ("time", "memory")}
+        values = {
+            (who, metric, 0): x
+            for who, x in (("official", 8.0), ("floor", 0.5))
+            for metric in ("time", "memory")
+        }
         rows += rows_of("scaling_vocab", replace(CELL, vocab=vocab), values)
     frame = frame_of(tmp_path / "speed.jsonl", rows)
     for folder in ("a", "b"):
@@ -354,7 +384,9 @@ def test_rendering_is_deterministic_and_draws_what_is_there(tmp_path):
     assert floor.get_linestyle() == "--"
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.0, "0.000"), (0.00107, "0.001"), (1.0432, "1.04"), (85.19, "85.2"), (223.5, "224")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0.000"), (0.00107, "0.001"), (1.0432, "1.04"), (85.19, "85.2"), (223.5, "224")]
+)
 def test_three_digits(value, text):
     assert speed_rows.digits(value) == text
 

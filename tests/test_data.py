@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from taid.data import ASSISTANT, END, IGNORE, PAD, USER, Collator, encode, pack, train_tokenizer, write_whole
 
 TEXTS = [
-    "what is another word for large?", "a vessel that carries passengers or freight.",
+    "what is another word for large?",
+    "a vessel that carries passengers or freight.",
     "Call me Ishmael. Some years ago, never mind how long precisely, I thought I would sail about a little!",
-    "it is a truth universally acknowledged; 0123456789", "the quick brown fox jumps over the lazy dog",
-]  # fmt: skip
+    "it is a truth universally acknowledged; 0123456789",
+    "the quick brown fox jumps over the lazy dog",
+]
 WORDS = ("begin", "end", "large", "small", "vessel", "watercraft", "twelvemonth")
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ?.,!;"  # the characters of TEXTS
 PAD_ID = 0
@@ -89,10 +91,16 @@ def test_an_empty_response_is_learned_as_its_end(tokenizer):
 @pytest.mark.parametrize("length", [2, 7, 16])
 def test_pack_covers_the_stream_without_overlap(tokenizer, length):
     windows = pack(tokenizer, TEXTS, length)
-    stream = [i for text in TEXTS for i in [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]]
+    stream = [
+        i
+        for text in TEXTS
+        for i in [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    ]
     packed = [i for window in windows for i in window["prompt_ids"] + window["response_ids"]]
     assert packed == stream[: len(packed)] and 0 <= len(stream) - len(packed) < length
-    assert {(len(window["prompt_ids"]), len(window["response_ids"])) for window in windows} == {(1, length - 1)}
+    assert {(len(window["prompt_ids"]), len(window["response_ids"])) for window in windows} == {
+        (1, length - 1)
+    }
     assert [window["index"] for window in windows] == list(range(len(windows)))
 
 
@@ -105,7 +113,7 @@ def ragged(count: int, seed: int) -> list[dict]:
     def ids(low):
         return [rng.randrange(2, 50) for _ in range(rng.randint(low, 9))]
 
-    return [{"index": 100 + i, "prompt_ids": ids(1), "response_ids": ids(0) + [1]} for i in range(count)]
+    return [{"index": 100 + i, "prompt_ids": ids(1), "response_ids": [*ids(0), 1]} for i in range(count)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 17])
@@ -124,7 +132,9 @@ def test_the_layout_of_a_batch(count):
         prompt, response = example["prompt_ids"], example["response_ids"]
         before, after = start - len(prompt), width - start - len(response)
         assert batch["input_ids"][row].tolist() == [PAD_ID] * before + prompt + response + [PAD_ID] * after
-        assert batch["attention_mask"][row].tolist() == [0] * before + [1] * len(prompt + response) + [0] * after
+        assert (
+            batch["attention_mask"][row].tolist() == [0] * before + [1] * len(prompt + response) + [0] * after
+        )
         assert batch["labels"][row].tolist() == [IGNORE] * start + response + [IGNORE] * after
         real = batch["position_ids"][row, before : width - after]
         assert real.tolist() == list(range(len(prompt + response)))
@@ -132,7 +142,12 @@ def test_the_layout_of_a_batch(count):
 
 def test_a_pad_token_inside_a_response_is_a_label():
     """Labels follow the example's lengths, not token ids: where padding and end are one token, the end is learned."""
-    batch = Collator(1)([{"index": 0, "prompt_ids": [1, 5], "response_ids": [7, 1]}, {"index": 1, "prompt_ids": [5], "response_ids": [1]}])
+    batch = Collator(1)(
+        [
+            {"index": 0, "prompt_ids": [1, 5], "response_ids": [7, 1]},
+            {"index": 1, "prompt_ids": [5], "response_ids": [1]},
+        ]
+    )
     assert batch["labels"].tolist() == [[IGNORE, IGNORE, 7, 1], [IGNORE, IGNORE, 1, IGNORE]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 1, 1, 0]]
 

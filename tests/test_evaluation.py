@@ -69,7 +69,9 @@ def test_sampling_follows_the_softmax(tokenizer, temperature):
     common[0] = False
     observed = torch.tensor([said.count(word) for word in words], dtype=torch.float64)
     cells = [torch.cat([x[common], x[~common].sum(0, keepdim=True)]).numpy() for x in (observed, expected)]
-    assert cells[0].sum() == count and chisquare(*cells).pvalue > 1e-3  # seeds are fixed: passes or fails for good
+    assert (
+        cells[0].sum() == count and chisquare(*cells).pvalue > 1e-3
+    )  # seeds are fixed: passes or fails for good
 
 
 def test_entries_beyond_the_tokenizer_are_silent(tokenizer):
@@ -125,7 +127,9 @@ def test_kl_to_teacher_is_the_mean_over_tokens():
 
 def test_kl_of_a_model_to_itself_is_zero():
     model = tiny_model().eval()
-    assert kl_to_teacher(model, LiveTeacher(model), EXAMPLES, Collator(PAD), VOCAB) == pytest.approx(0, abs=1e-6)
+    assert kl_to_teacher(model, LiveTeacher(model), EXAMPLES, Collator(PAD), VOCAB) == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_kl_takes_padding_of_the_vocabulary_and_no_other_difference():
@@ -178,7 +182,9 @@ def test_the_judge_is_linear_in_the_log_likelihood_and_cut(judge, monkeypatch):
     low, high = judge.untrained["novel"], judge.human["novel"]
     different = [f"w{i}" for i in range(len(PROSE))]
     for share, expected in ((-1, 0), (0, 0), (0.25, 2.5), (0.5, 5), (1, 10), (3, 10)):
-        monkeypatch.setattr(scores, "log_likelihoods", lambda *a, at=low + share * (high - low): [at] * len(PROSE))
+        monkeypatch.setattr(
+            scores, "log_likelihoods", lambda *a, at=low + share * (high - low): [at] * len(PROSE)
+        )
         assert judge.score("novel", PROSE, different) == pytest.approx(expected, abs=1e-9)
 
 
@@ -199,7 +205,9 @@ def test_log_likelihoods_are_per_token(chat):
     model, collator = tiny_model(), Collator(PAD)
     responses = ["w9", "w4 " * 9]
     alone = [scores.log_likelihoods(model, chat, collator, [i], [r])[0] for i, r in zip(PROSE, responses)]
-    assert scores.log_likelihoods(model, chat, collator, PROSE[:2], responses) == pytest.approx(alone, rel=1e-5)
+    assert scores.log_likelihoods(model, chat, collator, PROSE[:2], responses) == pytest.approx(
+        alone, rel=1e-5
+    )
 
 
 def test_categories_keep_their_order_and_pairs():
@@ -212,14 +220,21 @@ def test_categories_keep_their_order_and_pairs():
 
 
 def test_category_scores_by_hand(judge):
-    items = [Instruction("kind", "w2", "a", ("a",))] * 4 + [Instruction("opposite", "w2", "b", ("b", "c"))] * 2 + PROSE
-    responses = ["a", "A ", "b", ""] + ["c", "a"] + NOISE
+    items = (
+        [Instruction("kind", "w2", "a", ("a",))] * 4
+        + [Instruction("opposite", "w2", "b", ("b", "c"))] * 2
+        + PROSE
+    )
+    responses = ["a", "A ", "b", "", "c", "a", *NOISE]
     assert category_scores(judge, items, responses) == {"kind": 5.0, "opposite": 5.0, "novel": 0.0}
 
 
 def test_the_headline_is_greedy_for_answers_and_sampled_for_prose(chat, monkeypatch):
     """A student that answers right greedily only, and writes well sampled only, has 10 in both."""
-    items = [Instruction("kind", "w2", "right", ("right",)), *(Instruction("novel", f"w{i}", "good") for i in (2, 3))]
+    items = [
+        Instruction("kind", "w2", "right", ("right",)),
+        *(Instruction("novel", f"w{i}", "good") for i in (2, 3)),
+    ]
     asked = []
 
     def fake(model, tokenizer, examples, max_new_tokens, temperature=0.0, seed=0):

@@ -62,7 +62,9 @@ def allowed(dtype, engine):
 def logits(dtype=torch.float32, shape=(ROWS, VOCABULARY), scale=3.0, seed=0):
     """Student and teacher logits; the student's receive a gradient."""
     generator = torch.Generator().manual_seed(seed)
-    s, z = (scale * torch.randn(2, *shape, generator=generator, dtype=torch.float64, device="cpu")).to(DEVICE, dtype)
+    s, z = (scale * torch.randn(2, *shape, generator=generator, dtype=torch.float64, device="cpu")).to(
+        DEVICE, dtype
+    )
     return s.requires_grad_(), z
 
 

@@ -82,7 +82,7 @@ def test_the_temperature_of_ctkd_gets_its_gradient():
 
 @pytest.mark.parametrize("apart", [1.0, 0.05], ids=["two models", "nearly one"])
 @pytest.mark.parametrize(
-    "dtype, bound", [(torch.float64, 1e-12), (torch.bfloat16, 3e-3), (torch.float16, 4e-4)], ids=str
+    ("dtype", "bound"), [(torch.float64, 1e-12), (torch.bfloat16, 3e-3), (torch.float16, 4e-4)], ids=str
 )
 def test_half_precision_rounds_once(dtype, bound, apart):
     """Oracle: fp64 from the same rounded inputs. One rounding to bf16 is at most 2⁻⁹ = 2e-3 of an entry."""
@@ -203,7 +203,9 @@ def _tensors(tree) -> list[Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_no_logits_are_whole(dtype, given, monkeypatch):
     """Beyond the gradients (in fp32 as they are summed), at most 0.6 tensors of n · V logits, none whole."""
-    monkeypatch.setitem(fused.CHUNK, "cpu", 2**15)  # its few fp32 copies are as small beside these small logits
+    monkeypatch.setitem(
+        fused.CHUNK, "cpu", 2**15
+    )  # its few fp32 copies are as small beside these small logits
     n, entries, width = 1024, 2**14, 8
     generator = torch.Generator().manual_seed(0)
     shapes = ((n, width), (entries, width))
@@ -293,9 +295,16 @@ def test_training_is_the_same(method, tmp_path, tokenizer):
         built = objective(method, **options)
         built.rollouts = None  # a row without a response has nothing to sample
         trainer = tiny_trainer(
-            tmp_path, built, steps=3, gradient_accumulation_steps=2, fuse_head=fuse_head, teacher="phi3",
-            student=tiny_model(vocab_size=VOCAB + 16, tie_word_embeddings=True), tokenizer=tokenizer,
-            collator=collator, **SGD,
+            tmp_path,
+            built,
+            steps=3,
+            gradient_accumulation_steps=2,
+            fuse_head=fuse_head,
+            teacher="phi3",
+            student=tiny_model(vocab_size=VOCAB + 16, tie_word_embeddings=True),
+            tokenizer=tokenizer,
+            collator=collator,
+            **SGD,
         )
         trainer.train()
         trained.append(trainer)
@@ -312,8 +321,14 @@ def test_no_logits_of_a_training_step_are_whole(tmp_path):
     for fuse_head in (False, True):
         models = [tiny_model(seed=seed, vocab_size=2048) for seed in range(2)]
         trainer = tiny_trainer(
-            tmp_path, "taid_no_adaptive", student=models[0], teacher=models[1], examples=examples, batch=8,
-            steps=1, fuse_head=fuse_head,
+            tmp_path,
+            "taid_no_adaptive",
+            student=models[0],
+            teacher=models[1],
+            examples=examples,
+            batch=8,
+            steps=1,
+            fuse_head=fuse_head,
         )
         with Allocations() as allocations:
             trainer.train()

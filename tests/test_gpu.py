@@ -46,7 +46,13 @@ def test_training_is_that_of_the_cpu(method, fuse_head, tmp_path):
         built = objective(method, **({"max_new_tokens": 5} if method in ("gkd", "distillm") else {}))
         built.rollouts = None
         trainer = tiny_trainer(
-            tmp_path / str(use_cpu), built, steps=5, use_cpu=use_cpu, fuse_head=fuse_head, student=tiny_model(), **SGD
+            tmp_path / str(use_cpu),
+            built,
+            steps=5,
+            use_cpu=use_cpu,
+            fuse_head=fuse_head,
+            student=tiny_model(),
+            **SGD,
         )
         trainer.train()
         trained.append(trainer)

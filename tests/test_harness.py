@@ -51,7 +51,7 @@ def test_nothing_that_is_tested_stands_in_the_training_text():
         found = set()
         for text in texts:
             words = re.findall("[a-z0-9']+", text.lower())
-            found |= {" ".join(words[i : i + 20]) for i in range(0, len(words) - 19)}
+            found |= {" ".join(words[i : i + 20]) for i in range(len(words) - 19)}
         return found
 
     splits = corpus()
@@ -207,7 +207,7 @@ def test_answers_with_the_same_beginning_cost_one_pass(tokenizer):
     model, read = tiny_model().eval(), []
     model.register_forward_pre_hook(
         lambda module, args, kwargs: read.append(kwargs["input_ids"]), with_kwargs=True
-    )  # fmt: skip
+    )
     lm = harness.LocalModel(model, tokenizer)
     lm._loglikelihood_tokens([(("", ""), [5, 6, 7], [answer]) for answer in (8, 9, 10, 11)])
     assert [batch.tolist() for batch in read] == [[[5, 6, 7, END]]]  # the last column is never attended to
@@ -261,9 +261,14 @@ def test_the_standard_error_is_that_of_a_proportion():
 
 def test_tasks_of_a_chance_level_are_declared_with_it():
     assert {task: t.chance for task, t in TASKS.items()} == {
-        "cloze": 0.25, "next_sentence": 0.5, "definition": 0.25, "truth": 0.25, "pronoun": 0.25,
-        "arithmetic": 0.25, "last_word": 0.0,
-    }  # fmt: skip
+        "cloze": 0.25,
+        "next_sentence": 0.5,
+        "definition": 0.25,
+        "truth": 0.25,
+        "pronoun": 0.25,
+        "arithmetic": 0.25,
+        "last_word": 0.0,
+    }
     assert len(lm_tasks.AVERAGED) == 6
 
 
@@ -280,8 +285,13 @@ def test_the_paper_s_protocol_is_the_open_llm_leaderboard():
     """Shots as in the paper's Table 2."""
     shots = {task: count for task, (count, _) in harness.LEADERBOARD.items()}
     assert shots == {
-        "arc_challenge": 25, "hellaswag": 10, "mmlu": 5, "truthfulqa_mc2": 0, "winogrande": 5, "gsm8k": 5,
-    }  # fmt: skip
+        "arc_challenge": 25,
+        "hellaswag": 10,
+        "mmlu": 5,
+        "truthfulqa_mc2": 0,
+        "winogrande": 5,
+        "gsm8k": 5,
+    }
 
 
 def test_what_local_tasks_do_not_need_is_refused(tokenizer):

@@ -63,7 +63,9 @@ def test_every_named_metric_is_measured(measured):
         assert values[metric, "average"] == pytest.approx(sum(points) / len(CATEGORIES))
     assert 0 <= values["distinct_bigrams", "average"] <= 1
     assert values["kl_to_teacher", "average"] > 0
-    assert 0.5 < values["held_out_loss", "average"] / math.log(SMOKE.vocab_size) < 1.5  # hardly trained: near uniform
+    assert (
+        0.5 < values["held_out_loss", "average"] / math.log(SMOKE.vocab_size) < 1.5
+    )  # hardly trained: near uniform
 
 
 def test_a_second_call_trains_nothing_and_says_the_same(measured, no_training):
@@ -73,8 +75,10 @@ def test_a_second_call_trains_nothing_and_says_the_same(measured, no_training):
 
 def test_the_teacher_is_its_own_teacher(measured):
     values, _ = study.measure(replace(RUN, method="teacher", learning_rate=0.0), "test")
-    assert set(metric for metric, _ in values) == set(UNITS) - {"train_seconds"}
-    assert values["kl_to_teacher", "average"] == pytest.approx(0, abs=1e-5)  # its cached logits are rounded to fp16
+    assert {metric for metric, _ in values} == set(UNITS) - {"train_seconds"}
+    assert values["kl_to_teacher", "average"] == pytest.approx(
+        0, abs=1e-5
+    )  # its cached logits are rounded to fp16
 
 
 def test_the_judges_scale_is_that_of_the_human_responses(measured):
@@ -83,7 +87,9 @@ def test_the_judges_scale_is_that_of_the_human_responses(measured):
     judge = here.judge_of("pythia", 0, "test")
     assert set(judge.human) == set(judge.untrained) == set(JUDGED)
     for category in JUDGED:
-        losses = held_out_loss(judge.model, here.encode([i for i in here.data.test if i.category == category]), here.collator)
+        losses = held_out_loss(
+            judge.model, here.encode([i for i in here.data.test if i.category == category]), here.collator
+        )
         assert judge.human[category] == pytest.approx(-sum(losses) / len(losses), rel=1e-5)
 
 
@@ -95,7 +101,10 @@ def test_copies_of_a_question_share_its_place_in_the_cache(cache):
     assert [e["index"] for e in here.train] == list(range(len(here.train)))
     count = {i: sum(e["index"] == i for e in here.stream) for i in range(len(here.train))}
     for i, (item, example) in enumerate(zip(here.data.train, here.train, strict=True)):
-        fits = len(example["prompt_ids"]) <= SMOKE.longest[0] and len(example["response_ids"]) <= SMOKE.longest[1]
+        fits = (
+            len(example["prompt_ids"]) <= SMOKE.longest[0]
+            and len(example["response_ids"]) <= SMOKE.longest[1]
+        )
         assert count[i] == fits * (SMOKE.question_copies if item.answers else 1)
     assert all(e is here.train[e["index"]] for e in here.stream)
 
@@ -115,7 +124,9 @@ def test_text_survives_the_tokenizer(cache, split):
     """A verified answer that came back changed could never be right."""
     here = study.bench("smoke")
     for item, example in zip(getattr(here.data, split), getattr(here, split), strict=True):
-        assert here.tokenizer.decode(example["response_ids"], skip_special_tokens=True).strip() == item.response
+        assert (
+            here.tokenizer.decode(example["response_ids"], skip_special_tokens=True).strip() == item.response
+        )
         assert here.tokenizer.decode(example["prompt_ids"], skip_special_tokens=True).strip() == item.prompt
 
 
@@ -129,7 +140,9 @@ def test_a_damaged_model_is_trained_again_with_a_warning(measured, cache):
     with pytest.warns(UserWarning, match="damaged.*training it again"):
         again, _ = study.measure(RUN, "test")
     times = {("train_seconds", "average")}
-    assert {k: v for k, v in again.items() if k not in times} == {k: v for k, v in measured[0].items() if k not in times}
+    assert {k: v for k, v in again.items() if k not in times} == {
+        k: v for k, v in measured[0].items() if k not in times
+    }
     assert weights.read_bytes() == whole  # training is deterministic
 
 
@@ -149,9 +162,14 @@ def test_a_kill_while_saving_leaves_no_model(tmp_path):
 
 
 def test_an_unknown_scale_or_teacher_names_the_known_ones():
-    with pytest.raises(ValueError, match="unknown scale 'huge' for the instruction-tuning study; known: smoke, cpu"):
+    with pytest.raises(
+        ValueError, match="unknown scale 'huge' for the instruction-tuning study; known: smoke, cpu"
+    ):
         study.setting("huge")
-    with pytest.raises(ValueError, match="unknown teacher 'gpt-4'; known pairs: phi-3-mini → tinyllama, llama-2 → tinyllama, stablelm"):
+    with pytest.raises(
+        ValueError,
+        match="unknown teacher 'gpt-4'; known pairs: phi-3-mini → tinyllama, llama-2 → tinyllama, stablelm",
+    ):
         replace(RUN, teacher="gpt-4")
     with pytest.raises(ValueError, match="unknown method 'tiad'; known: sft, kl, .*taid"):
         replace(RUN, method="tiad")
@@ -178,7 +196,14 @@ def test_a_run_is_named_by_every_hyperparameter_of_its_setting(monkeypatch):
 
 
 def test_a_run_is_named_by_what_it_is():
-    runs = [RUN, replace(RUN, scale="cpu"), replace(RUN, method="kl"), replace(RUN, teacher="llama-2"), replace(RUN, seed=1), replace(RUN, learning_rate=1e-2)]
+    runs = [
+        RUN,
+        replace(RUN, scale="cpu"),
+        replace(RUN, method="kl"),
+        replace(RUN, teacher="llama-2"),
+        replace(RUN, seed=1),
+        replace(RUN, learning_rate=1e-2),
+    ]
     assert len({results.config_hash(run.config()) for run in runs}) == len(runs)
 
 
@@ -190,7 +215,11 @@ def test_every_method_takes_its_options(method, teacher):
 
 def test_options_are_the_papers_per_pair():
     """Paper, section 6.1: t_start 0.4 for Phi-3, else 0.2. α · N as in its run of 16,239 updates at α = 5e-4."""
-    t_start = {t: method_options(Run("cpu", m, t, 0, 1e-3))["t_start"] for t in models.PAIRS for m in ("taid", "taid_no_adaptive")}
+    t_start = {
+        t: method_options(Run("cpu", m, t, 0, 1e-3))["t_start"]
+        for t in models.PAIRS
+        for m in ("taid", "taid_no_adaptive")
+    }
     assert t_start == {"phi-3-mini": 0.4, "llama-2": 0.2, "stablelm-zephyr": 0.2}
     for setting in SETTINGS.values():
         assert setting.alpha * setting.distil.steps == pytest.approx(5e-4 * 16_239)
@@ -206,7 +235,13 @@ def test_rows_are_complete(measured, tmp_path):
     rows = study.rows(RUN, "table1", values, seconds)
     assert {(row.metric, row.task): row.value for row in rows} == values
     for row in rows:
-        assert (row.method, row.teacher, row.student, row.seed, row.scale) == ("taid", "stablelm-zephyr", "pythia", 0, "smoke")
+        assert (row.method, row.teacher, row.student, row.seed, row.scale) == (
+            "taid",
+            "stablelm-zephyr",
+            "pythia",
+            0,
+            "smoke",
+        )
         assert (row.unit, row.higher_is_better) == UNITS[row.metric]
         assert row.config["learning_rate"] == 3e-3 and row.config["experiment"] == "table1"
         assert row.config_hash == results.config_hash(row.config)
@@ -218,14 +253,26 @@ def test_rows_are_complete(measured, tmp_path):
 @pytest.mark.slow
 def test_the_script_fills_table_1_and_does_nothing_twice(cache, tmp_path):
     """Every method on every pair under both protocols, from a cache that may be warm; the second run adds no byte."""
-    script = [sys.executable, "paper_experiments/01_table1_instruction_tuning.py", "--scale", "smoke", "--results", str(tmp_path)]
+    script = [
+        sys.executable,
+        "paper_experiments/01_table1_instruction_tuning.py",
+        "--scale",
+        "smoke",
+        "--results",
+        str(tmp_path),
+    ]
     environment = os.environ | {"TAID_CACHE": str(cache)}
     subprocess.run(script, cwd=ROOT, env=environment, check=True, capture_output=True)
     path = tmp_path / "table1.jsonl"
     rows, content = list(results.read(path)), path.read_bytes()
     cells = {(row.experiment, row.method, row.teacher) for row in rows}
     assert cells == {
-        *((e, m, t) for e in ("table1", "table1_one_rate", "table1_search") for m in TABLE1 for t in models.PAIRS),
+        *(
+            (e, m, t)
+            for e in ("table1", "table1_one_rate", "table1_search")
+            for m in TABLE1
+            for t in models.PAIRS
+        ),
         *(("table1", reference, t) for reference in ("teacher", "untrained") for t in models.PAIRS),
     }
     rates = {row.config["learning_rate"] for row in rows if row.experiment == "table1_search"}

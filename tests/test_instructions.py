@@ -103,7 +103,9 @@ def test_an_evaluated_word_is_asked_in_training_in_the_other_phrasings(data, spl
 
 
 def test_evaluation_words_are_in_one_split(data):
-    words = [{(i.category, asked(i)[0]) for i in of(split, VERIFIED)} for split in (data.validation, data.test)]
+    words = [
+        {(i.category, asked(i)[0]) for i in of(split, VERIFIED)} for split in (data.validation, data.test)
+    ]
     assert not words[0] & words[1]
 
 
@@ -125,7 +127,9 @@ def test_a_document_is_in_one_split(category):
     for split, share in DOCUMENT_SHARES.items():
         assert abs(len(splits[split]) - share * len(documents)) <= 1
     assert split_documents(documents, 0) == splits != split_documents(documents, 1)
-    assert split_documents(dict(reversed(documents.items())), 0) == splits, "the order of the files must not matter"
+    assert split_documents(dict(reversed(documents.items())), 0) == splits, (
+        "the order of the files must not matter"
+    )
 
 
 @pytest.mark.parametrize("category", PROSE)
@@ -189,7 +193,9 @@ def test_the_score_counts_right_answers():
 def test_no_constant_answer_scores(data, category):
     """Whatever is said to all prompts, be it every accepted answer in turn, gets less than 2.5 of 10."""
     items = of(data.test, (category,))
-    best = max(verified(items, [answer] * len(items)) for answer in {a for item in items for a in item.answers})
+    best = max(
+        verified(items, [answer] * len(items)) for answer in {a for item in items for a in item.answers}
+    )
     assert 0 < best < 2.5
 
 

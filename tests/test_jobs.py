@@ -27,7 +27,9 @@ def slow_square(x: int, folder: str) -> tuple[int, str | None]:
 def test_every_job_is_done_once_and_told(workers, tmp_path, capsys):
     todo = [(x, str(tmp_path)) for x in range(4)]
     found = list(jobs.run(square, todo, workers, "squares"))
-    assert sorted(found) == [(job, (job[0] ** 2, "1")) for job in todo], "single-threaded results, with their jobs"
+    assert sorted(found) == [(job, (job[0] ** 2, "1")) for job in todo], (
+        "single-threaded results, with their jobs"
+    )
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(",")[0] for line in lines] == [f"[squares {done}/4" for done in (1, 2, 3, 4)]
     assert all(re.fullmatch(r"\[squares \d/4, \d+:\d\d, \d+:\d\d left\] \d .*", line) for line in lines)
@@ -64,9 +66,13 @@ def test_the_value_of_a_run_is_its_last_one_of_that_experiment_metric_and_task(t
     path = tmp_path / "rows.jsonl"
     first, second, absent = (study.Run("cpu", "kl", "phi-3-mini", 0, rate) for rate in (1e-3, 3e-3, 1e-2))
     for run, experiment, task, value in (
-        (first, "search", "average", 1.0), (first, "search", "average", 2.0), (second, "search", "average", 3.0),
-        (first, "table", "average", 4.0), (first, "search", "synonym", 5.0), (second, "table", "average", 6.0),
-    ):  # fmt: skip
+        (first, "search", "average", 1.0),
+        (first, "search", "average", 2.0),
+        (second, "search", "average", 3.0),
+        (first, "table", "average", 4.0),
+        (first, "search", "synonym", 5.0),
+        (second, "table", "average", 6.0),
+    ):
         results.append(path, study.rows(run, experiment, {("score", task): value}, 1.0))
         results.append(path, study.rows(run, experiment, {("held_out_loss", task): 7.0}, 1.0))
     found = jobs.measured(path, [first, second, absent], "search", "score", "average")
@@ -76,7 +82,10 @@ def test_the_value_of_a_run_is_its_last_one_of_that_experiment_metric_and_task(t
 def test_the_command_line_of_a_study(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["study.py"])
     assert jobs.arguments("A study.", ["smoke", "cpu"], seeds=4) == ("cpu", 4, 2, Path("results"))
-    monkeypatch.setattr("sys.argv", "study.py --scale smoke --seeds 1 --workers 3 --results runs/smoke".split())
+    monkeypatch.setattr(
+        "sys.argv",
+        ["study.py", "--scale", "smoke", "--seeds", "1", "--workers", "3", "--results", "runs/smoke"],
+    )
     assert jobs.arguments("A study.", ["smoke", "cpu"], seeds=4) == ("smoke", 1, 3, Path("runs/smoke"))
     monkeypatch.setattr("sys.argv", ["study.py", "--scale", "huge"])
     with pytest.raises(SystemExit):

@@ -17,7 +17,13 @@ CLASSES = {
     "pythia": "GPTNeoXForCausalLM",
     "judge": "Qwen2ForCausalLM",
 }
-BILLIONS = {"phi-3-mini": 3.8, "llama-2": 6.7, "stablelm-zephyr": 2.8, "pythia": 0.41, "tinyllama": 1.1}  # paper, Table 1
+BILLIONS = {
+    "phi-3-mini": 3.8,
+    "llama-2": 6.7,
+    "stablelm-zephyr": 2.8,
+    "pythia": 0.41,
+    "tinyllama": 1.1,
+}  # paper, Table 1
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +67,27 @@ def test_weights_depend_on_the_seed_alone(zoo, name, tokenizer):
     state = torch.get_rng_state()
     again, other = (scale_model(name, VOCAB_SIZE, tokenizer, seed) for seed in (0, 1))
     assert torch.equal(torch.get_rng_state(), state)
-    for (key, a), b, c in zip(zoo[name].state_dict().items(), again.state_dict().values(), other.state_dict().values(), strict=True):
+    for (key, a), b, c in zip(
+        zoo[name].state_dict().items(), again.state_dict().values(), other.state_dict().values(), strict=True
+    ):
         assert torch.equal(a, b)
-        assert not torch.equal(a, c) or a.unique().numel() <= 1, f"{key} is drawn, but not by the seed"  # norms, biases
+        assert not torch.equal(a, c) or a.unique().numel() <= 1, (
+            f"{key} is drawn, but not by the seed"
+        )  # norms, biases
 
 
 def test_special_tokens_are_the_tokenizers(zoo, tokenizer):
     for model in zoo.values():
-        assert (model.config.pad_token_id, model.config.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
+        assert (model.config.pad_token_id, model.config.eos_token_id) == (
+            tokenizer.pad_token_id,
+            tokenizer.eos_token_id,
+        )
         assert model.config.bos_token_id is None
 
 
-@pytest.mark.parametrize(("function", "kind"), [(lambda n: scale_model(n, 64, None, 0), "scale"), (hub_model, "hub")])
+@pytest.mark.parametrize(
+    ("function", "kind"), [(lambda n: scale_model(n, 64, None, 0), "scale"), (hub_model, "hub")]
+)
 def test_an_unknown_name_names_the_known_ones(function, kind):
     known = SCALE_MODELS if kind == "scale" else HUB_MODELS
     with pytest.raises(ValueError, match=f"unknown {kind} model 'gpt-4'; known: {', '.join(known)}"):

@@ -29,7 +29,9 @@ def test_torch_comes_with_the_trainer_and_not_before():
 
 
 def test_an_unknown_attribute_names_the_exports():
-    with pytest.raises(AttributeError, match="no attribute 'Distiller'; it exports DistillationTrainer, METHODS, LOSSES"):
+    with pytest.raises(
+        AttributeError, match="no attribute 'Distiller'; it exports DistillationTrainer, METHODS, LOSSES"
+    ):
         taid.Distiller  # noqa: B018
     assert not hasattr(taid, "nope")
     with pytest.raises(ImportError, match="Distiller"):
@@ -40,12 +42,26 @@ def test_an_unknown_attribute_names_the_exports():
 def test_the_wheel_holds_taid_alone(tmp_path):
     """Built from a copy as `pip install .` does; every source of taid, the C++ kernel's included, and nothing beside it."""
     source = tmp_path / "source"
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "*.egg-info", "build", "runs", "__pycache__"))
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(source)]
+    shutil.copytree(
+        ROOT, source, ignore=shutil.ignore_patterns(".*", "*.egg-info", "build", "runs", "__pycache__")
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(tmp_path),
+        str(source),
+    ]
     subprocess.run(command, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
     assert wheel.name == f"taid-{taid.__version__}-py3-none-any.whl"
-    sources = {path.relative_to(ROOT) for suffix in ("py", "cpp") for path in (ROOT / "taid").rglob(f"*.{suffix}")}
+    sources = {
+        path.relative_to(ROOT) for suffix in ("py", "cpp") for path in (ROOT / "taid").rglob(f"*.{suffix}")
+    }
     assert {name for name in names if ".dist-info" not in name.parts[0]} == sources
     assert any(name.name == "LICENSE" for name in names)

@@ -1,5 +1,7 @@
 """Layer-pruned students: which layers are kept, and that what is left is a whole model."""
 
+import itertools
+
 import pytest
 import torch
 from conftest import END, FAMILIES, PAD, VOCAB
@@ -18,10 +20,18 @@ def deep_model(family: str, layers: int = TOTAL, **options):
     if family != "gpt_neox":
         options = {"num_key_value_heads": 2} | options
     config = CONFIG_MAPPING[family](
-        vocab_size=VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=layers,
-        num_attention_heads=2, max_position_embeddings=64, initializer_range=0.3,
-        bos_token_id=None, eos_token_id=END, pad_token_id=PAD, **options,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=END,
+        pad_token_id=PAD,
+        **options,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config).eval()
@@ -40,7 +50,7 @@ def test_layers_are_evenly_spaced_with_first_and_last_kept(total, data):
     """No two gaps differ by more than one layer; the ends are the teacher's; no layer is kept twice."""
     kept = data.draw(st.integers(2, total))
     chosen = keep_layers(total, kept)
-    gaps = [b - a for a, b in zip(chosen, chosen[1:])]
+    gaps = [b - a for a, b in itertools.pairwise(chosen)]
     assert len(chosen) == kept and (chosen[0], chosen[-1]) == (0, total - 1)
     assert min(gaps) >= 1 and max(gaps) - min(gaps) <= 1
 

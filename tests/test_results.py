@@ -19,10 +19,22 @@ def cell(seed: int, metrics: int = 3) -> list[Row]:
     """The rows of one small cell; metric k has the value k."""
     config = {"method": "taid", "seed": seed}
     row = Row(
-        experiment="table1", scale="cpu", method="taid", teacher="llama-2", student="tinyllama",
-        task="average", seed=seed, metric="", value=0.0, unit="points of 10", higher_is_better=True,
-        config=config, config_hash=config_hash(config), seconds=1.5, **asdict(HERE),
-    )  # fmt: skip
+        experiment="table1",
+        scale="cpu",
+        method="taid",
+        teacher="llama-2",
+        student="tinyllama",
+        task="average",
+        seed=seed,
+        metric="",
+        value=0.0,
+        unit="points of 10",
+        higher_is_better=True,
+        config=config,
+        config_hash=config_hash(config),
+        seconds=1.5,
+        **asdict(HERE),
+    )
     return [replace(row, metric=f"metric {k}", value=float(k)) for k in range(metrics)]
 
 
@@ -116,7 +128,7 @@ def write_cells(path: Path, seeds: range, start) -> None:
 def test_two_processes_lose_nothing_and_keep_cells_whole(path):
     spawn = multiprocessing.get_context("spawn")
     start = spawn.Barrier(2)
-    halves = [range(0, 30), range(30, 60)]
+    halves = [range(30), range(30, 60)]
     workers = [spawn.Process(target=write_cells, args=(path, half, start)) for half in halves]
     for worker in workers:
         worker.start()

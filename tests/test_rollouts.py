@@ -35,6 +35,7 @@ def chatty(family: str = "llama"):
 @pytest.fixture
 def free_sampling(monkeypatch):
     """For tests that count many decisions to sample and never look at a sample."""
+
     def end_at_once(model, prompts, max_new_tokens, seed):
         return [[END]] * len(prompts)
 
@@ -47,18 +48,20 @@ def free_sampling(monkeypatch):
 def test_prompts_are_what_precedes_the_first_label():
     ids = torch.tensor([[PAD, PAD, 5, 6, 7, END], [8, 9, 10, 11, END, 12], [PAD, 13, 14, 15, 16, END]])
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1]])
-    labels = torch.tensor([
-        [IGNORE, IGNORE, IGNORE, IGNORE, 7, END],
-        [IGNORE, 9, IGNORE, IGNORE, END, 12],  # two turns: the first response begins at 9
-        [IGNORE, IGNORE, IGNORE, IGNORE, IGNORE, END],
-    ])
+    labels = torch.tensor(
+        [
+            [IGNORE, IGNORE, IGNORE, IGNORE, 7, END],
+            [IGNORE, 9, IGNORE, IGNORE, END, 12],  # two turns: the first response begins at 9
+            [IGNORE, IGNORE, IGNORE, IGNORE, IGNORE, END],
+        ]
+    )
     expected = [[5, 6], [8], [13, 14, 15, 16]]
     assert prompts_of({"input_ids": ids, "attention_mask": mask, "labels": labels}) == expected
     right = {  # the same rows, padded on the right, by a collator without an attention mask
         "input_ids": torch.tensor([[5, 6, 7, END, PAD, PAD], ids[1].tolist(), [13, 14, 15, 16, END, PAD]]),
-        "labels": torch.tensor([
-            [IGNORE, IGNORE, 7, END, IGNORE, IGNORE], labels[1].tolist(), [IGNORE] * 4 + [END, IGNORE]
-        ]),
+        "labels": torch.tensor(
+            [[IGNORE, IGNORE, 7, END, IGNORE, IGNORE], labels[1].tolist(), [IGNORE] * 4 + [END, IGNORE]]
+        ),
     }
     assert prompts_of(right) == expected
 
@@ -91,7 +94,7 @@ def test_responses_end_where_the_model_ends_them(family):
     ended = [response for response in responses if END in response]
     assert all(response.index(END) == len(response) - 1 for response in ended)
     assert all(len(response) == 6 for response in responses if END not in response)
-    assert 0 < len(ended) and len({len(response) for response in responses}) > 3
+    assert len(ended) > 0 and len({len(response) for response in responses}) > 3
 
 
 @pytest.mark.parametrize("family", STUDENTS)

@@ -46,6 +46,7 @@ def random_logits(seed: int) -> torch.Tensor:
 @pytest.fixture
 def train(tmp_path):
     """Two steps of the trainer that the study uses, with its objective."""
+
     def two_steps(student, target):
         tiny_trainer(tmp_path, "kl", student=student, teacher=target, steps=2).train()
 

@@ -1,5 +1,6 @@
 """Schedules of t: bounds and monotonicity for any loss; the formulas against scalar code written apart."""
 
+import itertools
 import json
 import math
 from dataclasses import FrozenInstanceError, asdict
@@ -34,7 +35,7 @@ def run(schedule: Linear, losses: list[float]) -> list[State]:
 @given(losses=st.lists(any_loss, min_size=1, max_size=60))
 def test_t_is_monotone_and_between_its_bounds_for_any_loss(schedule, losses):
     states = run(schedule, losses)
-    for n, (before, after) in enumerate(zip(states, states[1:]), start=1):
+    for n, (before, after) in enumerate(itertools.pairwise(states), start=1):
         assert before.t <= after.t <= schedule.t_end
         assert -1 <= after.momentum <= 1
         if math.isfinite(losses[n - 1]):

@@ -97,7 +97,12 @@ def test_a_changed_package_is_refused(cache, package):
     package[0]["a.txt"] = b"call me maybe"
     with pytest.raises(SourceUnavailable) as error:
         fetch("toy")
-    for part in ("toy@1.0", SOURCES["toy"].sha256, "has changed", f"put the files `*.txt` of the npm package toy@1.0 into {cache}"):
+    for part in (
+        "toy@1.0",
+        SOURCES["toy"].sha256,
+        "has changed",
+        f"put the files `*.txt` of the npm package toy@1.0 into {cache}",
+    ):
         assert part in str(error.value)
     assert not cache.exists()
 
@@ -123,7 +128,11 @@ def test_a_missing_client_is_named(cache, clients, monkeypatch, client, command)
     monkeypatch.setitem(SOURCES, "toy", Source(client, "toy", "data", "*.txt", "0" * 64, "CC0"))
     with pytest.raises(SourceUnavailable) as error:
         fetch("toy")
-    for part in (f"tried the cache ({cache}), then {client}", f"`{command}` is not installed", "put the files"):
+    for part in (
+        f"tried the cache ({cache}), then {client}",
+        f"`{command}` is not installed",
+        "put the files",
+    ):
         assert part in str(error.value)
 
 
@@ -153,7 +162,9 @@ def test_npm_packages_are_unpacked(cache, clients, tmp_path):
 
 def test_apt_lists_are_updated_where_there_are_none(cache, clients, tmp_path, monkeypatch):
     """`apt-get download` fails until `apt-get update` has run, as on a fresh machine."""
-    monkeypatch.setitem(SOURCES, "toy", Source("apt", "toy", "usr/share", "*.txt", SOURCES["toy"].sha256, "CC0"))
+    monkeypatch.setitem(
+        SOURCES, "toy", Source("apt", "toy", "usr/share", "*.txt", SOURCES["toy"].sha256, "CC0")
+    )
     true, called = tmp_path / "true", tmp_path / "called"
     clients(
         "apt-get",
@@ -167,7 +178,9 @@ def test_apt_lists_are_updated_where_there_are_none(cache, clients, tmp_path, mo
 
 def test_a_wheel_is_unpacked_and_not_installed(cache, tmp_path, monkeypatch):
     """Python's client is the interpreter's own; the wheel it leaves is a zip archive."""
-    monkeypatch.setitem(sources.MODELS, "toy", Source("pip", "toy==1.0", "toy", "*.txt", SOURCES["toy"].sha256, "CC0"))
+    monkeypatch.setitem(
+        sources.MODELS, "toy", Source("pip", "toy==1.0", "toy", "*.txt", SOURCES["toy"].sha256, "CC0")
+    )
     commands = []
 
     def download(command, folder):
@@ -213,7 +226,10 @@ def test_the_r_reader_refuses_other_objects():
 
 
 def test_austen_is_cut_at_its_chapters(tmp_path, monkeypatch):
-    novels = [["EMMA", "by Jane Austen", "CHAPTER I", "Emma Woodhouse,", "handsome", "Chapter 2", "Mr. Weston"], ["PERSUASION", "Chapter 1", "Sir"]]
+    novels = [
+        ["EMMA", "by Jane Austen", "CHAPTER I", "Emma Woodhouse,", "handsome", "Chapter 2", "Mr. Weston"],
+        ["PERSUASION", "Chapter 1", "Sir"],
+    ]
     (tmp_path / "Rdata.rdb").write_bytes(r_database(*novels))
     monkeypatch.setattr(sources, "fetch", lambda name: tmp_path)
     documents = sources.austen()
@@ -223,13 +239,22 @@ def test_austen_is_cut_at_its_chapters(tmp_path, monkeypatch):
 
 def test_moby_dick_is_its_chapters_alone(tmp_path, monkeypatch):
     """The package also holds the whole book as data.txt: were it a document, no split would be clean."""
-    write(tmp_path, {"chapter_1.txt": b"LOOMINGS.\n\nCall me\n\nIshmael.", "data.txt": b"ALL\n\nCall me Ishmael.", "chapter_1.json": b"{}"})
+    write(
+        tmp_path,
+        {
+            "chapter_1.txt": b"LOOMINGS.\n\nCall me\n\nIshmael.",
+            "data.txt": b"ALL\n\nCall me Ishmael.",
+            "chapter_1.json": b"{}",
+        },
+    )
     monkeypatch.setattr(sources, "fetch", lambda name: tmp_path)
     assert sources.moby_dick() == {"chapter_1": "Call me\n\nIshmael."}
 
 
 def test_speeches_keep_their_names(tmp_path, monkeypatch):
-    write(tmp_path, {"1790_washington_n.json": json.dumps({"year": 1790, "text": "Fellow citizens"}).encode()})
+    write(
+        tmp_path, {"1790_washington_n.json": json.dumps({"year": 1790, "text": "Fellow citizens"}).encode()}
+    )
     monkeypatch.setattr(sources, "fetch", lambda name: tmp_path)
     assert sources.sotu() == {"1790_washington_n": "Fellow citizens"}
 
@@ -262,12 +287,18 @@ def test_wordnet_synsets(wordnet):
     synsets, _, _ = wordnet
     assert len(synsets) == 6
     dog = synsets["n", "00000100"]
-    assert (dog.category, dog.words, dog.pointers) == ("animal", ("dog", "Canis_familiaris"), (("@", "00000200", "n", "0000"),))
+    assert (dog.category, dog.words, dog.pointers) == (
+        "animal",
+        ("dog", "Canis_familiaris"),
+        (("@", "00000200", "n", "0000"),),
+    )
     assert dog.gloss == 'a pet; "the dog barked all night"'
     assert synsets["n", "00000200"].gloss == "a living organism | or so"
     assert synsets["n", "00000200"].category == "thing"  # lexnames(5WN): 03 is noun.Tops
     assert synsets["v", "00000300"].pointers == (("!", "00000400", "v", "0101"),), "frames are not pointers"
-    assert synsets["v", "00000400"].words == tuple(f"w{i}" for i in range(10)), "the count of words is hexadecimal"
+    assert synsets["v", "00000400"].words == tuple(f"w{i}" for i in range(10)), (
+        "the count of words is hexadecimal"
+    )
     assert synsets["a", "00000500"].words == ("galore",), "without its syntactic marker"
     assert synsets["v", "00000300"].category == ""
 
@@ -289,27 +320,46 @@ def test_the_packages_still_carry_the_known_texts(name, tmp_path, monkeypatch):
     """Downloaded afresh; the digest is computed here as `sha256sum` would, over names and contents."""
     monkeypatch.setenv("TAID_CACHE", str(tmp_path))
     files = sorted(fetch(name).glob(SOURCES[name].pattern), key=lambda path: path.name)
-    whole = b"".join(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest() for path in files)
+    whole = b"".join(
+        path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest() for path in files
+    )
     assert hashlib.sha256(whole).hexdigest() == SOURCES[name].sha256
 
 
 def test_the_real_wordnet_is_whole():
     """Oracle: wnstats(7WN) of WordNet 3.0, synsets and unique strings by part of speech."""
     synsets, senses, _ = sources.wordnet()
-    assert {p: sum(part == p for part, _ in synsets) for p in "nvar"} == {"n": 82_115, "v": 13_767, "a": 18_156, "r": 3_621}
-    assert {p: sum(part == p for part, _ in senses) for p in "nvar"} == {"n": 117_798, "v": 11_529, "a": 21_479, "r": 4_481}
+    assert {p: sum(part == p for part, _ in synsets) for p in "nvar"} == {
+        "n": 82_115,
+        "v": 13_767,
+        "a": 18_156,
+        "r": 3_621,
+    }
+    assert {p: sum(part == p for part, _ in senses) for p in "nvar"} == {
+        "n": 117_798,
+        "v": 11_529,
+        "a": 21_479,
+        "r": 4_481,
+    }
 
 
 def test_the_real_prose_is_whole():
     """Oracles: the chapters of the printed novels; Moby-Dick's 135; a speech for most years from 1790 on."""
     novels = [name.split(" / ")[0] for name in sources.austen()]
     assert {title: novels.count(title) for title in novels} == {
-        "Sense And Sensibility": 50, "Pride And Prejudice": 61, "Mansfield Park": 48, "Emma": 55, "Northanger Abbey": 31, "Persuasion": 24,
-    }  # fmt: skip
+        "Sense And Sensibility": 50,
+        "Pride And Prejudice": 61,
+        "Mansfield Park": 48,
+        "Emma": 55,
+        "Northanger Abbey": 31,
+        "Persuasion": 24,
+    }
     chapters = sources.moby_dick()
     assert len(chapters) == 135
     assert any("Call me Ishmael." in text for text in chapters.values())
-    assert max(map(len, chapters.values())) < sum(map(len, chapters.values())) / 20, "a document is no chapter"
+    assert max(map(len, chapters.values())) < sum(map(len, chapters.values())) / 20, (
+        "a document is no chapter"
+    )
     speeches = sources.sotu()
     assert len(speeches) == 233
     assert min(map(len, speeches.values())) > 1000

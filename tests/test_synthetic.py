@@ -51,7 +51,7 @@ def test_the_teacher_says_its_phrases_by_their_weights():
     assert LANGUAGE.is_phrase().sum(-1).tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize("memory, states", [(0, 1), (1, 1 + 7), (2, 1 + 7 + 49)])
+@pytest.mark.parametrize(("memory", "states"), [(0, 1), (1, 1 + 7), (2, 1 + 7 + 49)])
 def test_states_tell_contexts_apart_by_their_last_words(memory, states):
     contexts = [tuple(row) for table in LANGUAGE.contexts() for row in table.tolist()]
     found = Ngram(LANGUAGE, memory).states().tolist()

@@ -165,9 +165,17 @@ def test_distillation_brings_the_student_nearer(here):
 
 
 def test_a_run_is_named_by_everything_that_decides_it(monkeypatch):
-    changed = [replace(RUN, **change) for change in (
-        {}, {"scale": "cpu"}, {"method": "kl"}, {"seed": 1}, {"learning_rate": 1e-2}, {"steps": 2},
-    )]  # fmt: skip
+    changed = [
+        replace(RUN, **change)
+        for change in (
+            {},
+            {"scale": "cpu"},
+            {"method": "kl"},
+            {"seed": 1},
+            {"learning_rate": 1e-2},
+            {"steps": 2},
+        )
+    ]
     hashes = [results.config_hash(run.config()) for run in changed]
     monkeypatch.setattr(study, "precision", lambda: "another")
     hashes.append(results.config_hash(RUN.config()))
@@ -319,10 +327,22 @@ HERE = Provenance(commit="c0ffee", dirty=False, versions="python 3.11", device="
 
 def row(value: float, **fields) -> Row:
     default = Row(
-        experiment="table2", scale="cpu", method="taid", teacher="smollm2-135m", student="six layers",
-        task="average", seed=0, metric="kl_to_teacher", value=value, unit="", higher_is_better=False,
-        config={"learning_rate": 1e-3}, config_hash="0", seconds=1.0, **asdict(HERE),
-    )  # fmt: skip
+        experiment="table2",
+        scale="cpu",
+        method="taid",
+        teacher="smollm2-135m",
+        student="six layers",
+        task="average",
+        seed=0,
+        metric="kl_to_teacher",
+        value=value,
+        unit="",
+        higher_is_better=False,
+        config={"learning_rate": 1e-3},
+        config_hash="0",
+        seconds=1.0,
+        **asdict(HERE),
+    )
     return replace(default, **fields)
 
 
@@ -367,8 +387,9 @@ def test_claims_hold_in_the_paper_and_are_judged_by_pairs_of_seeds(tmp_path):
     wiggle = {0: 0.001, 1: -0.001, 2: 0.0}
     rows = [
         row(v + noise[seed] + wiggle[seed] * i, method=m, seed=seed)
-        for seed in noise for i, (m, v) in enumerate(losses_of.items())
-    ]  # fmt: skip
+        for seed in noise
+        for i, (m, v) in enumerate(losses_of.items())
+    ]
     frame = frame_of(tmp_path, rows)
     judged = table2.likelihood_verdicts(frame)
     found = {(where, claim.name): verdict.outcome for where, claim, verdict in judged}

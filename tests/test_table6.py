@@ -23,10 +23,22 @@ SLOPES = {"taid": 0.5, "skew_kl": -0.25, "kl": 0.0}  # per tenfold teacher, on e
 def row(metric: str, value: float, **fields) -> Row:
     unit, higher = capacity.UNITS[metric]
     default = Row(
-        experiment="table6", scale="cpu", method="taid", teacher="pythia-1b", student="pythia-70m",
-        task="base", seed=0, metric=metric, value=value, unit=unit, higher_is_better=higher,
-        config={"learning_rate": 0.01}, config_hash="0", seconds=1.0, **asdict(HERE),
-    )  # fmt: skip
+        experiment="table6",
+        scale="cpu",
+        method="taid",
+        teacher="pythia-1b",
+        student="pythia-70m",
+        task="base",
+        seed=0,
+        metric=metric,
+        value=value,
+        unit=unit,
+        higher_is_better=higher,
+        config={"learning_rate": 0.01},
+        config_hash="0",
+        seconds=1.0,
+        **asdict(HERE),
+    )
     return replace(default, **fields)
 
 
@@ -50,15 +62,17 @@ def synthetic(slopes=SLOPES, seeds=SEEDS, teachers=tuple(table6.SIZES)) -> list[
     grid = [{"learning_rate": rate} for rate in (0.001, 0.01, 0.1)]
     return found + [
         row("held_out_loss", 3.0, experiment="table6_search", method=m, teacher=t, config=config)
-        for m in slopes for t in teachers for config in grid
-    ]  # fmt: skip
+        for m in slopes
+        for t in teachers
+        for config in grid
+    ]
 
 
 def mapped() -> list[Row]:
     """A map with gains of 1 (TAID) and −2 (skew KL) on every judged metric, 3 seeds; teachers at τ = 2."""
     found = []
     for variant in capacity.variants(capacity.Run("cpu", "taid", "pythia-1b", 0, 0.01)):
-        shared = dict(experiment="table6_map", task=variant.task, student=variant.student)
+        shared = {"experiment": "table6_map", "task": variant.task, "student": variant.student}
         for metric in table6.JUDGED:
             sign = table6.METRICS[metric][2]
             for method, gain in (("taid", 1.0), ("skew_kl", -2.0)):
@@ -67,7 +81,7 @@ def mapped() -> list[Row]:
                         value = sign * (3 + 0.1 * seed + share * gain)
                         found.append(row(metric, value, method=method, teacher=teacher, seed=seed, **shared))
     for teacher, entropy in (("pythia-410m", 4.0), ("pythia-6.9b", 3.5)):
-        shared = dict(experiment="table6_map", task="τ = 2", method="teacher")
+        shared = {"experiment": "table6_map", "task": "τ = 2", "method": "teacher"}
         found.append(row("entropy", entropy, teacher=teacher, **shared))
     return found
 
@@ -216,20 +230,28 @@ def test_paper_and_ours_stand_side_by_side_and_apart(full):
 
 
 def test_rates_at_the_edge_are_bold(tmp_path):
-    chosen = [replace(r, config={"learning_rate": 0.1}) if (r.method, r.experiment) == ("kl", "table6") else r
-              for r in synthetic()]  # fmt: skip
+    chosen = [
+        replace(r, config={"learning_rate": 0.1}) if (r.method, r.experiment) == ("kl", "table6") else r
+        for r in synthetic()
+    ]
     table = table6.rates_table(frame(tmp_path, chosen))
     assert "| KL | **0.1** | **0.1** | **0.1** | **0.1** |" in table and "| TAID | 0.01 | 0.01 |" in table
 
 
 def test_the_gain_at_one_rate_is_the_smaller_loss(tmp_path):
     """By hand: the loss of skew KL's student rises from 3 to 3.25 at the rate of 0.1, and nowhere else."""
-    worse = {"experiment": "table6_search", "method": "skew_kl", "teacher": "pythia-6.9b", "learning_rate": 0.1}
+    worse = {
+        "experiment": "table6_search",
+        "method": "skew_kl",
+        "teacher": "pythia-6.9b",
+        "learning_rate": 0.1,
+    }
     chosen = [
         replace(r, value=3.25)
-        if worse == {key: r.config.get(key, getattr(r, key, None)) for key in worse} else r
+        if worse == {key: r.config.get(key, getattr(r, key, None)) for key in worse}
+        else r
         for r in synthetic()
-    ]  # fmt: skip
+    ]
     table = table6.fixed_rates(frame(tmp_path, chosen))
     assert "| Skew KL | 0.000 | 0.000 | −0.250 |" in table and "| TAID | 0.000 | 0.000 | 0.000 |" in table
     assert "| RKL | — | — | — |" in table
@@ -268,7 +290,16 @@ def test_the_maps_figure_draws_every_gap(full):
         lambda r: r.metric == "held_out_loss",
         lambda r: r.task in ("base", "τ = 2") and r.seed < 2,
     ],
-    ids="teachers,search,one seed,one teacher,one method,map alone,one metric,part of the map".split(","),
+    ids=[
+        "teachers",
+        "search",
+        "one seed",
+        "one teacher",
+        "one method",
+        "map alone",
+        "one metric",
+        "part of the map",
+    ],
 )
 def test_any_part_of_the_rows_renders(tmp_path, keep):
     """As a run that was cut short leaves them; equal rows give equal text."""

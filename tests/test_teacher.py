@@ -234,7 +234,7 @@ def test_a_whole_cache_is_kept_and_another_teacher_or_data_set_is_not_mistaken_f
     assert computed(folder, teacher) == (4, 0)
     assert computed(folder, tiny_model(seed=1)) == (0, 0)
     assert computed(folder, tiny_model(seed=2)) == (4, 1)
-    shorter = [EXAMPLES[0] | {"response_ids": EXAMPLES[0]["response_ids"][:-1] + [9]}, *EXAMPLES[1:]]
+    shorter = [EXAMPLES[0] | {"response_ids": [*EXAMPLES[0]["response_ids"][:-1], 9]}, *EXAMPLES[1:]]
     assert computed(folder, tiny_model(seed=2), shorter) == (4, 1)
     other_prompt = [shorter[0] | {"prompt_ids": [9, 9]}, *shorter[1:]]
     assert computed(folder, tiny_model(seed=2), other_prompt) == (4, 1)

@@ -44,7 +44,7 @@ def problems(draw):
 def tiers(check):
     """Test `check` on drawn problems: 60 in the fast tier, 1,000 in the slow one."""
 
-    @pytest.mark.parametrize("examples", (60, pytest.param(1000, marks=pytest.mark.slow)))
+    @pytest.mark.parametrize("examples", [60, pytest.param(1000, marks=pytest.mark.slow)])
     def test(examples):
         drawn = given(problems())(lambda problem: check(*problem))
         settings(max_examples=examples, deadline=None, derandomize=True, database=None)(drawn)()
@@ -69,7 +69,7 @@ def test_fit_leaves_a_residual_of_norm_one_or_collapses(direction, eigenvalues, 
     np.testing.assert_allclose(residual[:-1], 1, rtol=1e-13)
     np.testing.assert_allclose(residual[-1], 1, rtol=1e-9)  # labels - fitted cancels six digits
     shrinkage = np.divide(fitted, labels, out=np.zeros_like(labels), where=labels != 0)
-    assert np.all((0 <= shrinkage) & (shrinkage <= 1))
+    assert np.all((shrinkage >= 0) & (shrinkage <= 1))
 
 
 def test_fit_solves_for_c_to_machine_precision():
@@ -83,8 +83,11 @@ def test_fit_solves_for_c_to_machine_precision():
             spread = 1 / (np.linalg.norm(z) - 1)  # c lies between d_min and d_max times this
             c = brentq(
                 lambda c: np.linalg.norm(z * c / (c + d)) - 1,
-                0.5 * d.min() * spread, 2 * d.max() * spread, xtol=1e-300, rtol=4 * np.finfo(float).eps,
-            )  # fmt: skip
+                0.5 * d.min() * spread,
+                2 * d.max() * spread,
+                xtol=1e-300,
+                rtol=4 * np.finfo(float).eps,
+            )
             np.testing.assert_allclose(theory.fit(z, d), z * d / (c + d), rtol=1e-12)
 
 
@@ -110,7 +113,7 @@ def constrained_kernel_fit(gram, labels, residual):
     return minimize(x0=labels, constraints=slack, method="SLSQP", options=options, **norm).x
 
 
-@pytest.mark.parametrize("schedule", (np.zeros(13), theory.linear_schedule(12)), ids=("self", "taid"))
+@pytest.mark.parametrize("schedule", [np.zeros(13), theory.linear_schedule(12)], ids=("self", "taid"))
 def test_eigen_form_is_the_constrained_kernel_fit(schedule):
     """Oracle: the same rounds with an RBF Gram matrix on points of the plane, each fit solved by SLSQP."""
     rng = np.random.default_rng(2)
@@ -281,7 +284,7 @@ def test_first_student_other_than_the_teacher(direction, eigenvalues, schedule):
         assert first_collapse(signal * direction, eigenvalues, schedule, student) == NEVER
 
 
-@pytest.mark.parametrize("start", (0.25, 1.0, 3.0))
+@pytest.mark.parametrize("start", [0.25, 1.0, 3.0])
 def test_bound_is_tight_for_a_first_student_below_the_teacher(start):
     schedule = theory.linear_schedule(20, 0.2)
     bound = theory.non_collapse_bound(schedule, start)
@@ -484,8 +487,10 @@ def power_law(updates, noise, seed=6):
     return (2.2 + 1.8 * (1 + n / 30) ** -0.25) * factors
 
 
-@pytest.mark.parametrize("noise", (0.0, 0.05, 0.3))
-@pytest.mark.parametrize("updates, alpha, t_end", ((500, 5e-4, 1.0), (6000, 2e-3, 1.0), (2000, 0.02, 0.9)))
+@pytest.mark.parametrize("noise", [0.0, 0.05, 0.3])
+@pytest.mark.parametrize(
+    ("updates", "alpha", "t_end"), [(500, 5e-4, 1.0), (6000, 2e-3, 1.0), (2000, 0.02, 0.9)]
+)
 def test_open_loop_error_is_bounded(updates, alpha, t_end, noise):
     """The bound with the greatest |m| of the run, at every n, for losses with and without noise."""
     t, momentum = adaptive_trace(power_law(updates, noise), alpha, 0.2, t_end)

@@ -31,9 +31,19 @@ from taid.toy import (
 POINTS = grid(bound=12, count=97)
 TEACHER = ring_of_modes(count=2, gap=6, weights=[0.6, 0.4])
 METHODS = (
-    "sft", "kl", "rkl", "tvd", "adaptive_kl", "gjs", "skew_kl", "skew_rkl", "ctkd", "dkd",
-    "taid_no_adaptive", "taid",
-)  # fmt: skip
+    "sft",
+    "kl",
+    "rkl",
+    "tvd",
+    "adaptive_kl",
+    "gjs",
+    "skew_kl",
+    "skew_rkl",
+    "ctkd",
+    "dkd",
+    "taid_no_adaptive",
+    "taid",
+)
 
 
 def mixture_moments(teacher: Mixture) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,7 +101,7 @@ def test_measures_of_the_teacher_and_of_the_uniform_student():
 # --- Forward KL averages ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dim, count", [(1, 2), (1, 3), (2, 3)])
+@pytest.mark.parametrize(("dim", "count"), [(1, 2), (1, 3), (2, 3)])
 def test_one_gaussian_under_forward_kl_keeps_the_teachers_moments(dim, count):
     """Oracle: the closed form without a grid (cells 0.5 wide; beyond the bound lies less than 1e-9)."""
     points, teacher = grid(12, 49, dim), ring_of_modes(count, 4, dim, weights=[0.5, 0.3, 0.2][3 - count :])

@@ -71,8 +71,10 @@ def tokenised(examples: list[dict], learn_prompt: bool) -> list[dict]:
     """What an engineer's own script has: one sequence per example; two turns of a chat, or no labels yet."""
     rows = []
     for first, second in zip(examples[::2], examples[1::2], strict=True):
-        turns = [*((first["prompt_ids"], False), (first["response_ids"], True)),
-                 *((second["prompt_ids"], False), (second["response_ids"], True))]
+        turns = [
+            *((first["prompt_ids"], False), (first["response_ids"], True)),
+            *((second["prompt_ids"], False), (second["response_ids"], True)),
+        ]
         ids = [token for tokens, _ in turns for token in tokens]
         row = {"input_ids": ids, "attention_mask": [1] * len(ids)}
         if not learn_prompt:
@@ -84,10 +86,12 @@ def tokenised(examples: list[dict], learn_prompt: bool) -> list[dict]:
 LAYOUTS = {  # name → (examples, collator)
     "left-padded prompts": lambda tokenizer: (tiny_examples(), Collator(PAD)),
     "multi-turn, right-padded": lambda tokenizer: (
-        tokenised(tiny_examples(), learn_prompt=False), DataCollatorForSeq2Seq(tokenizer)
+        tokenised(tiny_examples(), learn_prompt=False),
+        DataCollatorForSeq2Seq(tokenizer),
     ),
     "language modelling": lambda tokenizer: (
-        tokenised(tiny_examples(), learn_prompt=True), DataCollatorForLanguageModeling(tokenizer, mlm=False)
+        tokenised(tiny_examples(), learn_prompt=True),
+        DataCollatorForLanguageModeling(tokenizer, mlm=False),
     ),
 }
 
@@ -105,8 +109,15 @@ def test_loss_is_the_token_mean_of_full_logits(method, layout, tmp_path, student
 
     before, teacher_64 = deepcopy(student).double(), deepcopy(teacher).double()
     trainer = tiny_trainer(
-        tmp_path, method, student=student, teacher=teacher, steps=1, batch=2, gradient_accumulation_steps=3,
-        examples=examples, collator=spy,
+        tmp_path,
+        method,
+        student=student,
+        teacher=teacher,
+        steps=1,
+        batch=2,
+        gradient_accumulation_steps=3,
+        examples=examples,
+        collator=spy,
     )
     trainer.train()
     losses = []
@@ -127,8 +138,12 @@ def test_one_by_eight_equals_eight_by_one(method, tmp_path):
     finished = []
     for batch, accumulation in ((8, 1), (1, 8)):
         trainer = tiny_trainer(
-            tmp_path, objective(method, **ADAPTIVE) if method == "taid" else method, steps=5, batch=batch,
-            gradient_accumulation_steps=accumulation, **SGD,
+            tmp_path,
+            objective(method, **ADAPTIVE) if method == "taid" else method,
+            steps=5,
+            batch=batch,
+            gradient_accumulation_steps=accumulation,
+            **SGD,
         )
         trainer.train()
         finished.append(trainer)
@@ -148,8 +163,15 @@ def test_training_equals_a_loop_written_out(method, tmp_path, student, teacher):
 
     q, p = deepcopy(student).train(), deepcopy(teacher).eval()
     trainer = tiny_trainer(
-        tmp_path, method, student=student, teacher=teacher, steps=steps, collator=spy, learning_rate=rate,
-        lr_scheduler_type="constant", max_grad_norm=0.0,
+        tmp_path,
+        method,
+        student=student,
+        teacher=teacher,
+        steps=steps,
+        collator=spy,
+        learning_rate=rate,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
     )
     theta = torch.tensor(-3.0, requires_grad=True)  # τ = 1.9, where the loss depends on it more than at 15.6
     if method == "ctkd":
@@ -193,8 +215,15 @@ def test_a_soft_cap_is_trained_through(method, tmp_path):
     torch.nn.functional.kl_div(s.log_softmax(-1), target.softmax(-1), reduction="batchmean").backward()
     torch.optim.SGD(expected.parameters(), lr=0.1).step()
     trainer = tiny_trainer(
-        tmp_path, method, student=student, teacher=teacher, steps=1, examples=tiny_examples(4),
-        max_grad_norm=0.0, lr_scheduler_type="constant", **SGD,
+        tmp_path,
+        method,
+        student=student,
+        teacher=teacher,
+        steps=1,
+        examples=tiny_examples(4),
+        max_grad_norm=0.0,
+        lr_scheduler_type="constant",
+        **SGD,
     )
     trainer.train()
     assert distance(weights(trainer.model), weights(expected)) < 1e-6
@@ -233,8 +262,14 @@ def test_a_micro_batch_without_labels_weighs_nothing(method, tmp_path):
 
 def test_one_schedule_update_per_optimizer_step_and_none_in_validation(tmp_path):
     trainer = tiny_trainer(
-        tmp_path, "taid", steps=5, batch=2, gradient_accumulation_steps=3,
-        validation=tiny_examples(8, seed=1), eval_strategy="steps", eval_steps=1,
+        tmp_path,
+        "taid",
+        steps=5,
+        batch=2,
+        gradient_accumulation_steps=3,
+        validation=tiny_examples(8, seed=1),
+        eval_strategy="steps",
+        eval_steps=1,
     )
     trainer.train()
     assert trainer.objective.state.updates == 5
@@ -271,8 +306,13 @@ def test_thresholds_learn_from_validation_during_training_alone(tmp_path):
         trainer.evaluate()
     assert trainer.objective.rollouts.threshold == 0
     trainer = tiny_trainer(
-        tmp_path, "distillm", validation=tiny_examples(4, seed=1), learning_rate=0.0, steps=4,
-        eval_strategy="steps", eval_steps=1,
+        tmp_path,
+        "distillm",
+        validation=tiny_examples(4, seed=1),
+        learning_rate=0.0,
+        steps=4,
+        eval_strategy="steps",
+        eval_steps=1,
     )
     trainer.objective.rollouts.max_new_tokens = 4
     trainer.train()
@@ -354,17 +394,27 @@ def resumable(folder, method: str, **arguments):
         "distillm": {"max_new_tokens": 5, "threshold": 0.6, "capacity": 8},
     }
     return tiny_trainer(
-        folder, objective(method, **options.get(method, {})), steps=10, gradient_accumulation_steps=2,
-        examples=tiny_examples(24), validation=tiny_examples(8, seed=1), eval_strategy="steps", eval_steps=2,
-        save_strategy="steps", save_steps=4, **arguments,
+        folder,
+        objective(method, **options.get(method, {})),
+        steps=10,
+        gradient_accumulation_steps=2,
+        examples=tiny_examples(24),
+        validation=tiny_examples(8, seed=1),
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=4,
+        **arguments,
     )
 
 
 def everything(trainer) -> dict:
     """All that training leaves behind: exact, for comparison by ==."""
     rollouts = trainer.objective.rollouts
-    logs = [{k: v for k, v in logs.items() if k in ("step", "loss", "eval_loss", "t", "temperature")}
-            for logs in trainer.state.log_history]
+    logs = [
+        {k: v for k, v in logs.items() if k in ("step", "loss", "eval_loss", "t", "temperature")}
+        for logs in trainer.state.log_history
+    ]
     return {
         "weights": {name: tensor.tolist() for name, tensor in weights(trainer.model).items()},
         "objective": trainer.objective.state_dict(),
@@ -452,8 +502,14 @@ RANKED = ("sft", "taid", "ctkd", "kl")  # "kl" with the head fused
 
 def ranked(folder, method: str, batch: int):
     return tiny_trainer(
-        folder, objective(method, **ADAPTIVE) if method == "taid" else method, steps=5, batch=batch,
-        gradient_accumulation_steps=2, validation=tiny_examples(8, seed=1), fuse_head=method == "kl", **SGD,
+        folder,
+        objective(method, **ADAPTIVE) if method == "taid" else method,
+        steps=5,
+        batch=batch,
+        gradient_accumulation_steps=2,
+        validation=tiny_examples(8, seed=1),
+        fuse_head=method == "kl",
+        **SGD,
     )
 
 
@@ -477,8 +533,10 @@ def _rank(rank: int, folder: Path) -> None:
     whole, resumed = replaying(folder / "replay"), replaying(folder / "replay")
     whole.train()
     resumed.train(resume_from_checkpoint=str(folder / "replay" / "checkpoint-4"))
-    found["replay"] = [(weights(t.model), t.objective.rollouts.tensors(), t.objective.rollouts.replayed)
-                       for t in (whole, resumed)]
+    found["replay"] = [
+        (weights(t.model), t.objective.rollouts.tensors(), t.objective.rollouts.replayed)
+        for t in (whole, resumed)
+    ]
     torch.save(found, folder / f"rank-{rank}.pt")
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
@@ -527,8 +585,14 @@ def test_nan_stops_before_the_weights_move_and_names_step_and_checkpoint(tmp_pat
         return logits
 
     trainer = tiny_trainer(
-        tmp_path, objective("taid", **ADAPTIVE), student=student, teacher=breaks_at_step_6, steps=10,
-        gradient_accumulation_steps=2, save_strategy="steps", save_steps=5,
+        tmp_path,
+        objective("taid", **ADAPTIVE),
+        student=student,
+        teacher=breaks_at_step_6,
+        steps=10,
+        gradient_accumulation_steps=2,
+        save_strategy="steps",
+        save_steps=5,
     )
     with pytest.raises(FloatingPointError, match=r"step 6 is nan.*checkpoint-5"):
         trainer.train()

@@ -1,5 +1,6 @@
 """Responses of a model to prompts, greedy or sampled."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -10,12 +11,21 @@ from taid.rollouts import plain_generation
 
 @torch.no_grad()
 def generate(
-    model, tokenizer, examples: Sequence[dict], max_new_tokens: int, temperature: float = 0.0, seed: int = 0,
+    model,
+    tokenizer,
+    examples: Sequence[dict],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
     batch_size: int = 256,
 ) -> list[str]:
     """One response per example of `taid.data.encode`; temperature 0 is greedy. Sampling depends on `seed` and
     `batch_size`, not on the global generator, which stays as it is."""
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature
+        else {"do_sample": False}
+    )
     device = next(model.parameters()).device
     model.eval()
     # rows of like length share a batch: the fewer padding tokens, the faster
@@ -29,8 +39,13 @@ def generate(
             ids = pad_left(prompts, tokenizer.pad_token_id).to(device)
             mask = pad_left([[1] * len(p) for p in prompts], 0).to(device)
             sequences = model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, use_cache=True,
-                eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **sampling,
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                use_cache=True,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+                **sampling,
             )
             texts = tokenizer.batch_decode(sequences[:, ids.shape[1] :], skip_special_tokens=True)
             for i, text in zip(chosen, texts, strict=True):
@@ -40,5 +55,5 @@ def generate(
 
 def distinct_bigrams(texts: Sequence[str]) -> float:
     """Distinct word bigrams / all word bigrams, in [0, 1] (distinct-2, Li et al. 2016); 0 if there are none."""
-    bigrams = [pair for text in texts for words in [text.split()] for pair in zip(words, words[1:])]
+    bigrams = [pair for text in texts for words in [text.split()] for pair in itertools.pairwise(words)]
     return len(set(bigrams)) / len(bigrams) if bigrams else 0.0

@@ -130,7 +130,7 @@ def leaderboard(
 ) -> dict[str, float]:
     """lm-eval's own results at given numbers of shots, the paper's protocol. For the paper's models:
 
-        leaderboard(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16), TaskManager())
+    leaderboard(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16), TaskManager())
     """
     scores = {}
     for task, (shots, metric) in tasks.items():

@@ -62,7 +62,9 @@ class Judge:
         low, high = self.untrained[category], self.human[category]
         likelihoods = log_likelihoods(self.model, self.tokenizer, self.collator, instructions, responses)
         first = {response: i for i, response in reversed(list(enumerate(responses)))}
-        counted = [l if first[r] == i else low for i, (l, r) in enumerate(zip(likelihoods, responses, strict=True))]
+        counted = [
+            l if first[r] == i else low for i, (l, r) in enumerate(zip(likelihoods, responses, strict=True))
+        ]
         return min(10.0, max(0.0, 10 * (mean(counted) - low) / (high - low)))
 
 
@@ -72,7 +74,9 @@ def log_likelihoods(model, tokenizer, collator, instructions, responses: Sequenc
     return [-loss for loss in held_out_loss(model, examples, collator)]
 
 
-def by_category(instructions: Sequence[Instruction], responses: Sequence[str]) -> dict[str, tuple[list, list]]:
+def by_category(
+    instructions: Sequence[Instruction], responses: Sequence[str]
+) -> dict[str, tuple[list, list]]:
     """{category: (its instructions, their responses)}, categories in their fixed order."""
     pairs = list(zip(instructions, responses, strict=True))
     return {
@@ -82,7 +86,9 @@ def by_category(instructions: Sequence[Instruction], responses: Sequence[str]) -
     }
 
 
-def category_scores(judge: Judge, instructions: Sequence[Instruction], responses: Sequence[str]) -> dict[str, float]:
+def category_scores(
+    judge: Judge, instructions: Sequence[Instruction], responses: Sequence[str]
+) -> dict[str, float]:
     """{category: points of 10} for one response to each instruction."""
     return {
         category: verified(*items) if category in VERIFIED else judge.score(category, *items)
@@ -90,7 +96,9 @@ def category_scores(judge: Judge, instructions: Sequence[Instruction], responses
     }
 
 
-def evaluate(model, tokenizer, judge: Judge, instructions: Sequence[Instruction], seed: int) -> dict[str, dict[str, float]]:
+def evaluate(
+    model, tokenizer, judge: Judge, instructions: Sequence[Instruction], seed: int
+) -> dict[str, dict[str, float]]:
     """{metric: {category: points of 10}} for "score_greedy", "score_sampled" and the headline "score", and
     {"distinct_bigrams": {"all": fraction}} of the sampled responses."""
     examples = encode(tokenizer, [i.prompt for i in instructions], [i.response for i in instructions])

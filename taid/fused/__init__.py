@@ -65,68 +65,105 @@ def tvd(
 
 
 def jsd(
-    student_logits: Tensor, teacher_logits: Tensor, teacher_weight: float = 0.1,
-    mask: Tensor | None = None, inplace: bool = False,
-) -> Tensor:  # fmt: skip
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    teacher_weight: float = 0.1,
+    mask: Tensor | None = None,
+    inplace: bool = False,
+) -> Tensor:
     """Mean generalised Jensen–Shannon divergence, `losses.jsd`."""
     return _mean("jsd", student_logits, teacher_logits, mask, inplace, teacher_weight=teacher_weight)
 
 
 def skew_kl(
-    student_logits: Tensor, teacher_logits: Tensor, lam: float = 0.1,
-    mask: Tensor | None = None, inplace: bool = False,
-) -> Tensor:  # fmt: skip
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    lam: float = 0.1,
+    mask: Tensor | None = None,
+    inplace: bool = False,
+) -> Tensor:
     """Mean skew KL divergence, `losses.skew_kl`."""
     return _mean("skew_kl", student_logits, teacher_logits, mask, inplace, lam=lam)
 
 
 def skew_rkl(
-    student_logits: Tensor, teacher_logits: Tensor, lam: float = 0.1,
-    mask: Tensor | None = None, inplace: bool = False,
-) -> Tensor:  # fmt: skip
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    lam: float = 0.1,
+    mask: Tensor | None = None,
+    inplace: bool = False,
+) -> Tensor:
     """Mean skew reverse KL divergence, `losses.skew_rkl`."""
     return _mean("skew_rkl", student_logits, teacher_logits, mask, inplace, lam=lam)
 
 
 def adaptive_kl(
-    student_logits: Tensor, teacher_logits: Tensor, mu: float = 0.5,
-    mask: Tensor | None = None, inplace: bool = False,
-) -> Tensor:  # fmt: skip
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    mu: float = 0.5,
+    mask: Tensor | None = None,
+    inplace: bool = False,
+) -> Tensor:
     """Mean adaptive KL, `losses.adaptive_kl`."""
     return _mean("adaptive_kl", student_logits, teacher_logits, mask, inplace, mu=mu)
 
 
 def dkd(
-    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, alpha: float = 1.0, beta: float = 0.5,
-    temperature: float = 1.0, mask: Tensor | None = None, inplace: bool = False,
-) -> Tensor:  # fmt: skip
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    alpha: float = 1.0,
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    mask: Tensor | None = None,
+    inplace: bool = False,
+) -> Tensor:
     """Mean decoupled KD, `losses.dkd`; mask the positions whose labels are to be ignored."""
     return _mean(
-        "dkd", student_logits, teacher_logits, mask, inplace,
-        labels=labels, alpha=alpha, beta=beta, temperature=temperature,
-    )  # fmt: skip
+        "dkd",
+        student_logits,
+        teacher_logits,
+        mask,
+        inplace,
+        labels=labels,
+        alpha=alpha,
+        beta=beta,
+        temperature=temperature,
+    )
 
 
 def ctkd(
-    student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float,
-    mask: Tensor | None = None, inplace: bool = False,
-) -> Tensor:  # fmt: skip
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: Tensor | float,
+    mask: Tensor | None = None,
+    inplace: bool = False,
+) -> Tensor:
     """Mean curriculum-temperature KD, `losses.ctkd`; a tensor as `temperature` receives its gradient."""
     return _mean("ctkd", student_logits, teacher_logits, mask, inplace, temperature=temperature)
 
 
 def taid_kl(
-    student_logits: Tensor, teacher_logits: Tensor, t: float,
-    mask: Tensor | None = None, inplace: bool = False,
-) -> Tensor:  # fmt: skip
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    t: float,
+    mask: Tensor | None = None,
+    inplace: bool = False,
+) -> Tensor:
     """Mean of TAID's objective KL(p_t ‖ q), `losses.taid_kl`."""
     return _mean("taid_kl", student_logits, teacher_logits, mask, inplace, t=t)
 
 
 def value_and_gradient(
-    loss: str, student: Tensor, teacher: Tensor, out: Tensor | None = None, *,
-    scale: float = 1.0, slope: Tensor | None = None, **parameters,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    loss: str,
+    student: Tensor,
+    teacher: Tensor,
+    out: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    slope: Tensor | None = None,
+    **parameters,
+) -> tuple[Tensor, Tensor]:
     """Each row's own loss [r], fp32 (fp64 for fp64 logits), and `scale` times its gradient [r, V].
 
     `loss` is a function's name, as "taid_kl", for logits [r, V]; `parameters` are that function's own, as
@@ -267,10 +304,16 @@ def _run_blocks(loss, student, teacher, gradient, values, slopes, mask, scale, p
     for s, z, out in _blocks(student, teacher, student if gradient is None else gradient):
         rows = slice(done, done + len(s))
         _run(
-            loss, s, z, None if gradient is None else out, values[rows],
-            None if slopes is None else slopes[rows], None if mask is None else mask.reshape(-1)[rows], scale,
+            loss,
+            s,
+            z,
+            None if gradient is None else out,
+            values[rows],
+            None if slopes is None else slopes[rows],
+            None if mask is None else mask.reshape(-1)[rows],
+            scale,
             _own(parameters, rows),
-        )  # fmt: skip
+        )
         done = rows.stop
 
 

@@ -137,9 +137,13 @@ CORES: dict[str, Callable[..., tuple[Tensor, ...]]] = {
 
 
 def step(
-    core: Callable[..., tuple[Tensor, ...]], student: Tensor, teacher: Tensor, dtype: torch.dtype,
-    scale: float | Tensor, parameters: dict,
-) -> tuple[Tensor, ...]:  # fmt: skip
+    core: Callable[..., tuple[Tensor, ...]],
+    student: Tensor,
+    teacher: Tensor,
+    dtype: torch.dtype,
+    scale: float | Tensor,
+    parameters: dict,
+) -> tuple[Tensor, ...]:
     """One core on chunks [r, V] that stay as they are: values [r] in `dtype`, `scale` times the gradient
     [r, V] in the dtype of the student, and what else the core gives."""
     s, z = student.to(dtype, copy=True), teacher.to(dtype, copy=True)

@@ -33,18 +33,35 @@ def available(*logits: Tensor) -> bool:
 def run(loss, student, teacher, out, values, slopes, mask, scale, parameters) -> None:
     """What `taid.fused._run` does, for logits as `available` asks for and a loss of `LOSSES`."""
     labels, tau, a, b = arguments(parameters)
-    scale, share = (1.0, scale) if isinstance(scale, Tensor) else (scale, None)  # a number, or where one will be
+    scale, share = (
+        (1.0, scale) if isinstance(scale, Tensor) else (scale, None)
+    )  # a number, or where one will be
     mask = None if mask is None else mask.contiguous()
     rows, vocabulary = student.shape
     if not rows:
         return
     with torch.cuda.device_of(student):
         _rows[(rows,)](
-            student, teacher, out, values, slopes, mask, labels,
-            student.stride(0), teacher.stride(0), 0 if out is None else out.stride(0), vocabulary,
-            scale, share, float(a), float(b), float(tau),
-            LOSS=loss, BLOCK=min(BLOCK, triton.next_power_of_2(vocabulary)), num_warps=WARPS,
-        )  # fmt: skip
+            student,
+            teacher,
+            out,
+            values,
+            slopes,
+            mask,
+            labels,
+            student.stride(0),
+            teacher.stride(0),
+            0 if out is None else out.stride(0),
+            vocabulary,
+            scale,
+            share,
+            float(a),
+            float(b),
+            float(tau),
+            LOSS=loss,
+            BLOCK=min(BLOCK, triton.next_power_of_2(vocabulary)),
+            num_warps=WARPS,
+        )
 
 
 def scale(gradient: Tensor, factor: Tensor) -> None:
@@ -65,10 +82,25 @@ def _scale(gradient, factor, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def _rows(
-    student, teacher, out, values, slopes, mask, labels,
-    student_stride, teacher_stride, out_stride, vocabulary, scale, share, a, b, tau,
-    LOSS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    student,
+    teacher,
+    out,
+    values,
+    slopes,
+    mask,
+    labels,
+    student_stride,
+    teacher_stride,
+    out_stride,
+    vocabulary,
+    scale,
+    share,
+    a,
+    b,
+    tau,
+    LOSS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     if share is not None:
         scale = tl.load(share).to(tl.float32)
@@ -188,9 +220,7 @@ def _rows(
 
 
 @triton.jit
-def _logits(
-    student, teacher, at, vocabulary, label, a, tau, LOSS: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+def _logits(student, teacher, at, vocabulary, label, a, tau, LOSS: tl.constexpr, BLOCK: tl.constexpr):
     """A block of both sides' logits: blended with `a` = t, divided by τ, or without the label, as a loss has it."""
     j = at + tl.arange(0, BLOCK)
     s = tl.load(student + j, j < vocabulary, other=ABSENT).to(tl.float32)

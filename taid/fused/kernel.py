@@ -21,19 +21,31 @@ SOURCE = Path(__file__).with_name("kernel.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-Wno-psabi")
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Type
 LOSSES = (  # enum Loss
-    "forward_kl", "reverse_kl", "tvd", "jsd", "skew_kl", "skew_rkl", "adaptive_kl", "dkd", "ctkd", "taid_kl",
-)  # fmt: skip
+    "forward_kl",
+    "reverse_kl",
+    "tvd",
+    "jsd",
+    "skew_kl",
+    "skew_rkl",
+    "adaptive_kl",
+    "dkd",
+    "ctkd",
+    "taid_kl",
+)
 
 
 class Job(ctypes.Structure):
     """struct Job of the kernel."""
 
     _fields_ = (
-        [(name, ctypes.c_void_p) for name in "student teacher out mask labels values slopes".split()]
-        + [(f"{name}_stride", ctypes.c_int64) for name in "student teacher out".split()]
-        + [(name, ctypes.c_int64) for name in "rows vocabulary".split()]
-        + [(name, ctypes.c_int32) for name in "loss student_type teacher_type threads".split()]
-        + [(name, ctypes.c_float) for name in "scale a b temperature".split()]
+        [
+            (name, ctypes.c_void_p)
+            for name in ["student", "teacher", "out", "mask", "labels", "values", "slopes"]
+        ]
+        + [(f"{name}_stride", ctypes.c_int64) for name in ["student", "teacher", "out"]]
+        + [(name, ctypes.c_int64) for name in ["rows", "vocabulary"]]
+        + [(name, ctypes.c_int32) for name in ["loss", "student_type", "teacher_type", "threads"]]
+        + [(name, ctypes.c_float) for name in ["scale", "a", "b", "temperature"]]
     )
 
 
@@ -49,10 +61,19 @@ def run(loss, student, teacher, out, values, slopes, mask, scale, parameters) ->
     mask = None if mask is None else mask.contiguous()
     job = Job(
         *(None if x is None else x.data_ptr() for x in (student, teacher, out, mask, labels, values, slopes)),
-        student.stride(0), teacher.stride(0), 0 if out is None else out.stride(0), *student.shape,
-        LOSSES.index(loss), TYPES[student.dtype], TYPES[teacher.dtype], torch.get_num_threads(),
-        scale, a, b, temperature,
-    )  # fmt: skip
+        student.stride(0),
+        teacher.stride(0),
+        0 if out is None else out.stride(0),
+        *student.shape,
+        LOSSES.index(loss),
+        TYPES[student.dtype],
+        TYPES[teacher.dtype],
+        torch.get_num_threads(),
+        scale,
+        a,
+        b,
+        temperature,
+    )
     library().taid_rows(ctypes.byref(job))
 
 
