@@ -88,8 +88,16 @@ def open_loop(scale, rng):
         yield "taid", f"αN={product:g}", "lead_over_linear", lead, "difference in t"
 
 
+STUDIES = (phase_diagram, tightness, objective, open_loop)
+
+
+def cell_config(study, scale: str) -> dict:
+    """Everything that decides the numbers of a cell."""
+    return {"study": study.__name__, "seed": 0, **asdict(SCALES[scale])}
+
+
 def cell(study, scale: str) -> list[Row]:
-    config = {"study": study.__name__, "seed": 0, **asdict(SCALES[scale])}
+    config = cell_config(study, scale)
     start = time.perf_counter()
     numbers = list(study(SCALES[scale], np.random.default_rng(0)))
     seconds = time.perf_counter() - start
@@ -120,7 +128,7 @@ def main() -> None:
     parser.add_argument("--scale", choices=SCALES, default="cpu")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the rows")
     arguments = parser.parse_args()
-    for study in (phase_diagram, tightness, objective, open_loop):
+    for study in STUDIES:
         rows = cell(study, arguments.scale)
         if rows[0].config_hash not in finished(arguments.results / "theory.jsonl"):
             append(arguments.results / "theory.jsonl", rows)

@@ -13,6 +13,7 @@ same.
 
 import argparse
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -82,37 +83,53 @@ def names(problem: Problem | str) -> tuple[str, str]:
     return f"{problem.modes} modes, gap {problem.gap:g}, {problem.dim}-D", f"Gaussians: {problem.components}"
 
 
+def cells(scale: Scale) -> Iterator[tuple]:
+    """(study, problem, config) of every cell; the config names all that decides its numbers."""
+    studies = [(gaussians, problem) for problem in PROBLEMS] + [(language, level) for level in SENTENCES]
+    for study, problem in studies:
+        teacher, student = names(problem)
+        for method, options in METHODS.items():
+            for seed in range(scale.seeds):
+                config = {"teacher": teacher, "student": student, "method": method, "seed": seed}
+                yield study, problem, config | {"starts": scale.starts, "steps": scale.steps, **options}
+
+
+def rows(scale: str, config: dict, measured: dict[str, dict], seconds: float) -> list[Row]:
+    shared = {name: config[name] for name in ("method", "teacher", "student", "seed")}
+    shared |= {"experiment": "mode_collapse", "scale": scale, "seconds": seconds, **asdict(provenance())}
+    return [
+        Row(
+            task=task,
+            metric=metric,
+            value=values.double().mean().item(),
+            unit=UNITS.get(metric, "probability"),
+            higher_is_better=metric not in LOWER_IS_BETTER,
+            config=config,
+            config_hash=config_hash(config),
+            **shared,
+        )
+        for task, metrics in measured.items()
+        for metric, values in metrics.items()
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", choices=SCALES, default="cpu")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the rows")
     arguments = parser.parse_args()
-    scale = SCALES[arguments.scale]
-    path = arguments.results / "mode_collapse.jsonl"
+    scale, path = SCALES[arguments.scale], arguments.results / "mode_collapse.jsonl"
     torch.set_num_threads(1)
     done = finished(path)
-    cells = [(gaussians, problem) for problem in PROBLEMS] + [(language, level) for level in SENTENCES]
-    for study, problem in cells:
-        teacher, student = names(problem)
-        for method, options in METHODS.items():
-            for seed in range(scale.seeds):
-                config = {"teacher": teacher, "student": student, "method": method, "seed": seed}
-                config |= {"starts": scale.starts, "steps": scale.steps, **options}
-                if config_hash(config) in done:
-                    continue
-                begin = time.perf_counter()
-                measured = study(problem, method, seed, scale)
-                seconds = time.perf_counter() - begin
-                append(path, [
-                    Row(
-                        "mode_collapse", arguments.scale, method, teacher, student, task, seed, metric,
-                        values.double().mean().item(), UNITS.get(metric, "probability"),
-                        metric not in LOWER_IS_BETTER, config, config_hash(config), seconds=seconds,
-                        **asdict(provenance()),
-                    )
-                    for task, metrics in measured.items() for metric, values in metrics.items()
-                ])  # fmt: skip
-        print(f"{teacher} → {student}: done", flush=True)
+    for study, problem, config in cells(scale):
+        if config_hash(config) in done:
+            continue
+        begin = time.perf_counter()
+        measured = study(problem, config["method"], config["seed"], scale)
+        append(path, rows(arguments.scale, config, measured, time.perf_counter() - begin))
+        print(
+            f"{config['teacher']} → {config['student']}, {config['method']} seed {config['seed']}", flush=True
+        )
 
 
 if __name__ == "__main__":
