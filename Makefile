@@ -33,7 +33,7 @@ $(STAMP): requirements.txt pyproject.toml
 	@touch $@
 
 data: $(STAMP) ## fetch the public texts and check their digests | 0.2
-	$(PY) -m taid.sources
+	$(PY) -m taid.studies.sources
 
 test: setup ## the test suite | 5
 	$(PY) -m pytest -q

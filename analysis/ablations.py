@@ -70,7 +70,7 @@ def preamble(frame: pd.DataFrame, scale: str) -> str:
         " *− TAID*: the difference to TAID, paired by seed. ‡: its interval at"
         f" {1 - (1 - CONFIDENCE) / max(count, 1):.2%} leaves 0 out (Bonferroni, {plural(count, 'variant')});"
         " without the mark a single interval that does may be chance. What the variants are:"
-        " `taid/variants.py`, `taid/ablations.py`; why: `docs/adaptivity.md`.\n\n"
+        " `taid/studies/variants.py`, `taid/studies/ablations.py`; why: `docs/adaptivity.md`.\n\n"
         "![Differences to TAID](ablations.png)\n\n"
         "*Figure*: difference to TAID, paired by seed, with 95% intervals; right of 0 is better in every"
         " panel.\n"

@@ -24,7 +24,7 @@ CONTENDERS = {  # contender → name, colour
     "cpp_inplace": ("taid.fused, C++ in place", "#D55E00"),
     "triton": ("taid.fused, Triton", "#E69F00"),
     "triton_inplace": ("taid.fused, Triton in place", "#D55E00"),
-    "fused_head": ("taid.fused_head", "#117733"),
+    "fused_head": ("taid.fused.head", "#117733"),
     FLOOR: ("read both, write one", "#000000"),
 }
 ITEMSIZE = {"bf16": 2, "fp32": 4}

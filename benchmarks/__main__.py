@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks import grid, head, losses, peers, training
 from benchmarks.record import rows
-from taid import jobs
+from taid.studies import jobs
 
 EXPERIMENTS = {  # command → experiment → how its cells are measured
     "losses": {

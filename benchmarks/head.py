@@ -15,12 +15,12 @@ from benchmarks import peers
 from benchmarks.losses import DTYPES, Loss, T, contenders, device_of, per_logit
 from benchmarks.measure import Call
 from benchmarks.record import Values, code_digest, show
-from taid import fused_head
+from taid.fused import head
 
 # of (hidden [N, H], weight [V, H], the teacher's hidden [N, H'] and weight [V, H'], labels [N])
 Head = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
-FUSED = {"taid": partial(fused_head.mean, "taid_kl", t=T), "gjs": partial(fused_head.mean, "jsd")}
+FUSED = {"taid": partial(head.mean, "taid_kl", t=T), "gjs": partial(head.mean, "jsd")}
 WITH_MATMULS = ("official", "trl", "cpp", "triton")  # contenders of whole logits
 
 
@@ -100,4 +100,4 @@ def _matmuls(
 def _fused(
     loss: str, hidden: Tensor, weight: Tensor, teacher: Tensor, teacher_weight: Tensor, labels: Tensor
 ) -> Tensor:
-    return FUSED[loss](fused_head.Head(hidden, weight), fused_head.Head(teacher, teacher_weight))
+    return FUSED[loss](head.Head(hidden, weight), head.Head(teacher, teacher_weight))

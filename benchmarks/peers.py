@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from taid.sources import cache_dir
+from taid.files import cache_dir
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 TEACHER_WEIGHT = 0.1  # of the generalised JSD, as in `taid.losses.jsd`; the peers call it beta

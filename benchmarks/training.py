@@ -23,18 +23,19 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, Trai
 from benchmarks.losses import device_of
 from benchmarks.measure import Call, clock, timed
 from benchmarks.record import Values, code_digest, show
-from taid import models, objectives
+from taid import objectives
 from taid.data import Collator
-from taid.instruction_tuning import PAPER_UPDATES
 from taid.rollouts import sample_responses
 from taid.schedule import scale_alpha
+from taid.studies import zoo
+from taid.studies.instruction_tuning import PAPER_UPDATES
 from taid.trainer import DistillationTrainer
 
 TEACHER, STUDENT = "llama-2", "tinyllama"
 PAD, END = 0, 1
 PAPER_SHAPES = {  # Llama 2 7B and TinyLlama 1.1B, but for their embeddings, tied here
-    TEACHER: models.Shape("llama", 4096, 11_008, 32, 32, 32),
-    STUDENT: models.Shape("llama", 2048, 5632, 22, 32, 4),
+    TEACHER: zoo.Shape("llama", 4096, 11_008, 32, 32, 32),
+    STUDENT: zoo.Shape("llama", 2048, 5632, 22, 32, 4),
 }
 GENERATION = "generation"  # beside the methods: one batch of responses drawn from the student, no training
 
@@ -147,9 +148,9 @@ def model(name: str, vocab: int, device: str) -> PreTrainedModel:
     """A fresh scale model or, on a GPU, one of the paper's size, the teacher in bf16."""
     ids = SimpleNamespace(eos_token_id=END, pad_token_id=PAD)
     if device == "cpu":
-        return models.scale_model(name, vocab, ids, seed=0)
+        return zoo.scale_model(name, vocab, ids, seed=0)
     with torch.device(device):
-        fresh = models.fresh_model(PAPER_SHAPES[name], vocab, ids, seed=0, max_length=2048)
+        fresh = zoo.fresh_model(PAPER_SHAPES[name], vocab, ids, seed=0, max_length=2048)
     return fresh.bfloat16() if name == TEACHER else fresh
 
 

@@ -15,32 +15,31 @@ every teacher's logits are computed once for all of them. The test prompts are a
 from pathlib import Path
 from statistics import mean
 
-from taid import instruction_tuning as study
-from taid import jobs, models
 from taid.objectives import TABLE1
+from taid.studies import instruction_tuning, jobs, zoo
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
-    settings, path = study.setting(scale), folder / "table1.jsonl"
-    study.bench(scale)  # the data, before any worker wants them
+    settings, path = instruction_tuning.setting(scale), folder / "table1.jsonl"
+    instruction_tuning.bench(scale)  # the data, before any worker wants them
 
-    widest_first = sorted(models.PAIRS, key=lambda teacher: models.SCALE_MODELS[teacher].hidden, reverse=True)
-    zoo = [("judge", "judge", 0), *[("teacher", teacher, 0) for teacher in widest_first]]
-    zoo += [("student", s, seed) for seed in range(seeds) for s in sorted(set(models.PAIRS.values()))]
+    widest_first = sorted(zoo.PAIRS, key=lambda teacher: zoo.SCALE_MODELS[teacher].hidden, reverse=True)
+    models = [("judge", "judge", 0), *[("teacher", teacher, 0) for teacher in widest_first]]
+    models += [("student", s, seed) for seed in range(seeds) for s in sorted(set(zoo.PAIRS.values()))]
     logits = [
-        ("logits", teacher, split) for split in ("train", "validation", "test") for teacher in models.PAIRS
+        ("logits", teacher, split) for split in ("train", "validation", "test") for teacher in zoo.PAIRS
     ]
-    for title, todo in (("models", zoo), ("teacher logits", logits)):
-        list(jobs.run(study.prepare, [(scale, *job) for job in todo], workers, title))
+    for title, todo in (("models", models), ("teacher logits", logits)):
+        list(jobs.run(instruction_tuning.prepare, [(scale, *job) for job in todo], workers, title))
 
     grid = [
-        study.Run(scale, method, teacher, 0, rate)
-        for teacher in models.PAIRS
+        instruction_tuning.Run(scale, method, teacher, 0, rate)
+        for teacher in zoo.PAIRS
         for method in TABLE1
         for rate in settings.learning_rates
     ]
     cells = {(run, "validation"): ["table1_search"] for run in grid}
-    jobs.evaluate(cells, study.measure, study.rows, path, workers, "learning rates")
+    jobs.evaluate(cells, instruction_tuning.measure, instruction_tuning.rows, path, workers, "learning rates")
     found = jobs.measured(path, grid, "table1_search", "score", "average")
     one_rate = max(
         settings.learning_rates, key=lambda rate: mean(v for r, v in found.items() if r.learning_rate == rate)
@@ -48,20 +47,23 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
     for seed in range(seeds):
         cells = {}
-        for teacher in models.PAIRS:
+        for teacher in zoo.PAIRS:
             for method in TABLE1:
                 own_rate = max(
                     settings.learning_rates,
-                    key=lambda rate: found[study.Run(scale, method, teacher, 0, rate)],
+                    key=lambda rate: found[instruction_tuning.Run(scale, method, teacher, 0, rate)],
                 )
                 for experiment, rate in (("table1", own_rate), ("table1_one_rate", one_rate)):
-                    run = study.Run(scale, method, teacher, seed, rate)
+                    run = instruction_tuning.Run(scale, method, teacher, seed, rate)
                     cells.setdefault((run, "test"), []).append(experiment)
             cells |= {
-                (study.Run(scale, name, teacher, seed, 0.0), "test"): ["table1"] for name in study.REFERENCES
+                (instruction_tuning.Run(scale, name, teacher, seed, 0.0), "test"): ["table1"]
+                for name in instruction_tuning.REFERENCES
             }
-        jobs.evaluate(cells, study.measure, study.rows, path, workers, f"seed {seed}")
+        jobs.evaluate(
+            cells, instruction_tuning.measure, instruction_tuning.rows, path, workers, f"seed {seed}"
+        )
 
 
 if __name__ == "__main__":
-    main(*jobs.arguments("Table 1: instruction tuning.", study.SETTINGS, seeds=1))
+    main(*jobs.arguments("Table 1: instruction tuning.", instruction_tuning.SETTINGS, seeds=1))

@@ -15,43 +15,53 @@ bias of the top k.
 
 from pathlib import Path
 
-from taid import continued_pretraining as study
-from taid import jobs, logit_cache
+from taid.studies import continued_pretraining, jobs, logit_cache
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
-    settings, path = study.setting(scale), folder / "table2.jsonl"
-    study.bench(scale).tasks()  # the data, before any worker wants them
+    settings, path = continued_pretraining.setting(scale), folder / "table2.jsonl"
+    continued_pretraining.bench(scale).tasks()  # the data, before any worker wants them
 
     todo = [(scale, "logits", split) for split in ("train", "test", "validation")]
     todo += [(scale, "student", seed) for seed in range(seeds)]
-    list(jobs.run(study.prepare, todo, workers, "models"))
+    list(jobs.run(continued_pretraining.prepare, todo, workers, "models"))
 
     grid = [
-        study.Run(scale, method, 0, rate, settings.search_steps)
-        for method in study.TABLE2
+        continued_pretraining.Run(scale, method, 0, rate, settings.search_steps)
+        for method in continued_pretraining.TABLE2
         for rate in settings.learning_rates
     ]
     cells = {(run, "validation"): ["table2_search"] for run in grid}
-    jobs.evaluate(cells, study.measure, study.rows, path, workers, "learning rates")
+    jobs.evaluate(
+        cells, continued_pretraining.measure, continued_pretraining.rows, path, workers, "learning rates"
+    )
     found = jobs.measured(path, grid, "table2_search", "held_out_loss", "average")
     best = {
         method: min((run for run in grid if run.method == method), key=found.__getitem__).learning_rate
-        for method in study.TABLE2
+        for method in continued_pretraining.TABLE2
     }
 
     for seed in range(seeds):
         steps = settings.distil.steps
-        runs = [study.Run(scale, method, seed, best[method], steps) for method in study.TABLE2]
-        runs.append(study.Run(scale, "untrained", seed, 0.0, 0))
+        runs = [
+            continued_pretraining.Run(scale, method, seed, best[method], steps)
+            for method in continued_pretraining.TABLE2
+        ]
+        runs.append(continued_pretraining.Run(scale, "untrained", seed, 0.0, 0))
         if seed == 0:  # there is one teacher, and it takes longest
-            runs.insert(0, study.Run(scale, "teacher", 0, 0.0, 0))
+            runs.insert(0, continued_pretraining.Run(scale, "teacher", 0, 0.0, 0))
         cells = {(run, "test"): ["table2"] for run in runs}
-        jobs.evaluate(cells, study.measure, study.rows, path, workers, f"seed {seed}")
+        jobs.evaluate(
+            cells, continued_pretraining.measure, continued_pretraining.rows, path, workers, f"seed {seed}"
+        )
 
     cells = {(logit_cache.Probe(scale),): ["table2_cache"]}
     jobs.evaluate(cells, logit_cache.measure, logit_cache.rows, path, 1, "cache")
 
 
 if __name__ == "__main__":
-    main(*jobs.arguments("Table 2: continued pre-training.", [*study.SETTINGS, "paper"], seeds=1))
+    main(
+        *jobs.arguments(
+            "Table 2: continued pre-training.", [*continued_pretraining.SETTINGS, "paper"], seeds=1
+        )
+    )

@@ -12,10 +12,10 @@ RKL and TAID are measured at every seed, the other methods at Table 1's seeds, a
 
 from pathlib import Path
 
-from taid import instruction_tuning as study
-from taid import jobs, models, results
-from taid import probability_mass as mass
+from taid import results
 from taid.objectives import TABLE1
+from taid.studies import instruction_tuning, jobs, zoo
+from taid.studies import probability_mass as mass
 
 TEACHER = "phi-3-mini"
 
@@ -23,15 +23,15 @@ TEACHER = "phi-3-mini"
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
     trained = mass.learning_rates(results.read(folder / "table1.jsonl"), scale, TEACHER)
     rates = {method: rate for (method, _), rate in trained.items()}
-    study.bench(scale)  # the data, before any worker wants them
+    instruction_tuning.bench(scale)  # the data, before any worker wants them
 
-    zoo = [("teacher", TEACHER, 0), *[("student", models.PAIRS[TEACHER], seed) for seed in range(seeds)]]
+    models = [("teacher", TEACHER, 0), *[("student", zoo.PAIRS[TEACHER], seed) for seed in range(seeds)]]
     logits = [("logits", TEACHER, split) for split in ("train", "test")]
-    for title, todo in (("models", zoo), ("teacher logits", logits)):
-        list(jobs.run(study.prepare, [(scale, *job) for job in todo], workers, title))
+    for title, todo in (("models", models), ("teacher logits", logits)):
+        list(jobs.run(instruction_tuning.prepare, [(scale, *job) for job in todo], workers, title))
 
-    runs = [study.Run(scale, "teacher", TEACHER, 0, 0.0)] + [
-        study.Run(scale, method, TEACHER, seed, rates[method])
+    runs = [instruction_tuning.Run(scale, "teacher", TEACHER, 0, 0.0)] + [
+        instruction_tuning.Run(scale, method, TEACHER, seed, rates[method])
         for seed in range(seeds)
         for method in TABLE1
         if method in mass.CLAIMED or (method, seed) in trained
@@ -41,4 +41,4 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*jobs.arguments("Table 3: probability mass in head and tail.", study.SETTINGS, seeds=5))
+    main(*jobs.arguments("Table 3: probability mass in head and tail.", instruction_tuning.SETTINGS, seeds=5))

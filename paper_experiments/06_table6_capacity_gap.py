@@ -16,8 +16,7 @@ teacher's temperature changed, at the same rates: where does the gap start? Fini
 from collections.abc import Mapping
 from pathlib import Path
 
-from taid import capacity as study
-from taid import jobs
+from taid.studies import capacity, jobs
 
 MAP_METHODS, MAP_SEEDS = ("taid", "skew_kl"), 3
 Rates = Mapping[tuple[str, str], float]  # (method, teacher) → learning rate
@@ -25,44 +24,44 @@ Rates = Mapping[tuple[str, str], float]  # (method, teacher) → learning rate
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
     path = folder / "table6.jsonl"
-    study.bench(scale)  # the data, before any worker wants them
-    ends, bases = (study.TEACHERS[0], study.TEACHERS[-1]), range(min(seeds, MAP_SEEDS))
+    capacity.bench(scale)  # the data, before any worker wants them
+    ends, bases = (capacity.TEACHERS[0], capacity.TEACHERS[-1]), range(min(seeds, MAP_SEEDS))
     splits = ("distil", "validation", "test")
 
-    zoo = [("teacher", teacher, 0) for teacher in reversed(study.TEACHERS)]  # the slowest first
-    zoo += [("student", study.STUDENT, seed) for seed in range(seeds)]
-    logits = [("logits", teacher, split) for teacher in study.TEACHERS for split in splits]
-    for title, todo in (("models", zoo), ("teacher logits", logits)):
-        list(jobs.run(study.prepare, [(scale, *job) for job in todo], workers, title))
+    models = [("teacher", teacher, 0) for teacher in reversed(capacity.TEACHERS)]  # the slowest first
+    models += [("student", capacity.STUDENT, seed) for seed in range(seeds)]
+    logits = [("logits", teacher, split) for teacher in capacity.TEACHERS for split in splits]
+    for title, todo in (("models", models), ("teacher logits", logits)):
+        list(jobs.run(capacity.prepare, [(scale, *job) for job in todo], workers, title))
 
-    students = [*((m, t) for t in study.TEACHERS for m in study.METHODS), ("sft", study.NONE)]
-    teachers = [study.Run(scale, "teacher", teacher, 0, 0.0) for teacher in study.TEACHERS]
-    untrained = [study.Run(scale, "untrained", study.NONE, seed, 0.0) for seed in range(seeds)]
+    students = [*((m, t) for t in capacity.TEACHERS for m in capacity.METHODS), ("sft", capacity.NONE)]
+    teachers = [capacity.Run(scale, "teacher", teacher, 0, 0.0) for teacher in capacity.TEACHERS]
+    untrained = [capacity.Run(scale, "untrained", capacity.NONE, seed, 0.0) for seed in range(seeds)]
     table6 = {(run, "test"): ["table6"] for run in [*teachers, *untrained]}
-    jobs.evaluate(table6, study.measure, study.rows, path, workers, "references")
+    jobs.evaluate(table6, capacity.measure, capacity.rows, path, workers, "references")
 
     rates = search(scale, students, path, workers)
-    runs = [study.Run(scale, *cell, seed, rates[cell]) for seed in range(seeds) for cell in students]
+    runs = [capacity.Run(scale, *cell, seed, rates[cell]) for seed in range(seeds) for cell in students]
     table6 = {(run, "test"): ["table6"] for run in runs}
-    jobs.evaluate(table6, study.measure, study.rows, path, workers, "table 6")
+    jobs.evaluate(table6, capacity.measure, capacity.rows, path, workers, "table 6")
 
     around = [run for run in untrained if run.seed in bases]
     around += [run for run in teachers if run.teacher in ends]
     around += [
-        study.Run(scale, method, teacher, seed, rates[method, teacher])
+        capacity.Run(scale, method, teacher, seed, rates[method, teacher])
         for seed in bases for method in MAP_METHODS for teacher in ends
     ]  # fmt: skip
     cells = {
-        (variant, "test"): ["table6_map"] for run in around for variant in study.variants(run)
+        (variant, "test"): ["table6_map"] for run in around for variant in capacity.variants(run)
         if matters(run, variant)
     }  # fmt: skip
-    others = sorted({run.student for run, _ in cells} - {study.STUDENT})
+    others = sorted({run.student for run, _ in cells} - {capacity.STUDENT})
     todo = [(scale, "student", student, seed) for seed in bases for student in others]
-    list(jobs.run(study.prepare, todo, workers, "students of the map"))
-    jobs.evaluate(cells, study.measure, study.rows, path, workers, "map")
+    list(jobs.run(capacity.prepare, todo, workers, "students of the map"))
+    jobs.evaluate(cells, capacity.measure, capacity.rows, path, workers, "map")
 
 
-def matters(run: study.Run, variant: study.Run) -> bool:
+def matters(run: capacity.Run, variant: capacity.Run) -> bool:
     """A teacher changes with the temperature alone, an untrained student with its size alone."""
     if run.method == "teacher":
         return variant.temperature != run.temperature
@@ -71,10 +70,10 @@ def matters(run: study.Run, variant: study.Run) -> bool:
 
 def search(scale: str, students: list[tuple[str, str]], path: Path, workers: int) -> Rates:
     """The rate of the lowest held-out loss on validation, seed 0, for each (method, teacher)."""
-    learning_rates = study.setting(scale).learning_rates
-    grid = [study.Run(scale, *cell, 0, rate) for cell in students for rate in learning_rates]
+    learning_rates = capacity.setting(scale).learning_rates
+    grid = [capacity.Run(scale, *cell, 0, rate) for cell in students for rate in learning_rates]
     cells = {(run, "validation"): ["table6_search"] for run in grid}
-    jobs.evaluate(cells, study.measure, study.rows, path, workers, "learning rates")
+    jobs.evaluate(cells, capacity.measure, capacity.rows, path, workers, "learning rates")
     found = jobs.measured(path, grid, "table6_search", "held_out_loss", "base")
     return {
         cell: min(
@@ -85,4 +84,4 @@ def search(scale: str, students: list[tuple[str, str]], path: Path, workers: int
 
 
 if __name__ == "__main__":
-    main(*jobs.arguments("Table 6: the capacity gap.", study.SETTINGS, seeds=5))
+    main(*jobs.arguments("Table 6: the capacity gap.", capacity.SETTINGS, seeds=5))

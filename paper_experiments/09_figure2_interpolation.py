@@ -11,8 +11,8 @@ The runs are those of the ablations, trained once for both. Figure 2 right is Ta
 
 from pathlib import Path
 
-from taid import ablations, jobs, results
-from taid import instruction_tuning as study
+from taid import results
+from taid.studies import ablations, instruction_tuning, jobs
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
@@ -24,4 +24,4 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*jobs.arguments("Figure 2, left and middle.", study.SETTINGS, seeds=4))
+    main(*jobs.arguments("Figure 2, left and middle.", instruction_tuning.SETTINGS, seeds=4))

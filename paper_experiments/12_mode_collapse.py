@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from taid import synthetic, toy
+from taid import toy, toy_language
 from taid.results import Row, append, config_hash, finished, provenance
 
 
@@ -65,15 +65,15 @@ def gaussians(problem: Problem, method: str, seed: int, scale: Scale) -> dict[st
 
 
 def language(sentences: str, method: str, seed: int, scale: Scale) -> dict[str, dict]:
-    phrases = synthetic.shared_word(3, weights=[0.5, 0.3, 0.2])
-    student = synthetic.Ngram(phrases, memory=1)
+    phrases = toy_language.shared_word(3, weights=[0.5, 0.3, 0.2])
+    student = toy_language.Ngram(phrases, memory=1)
     start, options = student.init(scale.starts, seed), METHODS[method]
     if sentences == "whole":
-        teacher = synthetic.sentence_logits(phrases.next_word_logits())
+        teacher = toy_language.sentence_logits(phrases.next_word_logits())
         path = toy.distill(student, teacher, method, start, scale.steps, **options)
     else:
-        path = synthetic.distill_tokens(student, method, start, scale.steps, sentences, **options)
-    return {"end": synthetic.measure(student.logits(path.parameters[-1]), phrases)}
+        path = toy_language.distill_tokens(student, method, start, scale.steps, sentences, **options)
+    return {"end": toy_language.measure(student.logits(path.parameters[-1]), phrases)}
 
 
 def names(problem: Problem | str) -> tuple[str, str]:

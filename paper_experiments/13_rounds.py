@@ -13,22 +13,22 @@ that Table 1 chose for KL on this pair. A chain of rounds is one job; finished c
 
 from pathlib import Path
 
-from taid import instruction_tuning as study
-from taid import jobs, models, results, rounds
+from taid import results
+from taid.studies import instruction_tuning, jobs, rounds, zoo
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
     rate = rounds.learning_rate(results.read(folder / "table1.jsonl"), scale)
-    study.bench(scale)  # the data, before any worker wants them
+    instruction_tuning.bench(scale)  # the data, before any worker wants them
 
-    student = models.PAIRS[rounds.TEACHER]
-    zoo = [("teacher", rounds.TEACHER, 0), *[("student", student, seed) for seed in range(seeds)]]
+    student = zoo.PAIRS[rounds.TEACHER]
+    models = [("teacher", rounds.TEACHER, 0), *[("student", student, seed) for seed in range(seeds)]]
     logits = [("logits", rounds.TEACHER, split) for split in ("train", "validation")]
-    for title, todo in (("models", zoo), ("teacher logits", logits)):
-        list(jobs.run(study.prepare, [(scale, *job) for job in todo], workers, title))
+    for title, todo in (("models", models), ("teacher logits", logits)):
+        list(jobs.run(instruction_tuning.prepare, [(scale, *job) for job in todo], workers, title))
 
     cells = {
-        (rounds.Chain(variant, study.Run(scale, "kl", rounds.TEACHER, seed, rate)),): ["rounds"]
+        (rounds.Chain(variant, instruction_tuning.Run(scale, "kl", rounds.TEACHER, seed, rate)),): ["rounds"]
         for seed in range(seeds)
         for variant in rounds.VARIANTS
     }
@@ -36,4 +36,4 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*jobs.arguments("Repeated rounds of distillation.", study.SETTINGS, seeds=3))
+    main(*jobs.arguments("Repeated rounds of distillation.", instruction_tuning.SETTINGS, seeds=3))

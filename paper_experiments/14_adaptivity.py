@@ -14,8 +14,8 @@ The runs are those of the ablations, trained once for both.
 
 from pathlib import Path
 
-from taid import ablations, jobs, results
-from taid import instruction_tuning as study
+from taid import results
+from taid.studies import ablations, instruction_tuning, jobs
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
@@ -28,4 +28,4 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*jobs.arguments("Audit of the adaptive update.", study.SETTINGS, seeds=4))
+    main(*jobs.arguments("Audit of the adaptive update.", instruction_tuning.SETTINGS, seeds=4))

@@ -7,15 +7,15 @@ the reverse KL; data beside the teacher; top-k logits; is TAID more than a warm-
     python paper_experiments/15_ablations.py --scale cpu --seeds 4   # see `make help`
     python -m analysis ablations
 
-All variants (`taid.ablations.VARIANTS`) start from the seed's pre-trained student, see one stream of batches
+All variants (`taid.studies.ablations.VARIANTS`) start from the seed's pre-trained student, see one stream of batches
 and train at the learning rate that Table 1 chose on validation for TAID; SFT at its own. Whether those whose
 gradients have another size would rather have another rate is asked on validation, seed 0, and only told.
 """
 
 from pathlib import Path
 
-from taid import ablations, jobs, results
-from taid import instruction_tuning as study
+from taid import results
+from taid.studies import ablations, instruction_tuning, jobs
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
@@ -28,12 +28,12 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
     searched = [
         run
-        for rate in study.setting(scale).learning_rates
+        for rate in instruction_tuning.setting(scale).learning_rates
         for run in ablations.runs(scale, 0, dict.fromkeys(rates, rate), ablations.SEARCHED)
     ]
     cells = {(run, "validation"): ["ablations_search"] for run in searched}
-    jobs.evaluate(cells, study.measure, ablations.rows, path, workers, "learning rates")
+    jobs.evaluate(cells, instruction_tuning.measure, ablations.rows, path, workers, "learning rates")
 
 
 if __name__ == "__main__":
-    main(*jobs.arguments("Ablations of TAID.", study.SETTINGS, seeds=4))
+    main(*jobs.arguments("Ablations of TAID.", instruction_tuning.SETTINGS, seeds=4))

@@ -1,9 +1,6 @@
 """Tokeniser, examples and batches."""
 
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -124,11 +121,3 @@ class Collator:
             ones_right,
         )
         return batch | {"index": torch.tensor([e["index"] for e in examples])}
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all (temporary file, then rename)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-    os.replace(file.name, path)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from taid import fused, fused_head, losses
-from taid.fused_head import Head
+from taid import fused, losses
+from taid.fused import head
+from taid.logits import Head
 from taid.rollouts import DistiLLMRollouts, GKDRollouts, Rollouts
 from taid.schedule import Adaptive, Linear, Replayed, State
 
@@ -52,7 +53,7 @@ class Objective:
         raise TypeError(f"{type(self).__name__} does not say what it minimises: define per_token")
 
     def of_heads(self, student: Head, teacher: Head | Tensor, labels: Tensor) -> Tensor:
-        """The mean loss at n positions whose logits are not computed yet, see `taid.fused_head`."""
+        """The mean loss at n positions whose logits are not computed yet, see `taid.fused.head`."""
         raise ValueError(f"{type(self).__name__} cannot be fused with the head: train without fuse_head")
 
     def on_train_begin(self, updates: int) -> None:
@@ -108,7 +109,7 @@ class Divergence(Objective):
     def of_heads(self, student, teacher, labels):
         if self.loss not in FUSED:
             return super().of_heads(student, teacher, labels)
-        return fused_head.mean(self.loss.__name__, student, teacher, **self.options(labels))
+        return head.mean(self.loss.__name__, student, teacher, **self.options(labels))
 
     def logs(self):
         return self.rollouts.logs() if self.rollouts else {}

@@ -9,7 +9,6 @@ A *cell* is one run, the unit of work that is skipped once finished. Its config 
 its numbers, method, pair and seed included: two cells with equal configs would count as one.
 """
 
-import fcntl
 import hashlib
 import json
 import math
@@ -18,13 +17,14 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from taid.files import locked
 
 UNKNOWN = "unknown"
 PACKAGES = ("torch", "transformers", "numpy")  # those whose version can change a number
@@ -145,17 +145,6 @@ def _whole_lines(path: Path) -> str:
 
 def _hash_of(line: str) -> str:
     return json.loads(line)["config_hash"]
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Exclusive lock on a folder: unlike a lock on a file in it, it outlives the file's replacement."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _running_folder() -> Path:

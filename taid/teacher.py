@@ -16,61 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from taid.data import IGNORE, write_whole
-from taid.results import locked
-
-NOT_FOR_THE_MODEL = ("labels", "index")
-
-
-def response_logits(model, batch: dict) -> tuple[Tensor, Tensor]:
-    """(logits [n, V], labels [n]) of the n unmasked labels of a causal language model's batch.
-
-    Position i predicts the label at i + 1, so a label in column 0 counts as masked. Only these n rows pass
-    through the head: all else that the model does to its logits (a soft-cap, a scale) it does to them. Of a
-    model without output embeddings, or that does not call them, they are selected from the whole logits.
-    """
-    _, logits, labels = response_states(model, batch)
-    return logits, labels
-
-
-def response_states(
-    model, batch: dict, through: Callable[[Tensor], Tensor] = lambda hidden: hidden
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """(hidden [n, H], logits [m, V], labels [n]) as in `response_logits`; `hidden` is what enters the head.
-
-    In its place `through(hidden)`, [m, H], passes the head. Where `hidden` is None there was no head to see,
-    and the logits are those of all n labels.
-    """
-    following = pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)  # [B, L]
-    rows = (following != IGNORE).flatten().nonzero()[:, 0]  # [n]
-    seen = []
-
-    @torch.compiler.disable  # a compiled model would compile itself anew for every batch's rows
-    def select(head, inputs):
-        hidden, *others = inputs  # [B, L, H]
-        if hidden.shape[:2] != following.shape:
-            return None
-        seen.append(hidden.flatten(0, 1).index_select(0, rows))
-        return through(seen[0])[None], *others
-
-    head = output_embeddings(model)
-    hook = head.register_forward_pre_hook(select) if head is not None else None
-    try:
-        inputs = {name: value for name, value in batch.items() if name not in NOT_FOR_THE_MODEL}
-        logits = model(**inputs, use_cache=False).logits.flatten(0, 1)  # [m, V] or [B · L, V]
-    finally:
-        if hook is not None:
-            hook.remove()
-    hidden = seen[0] if seen else None
-    return hidden, logits if seen else logits[rows], following.flatten()[rows]
-
-
-def output_embeddings(model) -> torch.nn.Module | None:
-    """The head of a model, or of the model inside DistributedDataParallel; None if it names none."""
-    inner = getattr(model, "module", model)
-    return inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+from taid.data import IGNORE
+from taid.files import locked, write_whole
+from taid.logits import output_embeddings, response_states
 
 
 class LiveTeacher:

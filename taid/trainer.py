@@ -18,38 +18,14 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from taid.data import IGNORE, write_whole
-from taid.fused_head import Head, cut, response_head, vocabulary
+from taid.data import IGNORE
+from taid.files import write_whole
+from taid.logits import Head, align_vocabularies, response_head, response_logits, shared_vocabulary
 from taid.objectives import Objective, objective
-from taid.teacher import LiveTeacher, response_logits
+from taid.teacher import LiveTeacher
 
 STATE, BUFFER = "distillation_state.json", "rollouts-{rank}.safetensors"
 COLUMNS = ("index", "prompt_ids", "response_ids")  # of `taid.data.encode`, read by its Collator
-
-
-def shared_vocabulary(student: int, teacher: int, vocab_size: int | None) -> int:
-    """The smaller of two numbers of entries, if they differ only in padding: in entries ≥ `vocab_size`, the
-    number of tokens that the tokenizer knows (Phi-3 has 32,064 entries for 32,000 tokens).
-
-    Raises ValueError, naming both sizes, if a difference is not known to be padding.
-    """
-    smaller = min(student, teacher)
-    if student != teacher and (vocab_size is None or vocab_size > smaller):
-        known = "no tokenizer was given" if vocab_size is None else f"the tokenizer has {vocab_size} tokens"
-        raise ValueError(
-            f"the student's vocabulary has {student} entries, the teacher's {teacher}, and {known}, so the "
-            "difference is not padding alone. Distil between models of one tokenizer, and pass it as "
-            "processing_class."
-        )
-    return smaller
-
-
-def align_vocabularies(
-    student: Tensor | Head, teacher: Tensor | Head, vocab_size: int | None
-) -> tuple[Tensor | Head, Tensor | Head]:
-    """Both logits [n, V], or heads that would give them, cut to their `shared_vocabulary`; its ValueError."""
-    shared = shared_vocabulary(vocabulary(student), vocabulary(teacher), vocab_size)
-    return cut(student, shared), cut(teacher, shared)
 
 
 class DistillationTrainer(Trainer):
@@ -61,7 +37,7 @@ class DistillationTrainer(Trainer):
     from that mean, in training only. Validation (`eval_loss`) is the cross-entropy on the labels, in nats per
     token, for all methods and batch sizes alike; DistiLLM needs it: without it no student text is sampled.
 
-    `fuse_head=True`: the logits of a training batch are never whole (`taid.fused_head`). Not for SFT, for
+    `fuse_head=True`: the logits of a training batch are never whole (`taid.fused.head`). Not for SFT, for
     losses that `taid.fused` has not, for models whose logits are not hidden @ weight.T + bias (a soft-cap, a
     scale, an adapter on the head: ValueError in the first step) or whose weights are sharded over ranks.
 

@@ -12,9 +12,9 @@ from torch.nn.functional import cross_entropy
 
 from analysis import ablations as page
 from analysis import rows as analysis_rows
-from taid import ablations, losses, results, schedule, sources, variants
-from taid import instruction_tuning as study
+from taid import losses, results, schedule
 from taid.objectives import TAID
+from taid.studies import ablations, instruction_tuning, sources, variants
 
 ROOT = Path(__file__).parents[1]
 RUN = ablations.Run("cpu", "taid", ablations.TEACHER, seed=0, learning_rate=1e-2)
@@ -186,7 +186,7 @@ def test_a_run_is_named_by_everything_that_decides_it(monkeypatch):
 
 def test_schedules_are_the_variants(monkeypatch):
     monkeypatch.setattr(ablations, "trace", trace_of)
-    paper = schedule.Adaptive(0.4, alpha=study.CPU.alpha)
+    paper = schedule.Adaptive(0.4, alpha=instruction_tuning.CPU.alpha)
     found = {name: replace(RUN, method=name, seed=2).schedule() for name in ablations.VARIANTS}
     assert found["taid"] == paper and found["taid_no_adaptive"] == schedule.Linear(0.4)
     assert found["alpha_4"] == replace(paper, alpha=4 * paper.alpha)
@@ -199,9 +199,9 @@ def test_schedules_are_the_variants(monkeypatch):
 
 
 def test_warm_up_is_a_share_of_the_steps():
-    steps = study.CPU.distil.steps
+    steps = instruction_tuning.CPU.distil.steps
     assert replace(RUN, method="kl_warmup_0.1").training().warmup_steps == steps // 10
-    assert RUN.training() == replace(study.CPU.distil, learning_rate=1e-2)
+    assert RUN.training() == replace(instruction_tuning.CPU.distil, learning_rate=1e-2)
 
 
 def test_an_unknown_variant_names_the_known_ones():
@@ -230,7 +230,9 @@ def test_table_1s_runs_keep_their_names():
     ]
     assert {row.method for row in rows} > {"taid", "kl", "distillm", "teacher"}
     for row in rows:
-        run = study.Run(row.scale, row.method, row.teacher, row.seed, row.config["learning_rate"])
+        run = instruction_tuning.Run(
+            row.scale, row.method, row.teacher, row.seed, row.config["learning_rate"]
+        )
         assert results.config_hash(run.config() | {"experiment": "table1"}) == row.config_hash
 
 
@@ -327,18 +329,20 @@ def test_tracing_leaves_table_1s_student_as_it_is_and_trains_once(tmp_path, monk
     which rounds elsewhere in fp32."""
     (tmp_path / "sources").symlink_to({sources.fetch(name).parent for name in sources.SOURCES}.pop())
     monkeypatch.setenv("TAID_CACHE", str(tmp_path))
-    study.bench.cache_clear()
+    instruction_tuning.bench.cache_clear()
     run = replace(RUN, scale="smoke")
     values, _ = ablations.measure(run)
-    table1, _ = study.measure(study.Run("smoke", "taid", ablations.TEACHER, 0, 1e-2), "test")
+    table1, _ = instruction_tuning.measure(
+        instruction_tuning.Run("smoke", "taid", ablations.TEACHER, 0, 1e-2), "test"
+    )
     same = {key: value for key, value in table1.items() if key in values and key[0] != "train_seconds"}
     assert ("score", "average") in same
     assert {key: values[key] for key in same} == pytest.approx(same, rel=1e-5)
-    monkeypatch.setattr(study, "fit", None)  # nothing trains again
+    monkeypatch.setattr(instruction_tuning, "fit", None)  # nothing trains again
     assert ablations.measure(run)[0] == values
     curves, _ = ablations.curves(run)
     assert {"t", "loss", "noise_variance", "t_paper_constant", "t_paper_measured"} <= {
         metric for metric, _ in curves
     }
     assert curves["t", "1.0000"] == curves["t_paper_constant", "1.0000"] == 1.0
-    study.bench.cache_clear()
+    instruction_tuning.bench.cache_clear()

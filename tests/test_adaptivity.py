@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from analysis import adaptivity as page
 from analysis import rows as analysis_rows
 from analysis.claims import adaptivity as adaptivity_claims
-from taid import ablations, adaptivity, results
+from taid import results
 from taid.losses import forward_kl
 from taid.objectives import TAID, Divergence
 from taid.schedule import Adaptive, Linear, Replayed, State, inert_below
-from taid.variants import Traced
+from taid.studies import ablations, adaptivity
+from taid.studies.variants import Traced
 
 schedules = st.builds(
     Adaptive,

@@ -13,13 +13,13 @@ import pytest
 import torch
 from conftest import PAD, tiny_examples, tiny_model
 
-from taid import capacity as study
-from taid import jobs, objectives, results, sources
-from taid.capacity import NONE, STUDENT, TEACHERS, ZOO, Run
+from taid import objectives, results
 from taid.data import Collator, train_tokenizer
 from taid.evaluation import likelihood
 from taid.evaluation.last_words import last_word_scores, last_words
-from taid.models import parameters
+from taid.studies import capacity, jobs, sources
+from taid.studies.capacity import NONE, STUDENT, TEACHERS, ZOO, Run
+from taid.studies.zoo import parameters
 from taid.teacher import LiveTeacher
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +32,7 @@ PYTHIA = {  # parameters in millions, from the models' cards on the hub
     "pythia-2.8b": 2775.2,
     "pythia-6.9b": 6857.3,
 }
-TINY = replace(study.SMOKE, documents=20, vocab_size=300, pool=12, held_out=6, last_words=9)
+TINY = replace(capacity.SMOKE, documents=20, vocab_size=300, pool=12, held_out=6, last_words=9)
 RUN = Run("smoke", "taid", "pythia-1b", 0, 1e-2)
 
 
@@ -82,15 +82,15 @@ def cache(tmp_path_factory):
         for kind in ("austen", "moby_dick", "sotu"):
             texts = {f"{kind} {i}": document(kind.split("_")[0], i) for i in range(30)}
             patch.setattr(sources, kind, lambda texts=texts: texts)
-        patch.setitem(study.SETTINGS, "smoke", TINY)
-        study.bench.cache_clear()
+        patch.setitem(capacity.SETTINGS, "smoke", TINY)
+        capacity.bench.cache_clear()
         yield folder
-    study.bench.cache_clear()
+    capacity.bench.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def bench(cache):
-    return study.bench("smoke")
+    return capacity.bench("smoke")
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_a_document_that_quotes_a_held_out_one_is_not_trained_on(bench, monkeypa
             name: f"{text} {quoted}" if name in chosen.values() else text for name, text in texts.items()
         },
     )
-    again = study.documents(TINY.documents)
+    again = capacity.documents(TINY.documents)
     for split in ("train", "distil"):
         left_out = set(bench.documents[split]) - set(again[split])
         assert left_out == {" ".join(texts[chosen[split]].split())}
@@ -176,10 +176,10 @@ def test_a_word_too_long_or_too_early_is_left_out(bench):
 
 def test_spread_is_even_and_numbers_anew():
     items = [{"index": i, "value": i} for i in range(10)]
-    assert [item["value"] for item in study.spread(items, 4)] == [0, 2, 5, 7]
-    assert [item["index"] for item in study.spread(items, 4)] == [0, 1, 2, 3]
+    assert [item["value"] for item in capacity.spread(items, 4)] == [0, 2, 5, 7]
+    assert [item["index"] for item in capacity.spread(items, 4)] == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="11 examples of 10: ask for fewer"):
-        study.spread(items, 11)
+        capacity.spread(items, 11)
 
 
 def test_chance_is_the_share_of_validations_most_frequent_word(bench):
@@ -200,16 +200,18 @@ def test_sizes_keep_pythias_ratios(name):
     class Tokens:
         eos_token_id, pad_token_id = 1, 0
 
-    sizes = {n: parameters(study.model(n, study.CPU.vocab_size, 64, Tokens, 0)) for n in {name, STUDENT}}
+    sizes = {
+        n: parameters(capacity.model(n, capacity.CPU.vocab_size, 64, Tokens, 0)) for n in {name, STUDENT}
+    }
     assert sizes[name] == pytest.approx(PYTHIA[name] * 1e6 / 3000, rel=0.15)
     if name in TEACHERS:
         assert sizes[name] / sizes[STUDENT] == pytest.approx(PYTHIA[name] / PYTHIA[STUDENT], rel=0.05)
 
 
 def test_teachers_learn_at_rates_inverse_to_their_width():
-    rates = [study.CPU.teacher_training(name).learning_rate * ZOO[name][0] for name in TEACHERS]
-    assert rates == pytest.approx([study.CPU.pretrain_teacher.learning_rate] * len(TEACHERS))
-    assert len({replace(study.CPU.teacher_training(name), learning_rate=0) for name in TEACHERS}) == 1
+    rates = [capacity.CPU.teacher_training(name).learning_rate * ZOO[name][0] for name in TEACHERS]
+    assert rates == pytest.approx([capacity.CPU.pretrain_teacher.learning_rate] * len(TEACHERS))
+    assert len({replace(capacity.CPU.teacher_training(name), learning_rate=0) for name in TEACHERS}) == 1
 
 
 # --- runs
@@ -218,13 +220,13 @@ def test_teachers_learn_at_rates_inverse_to_their_width():
 def test_alpha_times_steps_is_the_papers_at_every_pace():
     for pace in (0.5, 1.0, 2.0):
         run = Run("cpu", "taid", TEACHERS[0], 0, 1e-2, pace=pace)
-        assert run.training.steps == pace * study.CPU.distil.steps
+        assert run.training.steps == pace * capacity.CPU.distil.steps
         assert run.options["alpha"] * run.training.steps == pytest.approx(5e-4 * (207_865 * 5 // 64))
     assert Run("cpu", "kl", TEACHERS[0], 0, 1e-2).options == {}
 
 
 def test_variants_change_one_thing_and_have_names_and_hashes_of_their_own():
-    runs = [RUN, *study.variants(RUN)]
+    runs = [RUN, *capacity.variants(RUN)]
     for variant in runs[1:]:
         changed = {key for key, value in asdict(variant).items() if value != asdict(RUN)[key]}
         assert len(changed) == 1 and changed <= {"student", "pace", "temperature"}
@@ -295,7 +297,7 @@ def test_text_scores_agree_with_the_evaluation_of_table_1():
     student, teacher = tiny_model("gpt_neox"), LiveTeacher(tiny_model("gpt_neox", seed=1))
     examples, collator = tiny_examples(16), Collator(PAD)
     batches = [collator(examples[at : at + 5]) for at in range(0, 16, 5)]
-    found = study.text_scores(LiveTeacher(student), teacher, batches)
+    found = capacity.text_scores(LiveTeacher(student), teacher, batches)
     lengths = [len(e["response_ids"]) for e in examples]
     by_example = likelihood.held_out_loss(student, examples, collator)
     loss = sum(mean * n for mean, n in zip(by_example, lengths, strict=True)) / sum(lengths)
@@ -311,9 +313,9 @@ def test_temperature_softens_the_teacher(batches):
     """H(softmax(z / τ)) rises with τ, from the argmax at 0 to log V."""
     live = LiveTeacher(tiny_model())
     temperatures = (1e-4, 0.5, 1, 2, 1e4)
-    at = [study.text_scores(study.softened(live, t), None, batches)["entropy"] for t in temperatures]
+    at = [capacity.text_scores(capacity.softened(live, t), None, batches)["entropy"] for t in temperatures]
     assert at == sorted(at) and at[0] == pytest.approx(0, abs=1e-3) and at[-1] == pytest.approx(math.log(48))
-    assert study.softened(live, 1.0) is live
+    assert capacity.softened(live, 1.0) is live
 
 
 # --- what is run
@@ -340,7 +342,7 @@ def filled(cache, script, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs, "run", in_this_process)
-        patch.setattr(study, "METHODS", ("taid", "skew_kl"))
+        patch.setattr(capacity, "METHODS", ("taid", "skew_kl"))
         patch.setattr(script, "MAP_METHODS", ("taid",))
         script.main("smoke", 1, 1, folder)
     return folder, results.read(folder / "table6.jsonl")
@@ -355,7 +357,7 @@ def test_every_cell_is_filled_once(filled):
     references = {*(("teacher", t) for t in TEACHERS), ("untrained", NONE)}
     assert {(m, t) for e, m, t, _ in of if e == "table6_search"} == students
     assert {(m, t) for e, m, t, _ in of if e == "table6"} == students | references
-    tasks = {variant.task for variant in study.variants(RUN)}
+    tasks = {variant.task for variant in capacity.variants(RUN)}
     around = {(m, t, task) for e, m, t, task in of if e == "table6_map"}
     assert around == {
         *(("taid", t, task) for t in (TEACHERS[0], TEACHERS[-1]) for task in tasks),
@@ -385,14 +387,14 @@ def test_the_learning_rate_is_the_grids_best_on_validation(filled):
 def test_a_second_run_trains_nothing_and_adds_nothing(filled, script, monkeypatch):
     folder, _ = filled
     before = (folder / "table6.jsonl").read_bytes()
-    study.bench.cache_clear()  # as in a new process
+    capacity.bench.cache_clear()  # as in a new process
 
     def refuse(*args, **kwargs):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(study, "fit", refuse)
+    monkeypatch.setattr(capacity, "fit", refuse)
     monkeypatch.setattr(jobs, "run", in_this_process)
-    monkeypatch.setattr(study, "METHODS", ("taid", "skew_kl"))
+    monkeypatch.setattr(capacity, "METHODS", ("taid", "skew_kl"))
     monkeypatch.setattr(script, "MAP_METHODS", ("taid",))
     script.main("smoke", 1, 1, folder)
     assert (folder / "table6.jsonl").read_bytes() == before
@@ -401,7 +403,7 @@ def test_a_second_run_trains_nothing_and_adds_nothing(filled, script, monkeypatc
 def test_all_methods_of_a_seed_see_one_stream_and_another_seed_another(cache, monkeypatch):
     """What the teacher is asked for, in order, by the examples' numbers; and from equal students."""
     seen, starts = [], []
-    live = study.Bench.teacher_logits
+    live = capacity.Bench.teacher_logits
 
     def spy(bench, name, split):
         teacher = live(bench, name, split)
@@ -412,17 +414,17 @@ def test_all_methods_of_a_seed_see_one_stream_and_another_seed_another(cache, mo
 
         return asked
 
-    fit = study.fit
-    monkeypatch.setattr(study.Bench, "teacher_logits", spy)
+    fit = capacity.fit
+    monkeypatch.setattr(capacity.Bench, "teacher_logits", spy)
     monkeypatch.setattr(
-        study,
+        capacity,
         "fit",
         lambda student, *a, **k: (
             starts.append(next(student.parameters()).detach().clone()),
             fit(student, *a, **k),
         ),
     )
-    here, streams = study.bench("smoke"), {}
+    here, streams = capacity.bench("smoke"), {}
     here.student(STUDENT, 1)
     starts.clear()
     for method, teacher, seed in (("kl", TEACHERS[0], 0), ("rkl", TEACHERS[-1], 0), ("kl", TEACHERS[0], 1)):
@@ -436,16 +438,16 @@ def test_all_methods_of_a_seed_see_one_stream_and_another_seed_another(cache, mo
 
 def test_rows_say_what_was_measured(bench):
     run = replace(RUN, temperature=2.0)
-    values, seconds = study.measure(run, "test")
-    assert set(values) == set(study.UNITS) - {"last_word_chance"}
+    values, seconds = capacity.measure(run, "test")
+    assert set(values) == set(capacity.UNITS) - {"last_word_chance"}
     assert all(math.isfinite(value) for value in values.values()) and seconds > 0
-    rows = study.rows(run, "table6_map", values, seconds)
+    rows = capacity.rows(run, "table6_map", values, seconds)
     assert {row.metric: row.value for row in rows} == values
     for row in rows:
         assert (row.method, row.teacher, row.student, row.task) == ("taid", "pythia-1b", STUDENT, "τ = 2")
-        assert (row.unit, row.higher_is_better) == study.UNITS[row.metric]
+        assert (row.unit, row.higher_is_better) == capacity.UNITS[row.metric]
         assert row.config_hash == results.config_hash(run.config() | {"experiment": "table6_map"})
 
 
 def test_methods_are_known_and_the_papers_come_first():
-    assert set(study.METHODS) <= set(objectives.METHODS) and study.METHODS[:2] == ("taid", "skew_kl")
+    assert set(capacity.METHODS) <= set(objectives.METHODS) and capacity.METHODS[:2] == ("taid", "skew_kl")

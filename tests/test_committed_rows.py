@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from taid import ablations, capacity, continued_pretraining, instruction_tuning, logit_cache, results, rounds
+from taid import results
+from taid.studies import ablations, capacity, continued_pretraining, instruction_tuning, logit_cache, rounds
 
 ROOT = Path(__file__).parents[1]
 STUDIES = ("table1", "table2", "table3", "table6", "ablations", "adaptivity", "figure2", "rounds")

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taid.data import ASSISTANT, END, IGNORE, PAD, USER, Collator, encode, pack, train_tokenizer, write_whole
+from taid.data import ASSISTANT, END, IGNORE, PAD, USER, Collator, encode, pack, train_tokenizer
+from taid.files import write_whole
 
 TEXTS = [
     "what is another word for large?",

@@ -11,8 +11,8 @@ from taid.data import Collator
 from taid.evaluation import scores
 from taid.evaluation.generation import distinct_bigrams, generate
 from taid.evaluation.likelihood import held_out_loss, kl_to_teacher
-from taid.evaluation.scores import Judge, by_category, category_scores, evaluate
-from taid.instructions import CATEGORIES, Instruction
+from taid.studies.instructions import CATEGORIES, Instruction
+from taid.studies.judge import Judge, by_category, category_scores, evaluate
 from taid.teacher import LiveTeacher
 
 EXAMPLES = tiny_examples(24)

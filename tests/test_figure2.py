@@ -9,11 +9,11 @@ import pytest
 from analysis import figure2 as page
 from analysis import rows as analysis_rows
 from analysis.claims import FIGURE2
-from taid import ablations, adaptivity, results
-from taid import instruction_tuning as study
+from taid import results
+from taid.studies import ablations, adaptivity, instruction_tuning
 
 RUN = ablations.Run("cpu", "taid", ablations.TEACHER, seed=0, learning_rate=1e-2)
-STEPS = study.CPU.distil.steps
+STEPS = instruction_tuning.CPU.distil.steps
 
 
 def losses_of(noise: float, fall: float, seed: int) -> np.ndarray:
@@ -50,10 +50,10 @@ def test_points_lie_on_their_curves(curves):
     tasks = [f"{share:.4f}" for share in np.linspace(0, 1, ablations.POINTS)]
     for metric, updates in (
         ("t", STEPS),
-        ("t_paper_constant", study.PAPER_UPDATES),
-        ("t_paper_measured", study.PAPER_UPDATES),
+        ("t_paper_constant", instruction_tuning.PAPER_UPDATES),
+        ("t_paper_measured", instruction_tuning.PAPER_UPDATES),
     ):
-        t = adaptivity.predicted(study.CPU.alpha * STEPS / updates, updates, 0.4)
+        t = adaptivity.predicted(instruction_tuning.CPU.alpha * STEPS / updates, updates, 0.4)
         expected = np.interp(np.linspace(0, 1, ablations.POINTS), np.linspace(0, 1, updates + 1), t)
         tolerance = 1e-9 if metric == "t_paper_constant" else 0.01
         assert [found[metric, task] for task in tasks] == pytest.approx(expected, abs=tolerance)

@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from taid import fused, losses
 from taid.data import IGNORE, Collator
-from taid.fused_head import PER_TOKEN, ROWS, Head, cut, mean, response_head
+from taid.fused.head import PER_TOKEN, ROWS, mean
+from taid.logits import Head, cut, response_head, response_logits
 from taid.objectives import METHODS, objective
-from taid.teacher import response_logits
 
 N, V = 2 * ROWS + 22, 300  # three chunks, the last one shorter
 LABELS = torch.arange(N) % V

@@ -6,7 +6,8 @@ from conftest import tiny_model, tiny_trainer
 from torch.nn.functional import linear
 
 from taid import fused, losses
-from taid.fused_head import Head, mean
+from taid.fused.head import mean
+from taid.logits import Head
 from taid.objectives import METHODS, objective
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

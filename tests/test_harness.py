@@ -13,9 +13,9 @@ import torch
 from conftest import END, FAMILIES, PAD, VOCAB, tiny_model, tiny_tokenizer
 from lm_eval.models.huggingface import HFLM
 
-from taid import lm_tasks, prose, sources
 from taid.evaluation import harness
-from taid.lm_tasks import TASKS
+from taid.studies import lm_tasks, prose, sources
+from taid.studies.lm_tasks import TASKS
 
 COUNT = 40  # items of a task; the study has 1,000
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from taid import instruction_tuning as study
-from taid import models, results, sources
+from taid import results
 from taid.evaluation.likelihood import held_out_loss
-from taid.instruction_tuning import SETTINGS, SMOKE, UNITS, Run, method_options
-from taid.instructions import CATEGORIES, JUDGED
 from taid.objectives import METHODS, TABLE1
+from taid.studies import instruction_tuning, sources, zoo
+from taid.studies.instruction_tuning import SETTINGS, SMOKE, UNITS, Run, method_options
+from taid.studies.instructions import CATEGORIES, JUDGED
 
 ROOT = Path(__file__).parents[1]
 RUN = Run("smoke", "taid", "stablelm-zephyr", seed=0, learning_rate=3e-3)
@@ -30,14 +30,14 @@ def cache(tmp_path_factory):
     (folder / "sources").symlink_to({sources.fetch(name).parent for name in sources.SOURCES}.pop())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TAID_CACHE", str(folder))
-        study.bench.cache_clear()
+        instruction_tuning.bench.cache_clear()
         yield folder
-    study.bench.cache_clear()
+    instruction_tuning.bench.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def measured(cache):
-    return study.measure(RUN, "test")
+    return instruction_tuning.measure(RUN, "test")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def no_training(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(study, "fit", refuse)
+    monkeypatch.setattr(instruction_tuning, "fit", refuse)
 
 
 # --- what is measured
@@ -69,12 +69,12 @@ def test_every_named_metric_is_measured(measured):
 
 
 def test_a_second_call_trains_nothing_and_says_the_same(measured, no_training):
-    study.bench.cache_clear()  # as in a new process: only what is on disk is left
-    assert study.measure(RUN, "test")[0] == measured[0]
+    instruction_tuning.bench.cache_clear()  # as in a new process: only what is on disk is left
+    assert instruction_tuning.measure(RUN, "test")[0] == measured[0]
 
 
 def test_the_teacher_is_its_own_teacher(measured):
-    values, _ = study.measure(replace(RUN, method="teacher", learning_rate=0.0), "test")
+    values, _ = instruction_tuning.measure(replace(RUN, method="teacher", learning_rate=0.0), "test")
     assert {metric for metric, _ in values} == set(UNITS) - {"train_seconds"}
     assert values["kl_to_teacher", "average"] == pytest.approx(
         0, abs=1e-5
@@ -83,7 +83,7 @@ def test_the_teacher_is_its_own_teacher(measured):
 
 def test_the_judges_scale_is_that_of_the_human_responses(measured):
     """Oracle: minus the held-out loss of the judge on the data's own responses."""
-    here = study.bench("smoke")
+    here = instruction_tuning.bench("smoke")
     judge = here.judge_of("pythia", 0, "test")
     assert set(judge.human) == set(judge.untrained) == set(JUDGED)
     for category in JUDGED:
@@ -97,7 +97,7 @@ def test_the_judges_scale_is_that_of_the_human_responses(measured):
 
 
 def test_copies_of_a_question_share_its_place_in_the_cache(cache):
-    here = study.bench("smoke")
+    here = instruction_tuning.bench("smoke")
     assert [e["index"] for e in here.train] == list(range(len(here.train)))
     count = {i: sum(e["index"] == i for e in here.stream) for i in range(len(here.train))}
     for i, (item, example) in enumerate(zip(here.data.train, here.train, strict=True)):
@@ -110,11 +110,11 @@ def test_copies_of_a_question_share_its_place_in_the_cache(cache):
 
 
 def test_pretraining_mixes_the_dictionary_in(cache, monkeypatch):
-    here = study.bench("smoke")
+    here = instruction_tuning.bench("smoke")
     text = here.data.text | {"train": here.data.text["train"][:2000]}  # all of it takes seconds
     monkeypatch.setattr(here, "data", replace(here.data, text=text))
     windows = here.windows("train")
-    prose = study.pack(here.tokenizer, here.data.text["train"], SMOKE.window)
+    prose = instruction_tuning.pack(here.tokenizer, here.data.text["train"], SMOKE.window)
     assert 1 - len(prose) / len(windows) == pytest.approx(SMOKE.dictionary_share, abs=1e-3)
     assert all(len(w["prompt_ids"] + w["response_ids"]) == SMOKE.window for w in windows)
 
@@ -122,7 +122,7 @@ def test_pretraining_mixes_the_dictionary_in(cache, monkeypatch):
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_text_survives_the_tokenizer(cache, split):
     """A verified answer that came back changed could never be right."""
-    here = study.bench("smoke")
+    here = instruction_tuning.bench("smoke")
     for item, example in zip(getattr(here.data, split), getattr(here, split), strict=True):
         assert (
             here.tokenizer.decode(example["response_ids"], skip_special_tokens=True).strip() == item.response
@@ -134,11 +134,13 @@ def test_text_survives_the_tokenizer(cache, split):
 
 
 def test_a_damaged_model_is_trained_again_with_a_warning(measured, cache):
-    (weights,) = (study.bench("smoke").folder / "runs").glob(f"{study.digest(RUN.config())}/*.safetensors")
+    (weights,) = (instruction_tuning.bench("smoke").folder / "runs").glob(
+        f"{instruction_tuning.digest(RUN.config())}/*.safetensors"
+    )
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.warns(UserWarning, match="damaged.*training it again"):
-        again, _ = study.measure(RUN, "test")
+        again, _ = instruction_tuning.measure(RUN, "test")
     times = {("train_seconds", "average")}
     assert {k: v for k, v in again.items() if k not in times} == {
         k: v for k, v in measured[0].items() if k not in times
@@ -154,7 +156,7 @@ def test_a_kill_while_saving_leaves_no_model(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        study.save_whole(Cut(), None, tmp_path / "models" / "a")
+        instruction_tuning.save_whole(Cut(), None, tmp_path / "models" / "a")
     assert list((tmp_path / "models").iterdir()) == []
 
 
@@ -165,7 +167,7 @@ def test_an_unknown_scale_or_teacher_names_the_known_ones():
     with pytest.raises(
         ValueError, match="unknown scale 'huge' for the instruction-tuning study; known: smoke, cpu"
     ):
-        study.setting("huge")
+        instruction_tuning.setting("huge")
     with pytest.raises(
         ValueError,
         match="unknown teacher 'gpt-4'; known pairs: phi-3-mini → tinyllama, llama-2 → tinyllama, stablelm",
@@ -207,23 +209,25 @@ def test_a_run_is_named_by_what_it_is():
     assert len({results.config_hash(run.config()) for run in runs}) == len(runs)
 
 
-@pytest.mark.parametrize("teacher", models.PAIRS)
+@pytest.mark.parametrize("teacher", zoo.PAIRS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_its_options(method, teacher):
-    study.objectives.objective(method, **method_options(replace(RUN, method=method, teacher=teacher)))
+    instruction_tuning.objectives.objective(
+        method, **method_options(replace(RUN, method=method, teacher=teacher))
+    )
 
 
 def test_options_are_the_papers_per_pair():
     """Paper, section 6.1: t_start 0.4 for Phi-3, else 0.2. α · N as in its run of 16,239 updates at α = 5e-4."""
     t_start = {
         t: method_options(Run("cpu", m, t, 0, 1e-3))["t_start"]
-        for t in models.PAIRS
+        for t in zoo.PAIRS
         for m in ("taid", "taid_no_adaptive")
     }
     assert t_start == {"phi-3-mini": 0.4, "llama-2": 0.2, "stablelm-zephyr": 0.2}
     for setting in SETTINGS.values():
         assert setting.alpha * setting.distil.steps == pytest.approx(5e-4 * 16_239)
-    skew = {t: method_options(Run("cpu", "distillm", t, 0, 1e-3))["loss"] for t in models.PAIRS}
+    skew = {t: method_options(Run("cpu", "distillm", t, 0, 1e-3))["loss"] for t in zoo.PAIRS}
     assert skew == {"phi-3-mini": "skew_kl", "llama-2": "skew_rkl", "stablelm-zephyr": "skew_kl"}
 
 
@@ -232,7 +236,7 @@ def test_options_are_the_papers_per_pair():
 
 def test_rows_are_complete(measured, tmp_path):
     values, seconds = measured
-    rows = study.rows(RUN, "table1", values, seconds)
+    rows = instruction_tuning.rows(RUN, "table1", values, seconds)
     assert {(row.metric, row.task): row.value for row in rows} == values
     for row in rows:
         assert (row.method, row.teacher, row.student, row.seed, row.scale) == (
@@ -247,7 +251,9 @@ def test_rows_are_complete(measured, tmp_path):
         assert row.config_hash == results.config_hash(row.config)
     results.append(tmp_path / "rows.jsonl", rows)
     assert list(results.read(tmp_path / "rows.jsonl")) == rows
-    assert rows[0].config_hash != study.rows(RUN, "table1_one_rate", values, seconds)[0].config_hash
+    assert (
+        rows[0].config_hash != instruction_tuning.rows(RUN, "table1_one_rate", values, seconds)[0].config_hash
+    )
 
 
 @pytest.mark.slow
@@ -271,9 +277,9 @@ def test_the_script_fills_table_1_and_does_nothing_twice(cache, tmp_path):
             (e, m, t)
             for e in ("table1", "table1_one_rate", "table1_search")
             for m in TABLE1
-            for t in models.PAIRS
+            for t in zoo.PAIRS
         ),
-        *(("table1", reference, t) for reference in ("teacher", "untrained") for t in models.PAIRS),
+        *(("table1", reference, t) for reference in ("teacher", "untrained") for t in zoo.PAIRS),
     }
     rates = {row.config["learning_rate"] for row in rows if row.experiment == "table1_search"}
     assert rates == set(SMOKE.learning_rates)

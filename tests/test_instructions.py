@@ -7,9 +7,8 @@ from functools import cache
 
 import pytest
 
-from taid import instructions, sources
-from taid.evaluation.scores import verified
-from taid.instructions import (
+from taid.studies import instructions, sources
+from taid.studies.instructions import (
     CATEGORIES,
     DOCUMENT_SHARES,
     JUDGED,
@@ -20,6 +19,7 @@ from taid.instructions import (
     build,
     split_documents,
 )
+from taid.studies.judge import verified
 
 SIZE = Size(words=120, passages=300, validation=30, test=80)
 SPLITS = ("train", "validation", "test", "judge")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from taid import instruction_tuning as study
-from taid import jobs, results
+from taid import results
+from taid.studies import instruction_tuning, jobs
 
 
 def square(x: int, folder: str) -> tuple[int, str | None]:
@@ -64,7 +64,9 @@ def test_the_clock(seconds, text):
 
 def test_the_value_of_a_run_is_its_last_one_of_that_experiment_metric_and_task(tmp_path):
     path = tmp_path / "rows.jsonl"
-    first, second, absent = (study.Run("cpu", "kl", "phi-3-mini", 0, rate) for rate in (1e-3, 3e-3, 1e-2))
+    first, second, absent = (
+        instruction_tuning.Run("cpu", "kl", "phi-3-mini", 0, rate) for rate in (1e-3, 3e-3, 1e-2)
+    )
     for run, experiment, task, value in (
         (first, "search", "average", 1.0),
         (first, "search", "average", 2.0),
@@ -73,21 +75,41 @@ def test_the_value_of_a_run_is_its_last_one_of_that_experiment_metric_and_task(t
         (first, "search", "synonym", 5.0),
         (second, "table", "average", 6.0),
     ):
-        results.append(path, study.rows(run, experiment, {("score", task): value}, 1.0))
-        results.append(path, study.rows(run, experiment, {("held_out_loss", task): 7.0}, 1.0))
+        results.append(path, instruction_tuning.rows(run, experiment, {("score", task): value}, 1.0))
+        results.append(path, instruction_tuning.rows(run, experiment, {("held_out_loss", task): 7.0}, 1.0))
     found = jobs.measured(path, [first, second, absent], "search", "score", "average")
     assert found == {first: 2.0, second: 3.0}
 
 
 def test_the_command_line_of_a_study(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["study.py"])
-    assert jobs.arguments("A study.", ["smoke", "cpu"], seeds=4) == ("cpu", 4, 2, Path("results"))
+    monkeypatch.setattr("sys.argv", ["instruction_tuning.py"])
+    assert jobs.arguments("A instruction_tuning.", ["smoke", "cpu"], seeds=4) == (
+        "cpu",
+        4,
+        2,
+        Path("results"),
+    )
     monkeypatch.setattr(
         "sys.argv",
-        ["study.py", "--scale", "smoke", "--seeds", "1", "--workers", "3", "--results", "runs/smoke"],
+        [
+            "instruction_tuning.py",
+            "--scale",
+            "smoke",
+            "--seeds",
+            "1",
+            "--workers",
+            "3",
+            "--results",
+            "runs/smoke",
+        ],
     )
-    assert jobs.arguments("A study.", ["smoke", "cpu"], seeds=4) == ("smoke", 1, 3, Path("runs/smoke"))
-    monkeypatch.setattr("sys.argv", ["study.py", "--scale", "huge"])
+    assert jobs.arguments("A instruction_tuning.", ["smoke", "cpu"], seeds=4) == (
+        "smoke",
+        1,
+        3,
+        Path("runs/smoke"),
+    )
+    monkeypatch.setattr("sys.argv", ["instruction_tuning.py", "--scale", "huge"])
     with pytest.raises(SystemExit):
-        jobs.arguments("A study.", ["smoke", "cpu"], seeds=4)
+        jobs.arguments("A instruction_tuning.", ["smoke", "cpu"], seeds=4)
     assert "smoke" in capsys.readouterr().err, "the known scales are named"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import tiny_model, tiny_tokenizer
 
-from taid.models import HUB_MODELS, PAIRS, SCALE_MODELS, hub_model, parameters, scale_model
+from taid.studies.zoo import HUB_MODELS, PAIRS, SCALE_MODELS, hub_model, parameters, scale_model
 
 VOCAB_SIZE = 2048  # of the scale "cpu"
 CLASSES = {

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from taid.pruning import keep_layers, prune
+from taid.studies.zoo import keep_layers, prune
 
 TOTAL = 5
 IDS = torch.arange(2, 32).view(2, 15)

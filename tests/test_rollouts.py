@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from taid import rollouts as rollouts_module
 from taid.data import IGNORE, Collator
+from taid.logits import response_logits
 from taid.rollouts import DistiLLMRollouts, GKDRollouts, prompts_of, sample_responses, to_batch
-from taid.teacher import response_logits
 
 STUDENTS = ("llama", "gpt_neox")
 PROMPTS = [[5], [6, 7, 8, 9], [10, 11]]

@@ -12,8 +12,8 @@ import zlib
 
 import pytest
 
-from taid import sources
-from taid.sources import SOURCES, Source, SourceUnavailable, fetch
+from taid.studies import sources
+from taid.studies.sources import SOURCES, Source, SourceUnavailable, fetch
 
 TEXT = {"a.txt": b"call me ishmael", "b.txt": b"it is a truth"}
 

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from taid.synthetic import (
+from taid.toy import distill
+from taid.toy_language import (
     Language,
     Ngram,
     context_probabilities,
@@ -15,7 +16,6 @@ from taid.synthetic import (
     sentence_logits,
     shared_word,
 )
-from taid.toy import distill
 
 WEIGHTS = [0.5, 0.3, 0.2]
 LANGUAGE = shared_word(3, WEIGHTS, noise=1e-4)

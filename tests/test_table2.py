@@ -16,12 +16,13 @@ from analysis import reference, table2
 from analysis import rows as analysis_rows
 from analysis.claims import TABLE2, TABLE2_METHODS
 from analysis.predicates import holds_in_paper
-from taid import continued_pretraining as study
-from taid import lm_tasks, logit_cache, losses, results, runs, smollm, sources
-from taid.continued_pretraining import TABLE2 as METHODS
-from taid.continued_pretraining import UNITS, Run
-from taid.evaluation.compression import bias
+from taid import losses, results
+from taid.files import cache_dir
 from taid.results import Provenance, Row
+from taid.studies import continued_pretraining, lm_tasks, logit_cache, sources, study, zoo
+from taid.studies.continued_pretraining import TABLE2 as METHODS
+from taid.studies.continued_pretraining import UNITS, Run
+from taid.studies.logit_cache import bias
 from taid.teacher import TopLogits
 
 ROOT = Path(__file__).parents[1]
@@ -35,25 +36,25 @@ def cache(tmp_path_factory):
     (folder / "sources").symlink_to({sources.fetch(name).parent for name in sources.SOURCES}.pop())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TAID_CACHE", str(folder))
-        study.bench.cache_clear()
+        continued_pretraining.bench.cache_clear()
         yield folder
-    study.bench.cache_clear()
+    continued_pretraining.bench.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def here(cache):
-    return study.bench("smoke")
+    return continued_pretraining.bench("smoke")
 
 
 @pytest.fixture(scope="module")
 def measured(here):
-    return study.measure(RUN, "test")
+    return continued_pretraining.measure(RUN, "test")
 
 
 @pytest.fixture
 def fits(monkeypatch):
     """The calls of `fit` from now on: (examples, training, seed)."""
-    calls, fit = [], study.fit
+    calls, fit = [], continued_pretraining.fit
 
     def recording(model, examples, collator, training, **options):
         calls.append((examples, training, options["seed"]))
@@ -92,7 +93,9 @@ def test_distillation_is_one_pass_over_the_data(here):
 
 def test_seeds_heal_on_other_windows_and_no_method_changes_a_healed_student(here, fits):
     for seed in (0, 1):
-        shutil.rmtree(here.folder / "models" / f"healed-{seed}-{study.precision()}", ignore_errors=True)
+        shutil.rmtree(
+            here.folder / "models" / f"healed-{seed}-{continued_pretraining.precision()}", ignore_errors=True
+        )
     before = [p.clone() for p in here.student(0).parameters()]
     here.student(1)
     (first, training, _), (second, *_) = fits
@@ -126,11 +129,11 @@ def test_all_methods_see_the_same_batches_in_the_same_order(here, monkeypatch):
 def test_the_student_is_cut_out_of_the_teacher(here):
     layers = here.student(0).config.num_hidden_layers
     assert layers == here.settings.kept_layers < here.teacher.config.num_hidden_layers
-    assert study.setting("cpu").student == "smollm2-135m-6-layers"
+    assert continued_pretraining.setting("cpu").student == "smollm2-135m-6-layers"
 
 
 def test_a_measured_run_is_not_trained_again(here, measured, fits):
-    values, _ = study.measure(RUN, "test")
+    values, _ = continued_pretraining.measure(RUN, "test")
     assert fits == []
     assert values == measured[0]
 
@@ -148,7 +151,7 @@ def test_every_named_metric_is_measured(measured):
 
 def test_the_teacher_is_itself(here):
     """Oracle: KL(p ‖ p) = 0; and its loss on the windows from whole logits."""
-    values, _ = study.measure(replace(RUN, method="teacher", steps=0), "validation")
+    values, _ = continued_pretraining.measure(replace(RUN, method="teacher", steps=0), "validation")
     assert values["kl_to_teacher", "average"] == pytest.approx(0, abs=1e-6)
     batch = here.collator(here.validation)
     with torch.no_grad():
@@ -159,8 +162,8 @@ def test_the_teacher_is_itself(here):
 
 
 def test_distillation_brings_the_student_nearer(here):
-    start, _ = study.measure(replace(RUN, method="untrained", steps=0), "validation")
-    after, _ = study.measure(replace(RUN, method="kl"), "validation")
+    start, _ = continued_pretraining.measure(replace(RUN, method="untrained", steps=0), "validation")
+    after, _ = continued_pretraining.measure(replace(RUN, method="kl"), "validation")
     assert after["kl_to_teacher", "average"] < start["kl_to_teacher", "average"]
 
 
@@ -183,7 +186,7 @@ def test_a_run_is_named_by_everything_that_decides_it(monkeypatch):
 
 
 def test_alpha_times_the_number_of_updates_is_the_paper_s():
-    assert RUN.options()["alpha"] * 4 == pytest.approx(5e-4 * study.PAPER_UPDATES)
+    assert RUN.options()["alpha"] * 4 == pytest.approx(5e-4 * continued_pretraining.PAPER_UPDATES)
     assert replace(RUN, method="kl").options() == {}
 
 
@@ -205,7 +208,7 @@ def test_unknown_names_are_refused_and_known_ones_told(change):
     ],
 )
 def test_bf16_is_for_processors_that_have_it(flags, fast):
-    assert runs.bf16_is_fast(f"processor : 0\n{flags}\n") is fast
+    assert study.bf16_is_fast(f"processor : 0\n{flags}\n") is fast
 
 
 def test_bf16_is_passed_on_to_training(tmp_path):
@@ -286,14 +289,14 @@ def test_the_cache_is_measured_in_one_run(here):
 
 
 def smollm2_is_cached() -> bool:
-    return (sources.cache_dir() / "smollm2" / "model").exists()
+    return (cache_dir() / "smollm2" / "model").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not smollm2_is_cached(), reason="SmolLM2 is not in the cache: `make table2` fetches it")
 def test_the_real_teacher_is_whole():
     """It knows more than a student that was cut out of it; no quantisation is left; the tokeniser fits."""
-    model, tokenizer = smollm.load()
+    model, tokenizer = zoo.smollm2()
     assert model.config.num_hidden_layers == 30 and model.dtype == torch.float32
     assert not hasattr(model.config, "quantization_config")
     assert len(tokenizer) == model.config.vocab_size == 49152
@@ -315,7 +318,7 @@ def test_the_experiment_runs_and_resumes(cache, tmp_path):
     run()
     rows = results.read(tmp_path / "table2.jsonl")
     measured = {row.method for row in rows if row.experiment == "table2"}
-    assert measured == {*METHODS, *study.REFERENCES}
+    assert measured == {*METHODS, *continued_pretraining.REFERENCES}
     run()
     assert results.read(tmp_path / "table2.jsonl") == rows  # nothing ran again
 

@@ -13,9 +13,10 @@ from analysis import figures, reference, style, table1, table3
 from analysis import rows as analysis_rows
 from analysis.claims import TABLE3
 from analysis.predicates import close, greater, holds_in_paper
-from taid import jobs, probability_mass, results
+from taid import results
 from taid.data import Collator
 from taid.results import Provenance, Row
+from taid.studies import jobs, probability_mass
 from taid.teacher import LiveTeacher
 
 HERE = Provenance(commit="c0ffee", dirty=False, versions="python 3.11", device="cpu", date="2025-01-01")

@@ -11,8 +11,9 @@ from scipy import stats
 from analysis import reference, rows, style, table6, table6_rows
 from analysis.claims import FLAT, TABLE6, TABLE6_BY_TEACHER
 from analysis.predicates import holds_in_paper
-from taid import capacity, results
+from taid import results
 from taid.results import Provenance, Row
+from taid.studies import capacity
 
 HERE = Provenance(commit="c0ffee", dirty=False, versions="python 3.11", device="cpu", date="2025-01-01")
 SEEDS = range(5)

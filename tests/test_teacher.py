@@ -14,8 +14,9 @@ from torch._dynamo.testing import CompileCounter
 
 from taid import teacher as teacher_module
 from taid.data import IGNORE, Collator
+from taid.logits import response_logits
 from taid.rollouts import to_batch
-from taid.teacher import FullLogits, HiddenStates, LiveTeacher, TopLogits, cached_teacher, response_logits
+from taid.teacher import FullLogits, HiddenStates, LiveTeacher, TopLogits, cached_teacher
 
 COLLATOR = Collator(PAD)
 EXAMPLES = tiny_examples(20)

@@ -1,6 +1,6 @@
 """Task scores by lm-eval, the harness that the paper's leaderboard runs: its tasks, its prompts, its metrics.
 
-Local tasks (`taid.lm_tasks`) need no network. The model is called through `taid.teacher.response_logits`, so
+Local tasks (`taid.studies.lm_tasks`) need no network. The model is called through `taid.logits.response_logits`, so
 that no row of logits is computed but those of the choices, and once for all choices with the same beginning;
 on a CPU that is several times faster than lm-eval's own wrapper, with the same numbers.
 """
@@ -22,7 +22,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 
 from taid.data import IGNORE, pad_right
-from taid.teacher import response_logits
+from taid.logits import response_logits
 
 # The paper's Table 2, the first Open LLM Leaderboard: lm-eval's task → (shots, metric and filter)
 LEADERBOARD = {

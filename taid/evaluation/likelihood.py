@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn.functional import cross_entropy
 
+from taid.logits import align_vocabularies, response_logits
 from taid.losses import forward_kl
-from taid.teacher import response_logits
-from taid.trainer import align_vocabularies
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Instruction data in eight categories, each with real prompts and responses and a score without a paid judge.
 
 Five ask about words and have a verifier (WordNet knows the answer); three continue prose, and there a judge model
-scores the likelihood of the response (`taid.evaluation.scores`). MT-Bench has eight categories too.
+scores the likelihood of the response (`taid.studies.judge`). MT-Bench has eight categories too.
 
 Held out are *prompts*, not facts: a word's facts are asked in three phrasings in training and in a fourth at
 evaluation, which other words have in training; evaluation words are divided between validation and test. Prose is
@@ -12,7 +12,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from taid import sources
+from taid.studies import sources
 
 VERIFIED = ("define", "kind", "category", "synonym", "opposite")
 JUDGED = ("novel", "voyage", "speech")

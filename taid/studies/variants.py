@@ -1,10 +1,10 @@
-"""Losses with a t beside the paper's, and objectives for the ablations (`taid.ablations`).
+"""Losses with a t beside the paper's, and objectives for the ablations (`taid.studies.ablations`).
 
 Three facts help to read them. With p_t held fixed,
 
     the gradient of KL(p_t ‖ q) with respect to the student's logits is q − p_t;
     with probabilities blended, p_t = (1 − t) q + t p, that is t (q − p): the forward KL's, times t;
-    the value of the objective moves t alone, and hardly (`taid.adaptivity`).
+    the value of the objective moves t alone, and hardly (`taid.studies.adaptivity`).
 """
 
 import math

@@ -1,9 +1,9 @@
 """The continued pre-training study (Table 2): a real teacher, and students cut out of it.
 
-The student is the teacher with a few of its layers (`taid.pruning`), healed by plain fine-tuning on prose:
+The student is the teacher with a few of its layers (`taid.studies.zoo`), healed by plain fine-tuning on prose:
 one healed student per seed, from which all methods start. They then make one pass over the same windows in
 the same order; the teacher's hidden states there are computed once for all methods and seeds. What is made
-is kept below `taid.sources.cache_dir()` under a digest of what made it, whole or not at all.
+is kept below `taid.files.cache_dir()` under a digest of what made it, whole or not at all.
 """
 
 import json
@@ -18,11 +18,13 @@ from pathlib import Path
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from taid import lm_tasks, objectives, prose, runs, schedule, smollm, sources
+from taid import objectives, schedule
 from taid.data import Collator, pack, train_tokenizer
 from taid.evaluation import harness, likelihood
-from taid.pruning import prune
-from taid.runs import Training, cached_model, digest, fit, precision
+from taid.files import cache_dir
+from taid.studies import lm_tasks, prose, study, zoo
+from taid.studies.study import Training, cached_model, digest, fit, precision
+from taid.studies.zoo import prune
 from taid.teacher import CachedTeacher, HiddenStates, Store, cached_teacher
 
 TABLE2 = ("sft", "kl", "tvd", "adaptive_kl", "gjs", "skew_kl", "skew_rkl", "taid")  # the paper's order
@@ -145,10 +147,10 @@ class Bench:
 
     def __init__(self, settings: Setting):
         self.settings = settings
-        root = sources.cache_dir() / "continued_pretraining"
+        root = cache_dir() / "continued_pretraining"
         self.folder = root / f"{settings.scale}-{digest(asdict(settings))}"
         self.text = prose.corpus()
-        self.teacher, self.tokenizer = smollm.load() if settings.scale != "smoke" else self._tiny_teacher()
+        self.teacher, self.tokenizer = zoo.smollm2() if settings.scale != "smoke" else self._tiny_teacher()
         self.collator = Collator(self.tokenizer.pad_token_id)
         passes, heals = (phase.steps * phase.batch_size for phase in (settings.distil, settings.heal))
         windows = self._windows("train", passes + POOL * heals)
@@ -235,7 +237,7 @@ class Bench:
         return cached_model(folder, train), json.loads((folder / "record.json").read_text())
 
     def fit(self, model, examples, training: Training, **options):
-        """`taid.runs.fit` with what all runs share."""
+        """`taid.studies.study.fit` with what all runs share."""
         options |= {"tokenizer": self.tokenizer, "bf16": precision() == "bf16"}
         return fit(model, examples, self.collator, training, **options)
 
@@ -313,7 +315,7 @@ def measure(run: Run, split: str) -> tuple[dict[tuple[str, str], float], float]:
 
 def rows(run: Run, experiment: str, values: Mapping[tuple[str, str], float], seconds: float):
     """The rows of one cell."""
-    return runs.rows(run, experiment, values, seconds, UNITS, student=setting(run.scale).student)
+    return study.rows(run, experiment, values, seconds, UNITS, student=setting(run.scale).student)
 
 
 @cache

@@ -16,7 +16,7 @@ from statistics import mean
 from taid.data import encode
 from taid.evaluation.generation import distinct_bigrams, generate
 from taid.evaluation.likelihood import held_out_loss
-from taid.instructions import CATEGORIES, JUDGED, VERIFIED, Instruction
+from taid.studies.instructions import CATEGORIES, JUDGED, VERIFIED, Instruction
 
 TEMPERATURE = 1.0
 MAX_NEW_TOKENS = 16

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from taid import sources
-from taid.instructions import split_documents
+from taid.studies import sources
+from taid.studies.instructions import split_documents
 
 SHARES = {"tasks": 0.12, "test": 0.05, "validation": 0.03, "train": 0.80}
 SHINGLE = 20  # words

@@ -2,7 +2,7 @@
 
 A `Variant` says what is trained; a `Run` is one student of it, with Table 1's data, models and settings.
 Every run keeps its trace: the loss of every optimizer step, and the schedule's state after it. The variants
-answer what the paper's reviewers asked, and what the audit of the schedule (`taid.adaptivity`) raises.
+answer what the paper's reviewers asked, and what the audit of the schedule (`taid.studies.adaptivity`) raises.
 """
 
 import json
@@ -15,10 +15,10 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from taid import adaptivity, jobs, models, objectives, results, schedule
-from taid import instruction_tuning as study
-from taid.data import write_whole
-from taid.variants import LOSSES, Blend, Traced
+from taid import objectives, results, schedule
+from taid.files import write_whole
+from taid.studies import adaptivity, instruction_tuning, jobs
+from taid.studies.variants import LOSSES, Blend, Traced
 
 TEACHER = "phi-3-mini"
 POINTS = 31  # of a curve of Figure 2
@@ -83,7 +83,7 @@ FIGURE2 = ("taid", "kl", "taid_no_adaptive", "alpha_0.25", "alpha_2", "alpha_4")
 
 
 @dataclass(frozen=True)
-class Run(study.Run):
+class Run(instruction_tuning.Run):
     """One student of a variant; `method` is the variant's name."""
 
     known: ClassVar[Sequence[str]] = tuple(VARIANTS)
@@ -98,11 +98,11 @@ class Run(study.Run):
     @property
     def t_start(self) -> float:
         given = self.variant.t_start
-        return study.PAPER_T_START[self.teacher] if given is None else given
+        return instruction_tuning.PAPER_T_START[self.teacher] if given is None else given
 
     @property
     def alpha(self) -> float:
-        return self.variant.alpha * study.setting(self.scale).alpha
+        return self.variant.alpha * instruction_tuning.setting(self.scale).alpha
 
     @property
     def donor_seed(self) -> int | None:
@@ -129,7 +129,7 @@ class Run(study.Run):
             return Traced(objectives.objective(chosen.loss))
         return Traced(Blend(partial(LOSSES[chosen.loss], **chosen.options), self.schedule()))
 
-    def training(self) -> study.Training:
+    def training(self) -> instruction_tuning.Training:
         training = super().training()
         return replace(training, warmup_steps=round(self.variant.warmup * training.steps))
 
@@ -141,12 +141,12 @@ def runs(scale: str, seed: int, rates: dict[str, float], names: Sequence[str] = 
 
 def prepare(scale: str, seeds: int, workers: int) -> None:
     """Train and cache what the runs of `seeds` seeds need, unless Table 1 has. Seed 0 replays seed 1's t."""
-    study.bench(scale)  # the data, before any worker wants them
-    zoo = [("judge", "judge", 0), ("teacher", TEACHER, 0)]
-    zoo += [("student", models.PAIRS[TEACHER], seed) for seed in range(max(seeds, 2))]
+    instruction_tuning.bench(scale)  # the data, before any worker wants them
+    models = [("judge", "judge", 0), ("teacher", TEACHER, 0)]
+    models += [("student", zoo.PAIRS[TEACHER], seed) for seed in range(max(seeds, 2))]
     logits = [("logits", TEACHER, split) for split in ("train", "test")]
-    for title, todo in (("models", zoo), ("teacher logits", logits)):
-        list(jobs.run(study.prepare, [(scale, *job) for job in todo], workers, title))
+    for title, todo in (("models", models), ("teacher logits", logits)):
+        list(jobs.run(instruction_tuning.prepare, [(scale, *job) for job in todo], workers, title))
 
 
 def learning_rates(rows: Sequence[results.Row], scale: str) -> dict[str, float]:
@@ -164,7 +164,7 @@ def learning_rates(rows: Sequence[results.Row], scale: str) -> dict[str, float]:
 
 def trace(run: Run) -> list[dict[str, float]]:
     """Of every optimizer step its "loss" and the schedule's state after it (`taid.schedule.State`)."""
-    return study.bench(run.scale).distilled(run)[1]["state"]["steps"]
+    return instruction_tuning.bench(run.scale).distilled(run)[1]["state"]["steps"]
 
 
 def curve(steps: Sequence[dict[str, float]], t_start: float) -> tuple[float, ...]:
@@ -176,9 +176,9 @@ def measure(run: Run) -> tuple[dict[tuple[str, str], float], float]:
     """A job: ({(metric, "average"): value}, seconds) of a run: Table 1's measures on the test split, kept
     beside the student, and the audit of its schedule where that is adaptive."""
     started = time.perf_counter()
-    path = study.bench(run.scale).run_folder(run) / "test.json"
+    path = instruction_tuning.bench(run.scale).run_folder(run) / "test.json"
     if not path.exists():
-        values, _ = study.measure(run, "test")
+        values, _ = instruction_tuning.measure(run, "test")
         write_whole(
             path, json.dumps({metric: v for (metric, task), v in values.items() if task == "average"})
         )
@@ -207,12 +207,12 @@ def curves(run: Run) -> tuple[dict[tuple[str, str], float], float]:
     if "t" in steps[0]:
         series["t"] = np.arange(len(steps) + 1), curve(steps, run.t_start)
     if run.adaptive:
-        alpha = schedule.scale_alpha(run.alpha, study.PAPER_UPDATES, len(steps))
+        alpha = schedule.scale_alpha(run.alpha, instruction_tuning.PAPER_UPDATES, len(steps))
         paper = replace(run.schedule(), alpha=alpha)
-        every = np.linspace(0, len(steps), study.PAPER_UPDATES + 1)
+        every = np.linspace(0, len(steps), instruction_tuning.PAPER_UPDATES + 1)
         given = {
-            "t_paper_constant": np.ones(study.PAPER_UPDATES),
-            "t_paper_measured": adaptivity.stretched(losses, study.PAPER_UPDATES, run.seed),
+            "t_paper_constant": np.ones(instruction_tuning.PAPER_UPDATES),
+            "t_paper_measured": adaptivity.stretched(losses, instruction_tuning.PAPER_UPDATES, run.seed),
         }
         series |= {metric: (every, adaptivity.simulate(paper, values)) for metric, values in given.items()}
     found = {(metric, "average"): value for metric, value in adaptivity.spread(losses).items()}
@@ -223,4 +223,4 @@ def curves(run: Run) -> tuple[dict[tuple[str, str], float], float]:
     return found, time.perf_counter() - started
 
 
-rows = partial(study.rows, units=study.UNITS | adaptivity.UNITS)
+rows = partial(instruction_tuning.rows, units=instruction_tuning.UNITS | adaptivity.UNITS)

@@ -4,7 +4,7 @@ The zoo keeps Pythia's architecture (GPT-NeoX) and the paper's ratios at 1/3,000
 of three kinds of prose are shared out whole, before anything is tokenised: teachers and students are
 pre-trained on one part, students distilled on another (as the paper distils a pre-trained Pythia on another
 corpus), and judged on a third by the last words of sentences, whole, as LAMBADA does, and by held-out loss.
-Models and teacher logits are cached below `taid.sources.cache_dir()`.
+Models and teacher logits are cached below `taid.files.cache_dir()`.
 """
 
 import json
@@ -21,10 +21,12 @@ from torch.nn.functional import log_softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from taid import instruction_tuning, losses, models, objectives, prose, results, runs, schedule, sources
+from taid import losses, objectives, results, schedule
 from taid.data import IGNORE, Collator, pack, train_tokenizer
 from taid.evaluation.last_words import last_word_scores, last_words
-from taid.runs import Training, cached_model, fit, save_whole
+from taid.files import cache_dir
+from taid.studies import instruction_tuning, prose, study, zoo
+from taid.studies.study import Training, cached_model, fit, save_whole
 from taid.teacher import LiveTeacher, cached_teacher
 
 Logits = Callable[[dict], Tensor]  # of a batch, as in `taid.teacher`
@@ -175,10 +177,10 @@ def variants(run: Run) -> list[Run]:
 
 
 def model(name: str, vocab_size: int, window: int, tokenizer, seed: int) -> PreTrainedModel:
-    """A freshly initialised model of the zoo, as `taid.models.fresh_model` makes them."""
+    """A freshly initialised model of the zoo, as `taid.studies.zoo.fresh_model` makes them."""
     hidden, layers, heads = ZOO[name]
-    shape = models.Shape("gpt_neox", hidden, 4 * hidden, layers, heads, heads)
-    return models.fresh_model(shape, vocab_size, tokenizer, seed, max_length=window)
+    shape = zoo.Shape("gpt_neox", hidden, 4 * hidden, layers, heads, heads)
+    return zoo.fresh_model(shape, vocab_size, tokenizer, seed, max_length=window)
 
 
 def documents(limit: int) -> dict[str, list[str]]:
@@ -220,7 +222,7 @@ class Bench:
     def __init__(self, settings: Setting):
         self.settings = settings
         key = results.config_hash(asdict(settings) | {"zoo": ZOO})
-        self.folder = sources.cache_dir() / "capacity" / f"{settings.scale}-{key}"
+        self.folder = cache_dir() / "capacity" / f"{settings.scale}-{key}"
         self.documents = documents(settings.documents)
         self.collator = Collator(self.tokenizer.pad_token_id)
 
@@ -366,4 +368,4 @@ UNITS = {  # metric -> (unit, whether higher is better); entropy is neither good
 def rows(run: Run, experiment: str, values: dict[str, float], seconds: float) -> list[results.Row]:
     """The rows of one cell."""
     by_task = {(metric, run.task): value for metric, value in values.items()}
-    return runs.rows(run, experiment, by_task, seconds, UNITS, student=run.student)
+    return study.rows(run, experiment, by_task, seconds, UNITS, student=run.student)

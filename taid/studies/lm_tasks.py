@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from taid import sources
-from taid.data import write_whole
+from taid.files import write_whole
+from taid.studies import sources
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The instruction-tuning study (Table 1): zoo, runs and measurements at one scale.
 
-Everything that is expensive is cached below `taid.sources.cache_dir()` under a digest of what made it, written whole,
+Everything that is expensive is cached below `taid.files.cache_dir()` under a digest of what made it, written whole,
 and found again by every process: models as safetensors, teacher logits (`taid.teacher.CachedTeacher`).
 """
 
@@ -18,10 +18,12 @@ import torch
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from taid import instructions, models, objectives, results, runs, schedule, sources
-from taid.data import Collator, encode, pack, train_tokenizer, write_whole
-from taid.evaluation import generation, likelihood, scores
-from taid.runs import Training, cached_model, digest, fit, save_whole
+from taid import objectives, results, schedule
+from taid.data import Collator, encode, pack, train_tokenizer
+from taid.evaluation import generation, likelihood
+from taid.files import cache_dir, write_whole
+from taid.studies import instructions, judge, study, zoo
+from taid.studies.study import Training, cached_model, digest, fit, save_whole
 from taid.teacher import CachedTeacher, cached_teacher
 
 # 207,865 conversations of UltraChat 200k train_sft, 5 epochs, batch 64: the updates that we assume of the paper's run.
@@ -124,8 +126,8 @@ class Run:
 
     def __post_init__(self) -> None:
         setting(self.scale)
-        if self.teacher not in models.PAIRS:
-            pairs = ", ".join(f"{teacher} → {student}" for teacher, student in models.PAIRS.items())
+        if self.teacher not in zoo.PAIRS:
+            pairs = ", ".join(f"{teacher} → {student}" for teacher, student in zoo.PAIRS.items())
             raise ValueError(f"unknown teacher {self.teacher!r}; known pairs: {pairs}")
         if self.method not in self.known:
             raise ValueError(f"unknown method {self.method!r}; known: {', '.join(self.known)}")
@@ -156,8 +158,8 @@ def method_options(run: Run) -> dict:
     options = {
         "taid": {"t_start": PAPER_T_START[run.teacher], "alpha": settings.alpha},
         "taid_no_adaptive": {"t_start": PAPER_T_START[run.teacher]},
-        "gkd": {"max_new_tokens": scores.MAX_NEW_TOKENS},
-        "distillm": {"loss": PAPER_DISTILLM_LOSS[run.teacher], "max_new_tokens": scores.MAX_NEW_TOKENS},
+        "gkd": {"max_new_tokens": judge.MAX_NEW_TOKENS},
+        "distillm": {"loss": PAPER_DISTILLM_LOSS[run.teacher], "max_new_tokens": judge.MAX_NEW_TOKENS},
     }
     return options.get(run.method, {})
 
@@ -168,9 +170,7 @@ class Bench:
     def __init__(self, settings: Setting):
         self.settings = settings
         self.data = instructions.build(settings.size)
-        self.folder = (
-            sources.cache_dir() / "instruction_tuning" / f"{settings.scale}-{digest(asdict(settings))}"
-        )
+        self.folder = cache_dir() / "instruction_tuning" / f"{settings.scale}-{digest(asdict(settings))}"
         self.tokenizer = self._tokenizer()
         self.collator = Collator(self.tokenizer.pad_token_id)
         self.train, self.validation, self.test = (
@@ -220,7 +220,7 @@ class Bench:
         return self._model(name, 0, phases)
 
     @cache
-    def judge(self):
+    def judge_model(self):
         """The zoo's largest model, trained on prose of documents that no teacher or student has seen."""
         phases = [
             (
@@ -243,7 +243,7 @@ class Bench:
 
     def _model(self, name: str, seed: int, phases):
         def train():
-            model = models.scale_model(name, len(self.tokenizer), self.tokenizer, seed)
+            model = zoo.scale_model(name, len(self.tokenizer), self.tokenizer, seed)
             for number, (training, examples) in enumerate(phases):
                 title = f"{name} seed {seed}, phase {number + 1} of {len(phases)}"
                 fit(
@@ -271,7 +271,7 @@ class Bench:
         last "logs" and "state"."""
 
         def train():
-            student = self.student(models.PAIRS[run.teacher], run.seed)
+            student = self.student(zoo.PAIRS[run.teacher], run.seed)
             objective = run.objective()
             started = time.perf_counter()
             trainer = fit(
@@ -292,34 +292,34 @@ class Bench:
         folder = self.run_folder(run)
         return cached_model(folder, train), json.loads((folder / "record.json").read_text())
 
-    def judge_of(self, student: str, seed: int, split: str) -> scores.Judge:
+    def judge_of(self, student: str, seed: int, split: str) -> judge.Judge:
         """The judge with its scale for the responses of one pre-trained student on one split."""
         items = [i for i in getattr(self.data, split) if i.category in instructions.JUDGED]
-        model = self.judge()
+        model = self.judge_model()
         path = self.folder / "scale" / f"{student}-{seed}-{split}.json"
         if not path.exists():
             untrained = generation.generate(
                 self.student(student, seed),
                 self.tokenizer,
                 self.encode(items),
-                scores.MAX_NEW_TOKENS,
-                scores.TEMPERATURE,
+                judge.MAX_NEW_TOKENS,
+                judge.TEMPERATURE,
                 seed,
             )
             ends = {}
             for end, responses in (("human", [i.response for i in items]), ("untrained", untrained)):
                 ends[end] = {
-                    category: mean(scores.log_likelihoods(model, self.tokenizer, self.collator, *chosen))
-                    for category, chosen in scores.by_category(items, responses).items()
+                    category: mean(judge.log_likelihoods(model, self.tokenizer, self.collator, *chosen))
+                    for category, chosen in judge.by_category(items, responses).items()
                 }
             write_whole(path, json.dumps(ends))
-        return scores.Judge(model, self.tokenizer, self.collator, **json.loads(path.read_text()))
+        return judge.Judge(model, self.tokenizer, self.collator, **json.loads(path.read_text()))
 
     def measure(self, model, teacher: str, seed: int, split: str) -> dict[tuple[str, str], float]:
         """{(metric, task): value} of a student (or teacher) of a pair on a split; task "average" over categories."""
         items, examples = getattr(self.data, split), getattr(self, split)
-        judge = self.judge_of(models.PAIRS[teacher], seed, split)
-        found = scores.evaluate(model, self.tokenizer, judge, items, seed)
+        scale = self.judge_of(zoo.PAIRS[teacher], seed, split)
+        found = judge.evaluate(model, self.tokenizer, scale, items, seed)
         values = {("distinct_bigrams", "average"): found.pop("distinct_bigrams")["all"]}
         for metric, by_category in found.items():
             values |= {(metric, category): value for category, value in by_category.items()}
@@ -346,7 +346,7 @@ def prepare(scale: str, kind: str, name: str, which: int | str) -> None:
     """A job: train and cache a "student" (`which`: its seed), a "teacher", the "judge", or "logits" (a split)."""
     here = bench(scale)
     if kind == "judge":
-        here.judge()
+        here.judge_model()
     elif kind == "student":
         here.student(name, int(which))
     elif kind == "teacher":
@@ -363,7 +363,7 @@ def measure(run: Run, split: str) -> tuple[dict[tuple[str, str], float], float]:
     if run.method == "teacher":
         model = here.teacher(run.teacher)
     elif run.method == "untrained":
-        model = here.student(models.PAIRS[run.teacher], run.seed)
+        model = here.student(zoo.PAIRS[run.teacher], run.seed)
     else:
         model, record = here.distilled(run)
         extra["train_seconds", "average"] = record["seconds"]
@@ -377,7 +377,7 @@ def rows(
     run: Run, experiment: str, values: dict[tuple[str, str], float], seconds: float, units: dict = UNITS
 ) -> list[results.Row]:
     """The rows of one cell; `units` maps a metric to (unit, whether higher is better)."""
-    return runs.rows(run, experiment, values, seconds, units, student=models.PAIRS[run.teacher])
+    return study.rows(run, experiment, values, seconds, units, student=zoo.PAIRS[run.teacher])
 
 
 @cache

@@ -21,8 +21,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from taid import jobs, objectives, results
-from taid.data import write_whole
+from taid import objectives, results
+from taid.files import write_whole
+from taid.studies import jobs
 from taid.trainer import DistillationTrainer, last_checkpoint
 
 

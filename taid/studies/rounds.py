@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from taid import instruction_tuning as study
-from taid import losses, models, results, runs, theory
-from taid.teacher import LiveTeacher, response_logits
+from taid import losses, results, theory
+from taid.logits import response_logits
+from taid.studies import instruction_tuning, study, zoo
+from taid.teacher import LiveTeacher
 
 Logits = Callable[[dict], Tensor]  # of a batch, as in `taid.teacher`
 
@@ -29,7 +30,7 @@ BATCH = 256  # examples, in measuring
 VARIANTS = {  # λ_0 … λ_{T−1}
     "self_distillation": (0.0,) * ROUNDS,
     "taid": tuple(theory.linear_schedule(ROUNDS)[:-1].tolist()),  # λ_T = 1 would be plain distillation
-    "constant": (study.PAPER_T_START[TEACHER],) * ROUNDS,
+    "constant": (instruction_tuning.PAPER_T_START[TEACHER],) * ROUNDS,
 }
 UNITS = {  # metric -> (unit, whether higher is better); entropy and support are neither good nor bad
     "entropy": ("nats", False),
@@ -52,7 +53,7 @@ class Chain:
     """All rounds of one variant and seed; a round is Table 1's run `kl`, on other targets."""
 
     variant: str
-    kl: study.Run
+    kl: instruction_tuning.Run
 
     def __str__(self) -> str:
         return f"{self.variant} seed {self.kl.seed} lr {self.kl.learning_rate:g}"
@@ -171,16 +172,16 @@ def centred(logits: Tensor) -> Tensor:
 def measure(job: Chain) -> tuple[dict[tuple[str, str], float], float]:
     """A job: ({(metric, task): value}, seconds) of a chain on the validation split."""
     started = time.perf_counter()
-    here, kl, weights = study.bench(job.kl.scale), job.kl, VARIANTS[job.variant]
+    here, kl, weights = instruction_tuning.bench(job.kl.scale), job.kl, VARIANTS[job.variant]
     training = replace(here.settings.distil, learning_rate=kl.learning_rate)
     examples = here.validation
     batches = [here.collator(examples[at : at + BATCH]) for at in range(0, len(examples), BATCH)]
 
     def fresh() -> PreTrainedModel:
-        return here.student(models.PAIRS[kl.teacher], kl.seed)
+        return here.student(zoo.PAIRS[kl.teacher], kl.seed)
 
     def train(student: PreTrainedModel, target: Logits) -> None:
-        study.fit(
+        instruction_tuning.fit(
             student,
             here.stream,
             here.collator,
@@ -210,4 +211,4 @@ def rows(
     job: Chain, experiment: str, values: dict[tuple[str, str], float], seconds: float
 ) -> list[results.Row]:
     """The rows of one chain."""
-    return runs.rows(job, experiment, values, seconds, UNITS, student=models.PAIRS[job.teacher])
+    return study.rows(job, experiment, values, seconds, UNITS, student=zoo.PAIRS[job.teacher])

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taid import instruction_tuning as study
 from taid import results
 from taid.evaluation.mass import log_mean_probability, mass_by_rank, probability_mass
-from taid.teacher import response_logits
+from taid.logits import response_logits
+from taid.studies import instruction_tuning
 
 CLAIMED = ("kl", "rkl", "taid")  # the paper's Table 3
 BATCH = 256  # examples
@@ -41,10 +41,10 @@ def learning_rates(rows: Sequence[results.Row], scale: str, teacher: str) -> dic
     return rates
 
 
-def measure(run: study.Run) -> tuple[dict[tuple[str, str], float], float]:
+def measure(run: instruction_tuning.Run) -> tuple[dict[tuple[str, str], float], float]:
     """A job: ({(metric, task): value}, seconds) of a run's student, or of the teacher ("teacher")."""
     started = time.perf_counter()
-    here = study.bench(run.scale)
+    here = instruction_tuning.bench(run.scale)
     model = here.teacher(run.teacher) if run.method == "teacher" else here.distilled(run)[0]
     batches = [here.collator(here.test[at : at + BATCH]) for at in range(0, len(here.test), BATCH)]
     values = masses(model, here.cached_teacher(run.teacher, "test"), batches, len(here.tokenizer))
@@ -84,4 +84,4 @@ UNITS = dict.fromkeys(
     ("mass_at_rank", *(part + by for part in ("head", "tail") for by in ("", "_own", "_marginal"))),
     ("probability", False),
 )
-rows = partial(study.rows, units=UNITS)
+rows = partial(instruction_tuning.rows, units=UNITS)

@@ -1,0 +1,163 @@
+"""What a model says at the labelled positions of a batch: its logits, or the head that would give them."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from taid.data import IGNORE
+
+NOT_FOR_THE_MODEL = ("labels", "index")
+ENTRIES = 4096  # of a weight in half precision, converted at a time: 4 MB at H = 256
+PROBE, TOLERANCE = 64.0, 0.02  # of `response_head`; bf16 rounds by up to 0.004
+
+
+class Head(NamedTuple):
+    """Logits hidden @ weight.T + bias, [..., V], not computed yet."""
+
+    hidden: Tensor  # [..., H]
+    weight: Tensor  # [V, H]
+    bias: Tensor | None = None  # [V]
+
+
+def response_logits(model, batch: dict) -> tuple[Tensor, Tensor]:
+    """(logits [n, V], labels [n]) of the n unmasked labels of a causal language model's batch.
+
+    Position i predicts the label at i + 1, so a label in column 0 counts as masked. Only these n rows pass
+    through the head: all else that the model does to its logits (a soft-cap, a scale) it does to them. Of a
+    model without output embeddings, or that does not call them, they are selected from the whole logits.
+    """
+    _, logits, labels = response_states(model, batch)
+    return logits, labels
+
+
+def response_states(
+    model, batch: dict, through: Callable[[Tensor], Tensor] = lambda hidden: hidden
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """(hidden [n, H], logits [m, V], labels [n]) as in `response_logits`; `hidden` is what enters the head.
+
+    In its place `through(hidden)`, [m, H], passes the head. Where `hidden` is None there was no head to see,
+    and the logits are those of all n labels.
+    """
+    following = pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)  # [B, L]
+    rows = (following != IGNORE).flatten().nonzero()[:, 0]  # [n]
+    seen = []
+
+    @torch.compiler.disable  # a compiled model would compile itself anew for every batch's rows
+    def select(head, inputs):
+        hidden, *others = inputs  # [B, L, H]
+        if hidden.shape[:2] != following.shape:
+            return None
+        seen.append(hidden.flatten(0, 1).index_select(0, rows))
+        return through(seen[0])[None], *others
+
+    head = output_embeddings(model)
+    hook = head.register_forward_pre_hook(select) if head is not None else None
+    try:
+        inputs = {name: value for name, value in batch.items() if name not in NOT_FOR_THE_MODEL}
+        logits = model(**inputs, use_cache=False).logits.flatten(0, 1)  # [m, V] or [B · L, V]
+    finally:
+        if hook is not None:
+            hook.remove()
+    hidden = seen[0] if seen else None
+    return hidden, logits if seen else logits[rows], following.flatten()[rows]
+
+
+def output_embeddings(model) -> torch.nn.Module | None:
+    """The head of a model, or of the model inside DistributedDataParallel; None if it names none."""
+    inner = getattr(model, "module", model)
+    return inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+
+
+def head_logits(head: Head, rows: slice) -> Tensor:
+    """The logits [r, V] of some rows of a head."""
+    dtype = arithmetic(head.weight)
+    hidden = head.hidden[rows].to(dtype)
+    logits = hidden.new_empty(len(hidden), len(head.weight))
+    for entries, w in weight_blocks(head.weight, dtype):
+        torch.mm(hidden, w.T, out=logits[:, entries])
+    return logits if head.bias is None else logits.add_(head.bias)
+
+
+def arithmetic(weight: Tensor) -> torch.dtype:
+    """The type of a head's matmuls and logits."""
+    device = weight.device.type
+    if device == "cpu":
+        return torch.promote_types(weight.dtype, torch.float32)
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+def weight_blocks(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """The weight [V, H] in another type; on a CPU, where small matmuls are as quick, never copied whole."""
+    size = ENTRIES if weight.dtype != dtype and weight.device.type == "cpu" else len(weight)
+    for at in range(0, len(weight), size):
+        entries = slice(at, at + size)
+        yield entries, weight[entries].to(dtype)
+
+
+def response_head(model, batch: dict) -> tuple[Head, Tensor]:
+    """(head, labels [n]) of a batch's n unmasked labels: `response_logits`, not computed yet.
+
+    Raises ValueError for a model whose logits are not hidden @ weight.T + bias, as with a soft-cap, a scale
+    or an adapter on the head. One row tells: it alone passes the head, so large that a cap would bind.
+    """
+    hidden, found, labels = response_states(model, batch, lambda hidden: PROBE * hidden[:1])
+    head = output_embeddings(model)
+    if hidden is None or not isinstance(head, torch.nn.Linear):
+        raise ValueError(f"{_name(model)} has no linear head to be seen at work: train it without fuse_head")
+    student = Head(hidden, head.weight, head.bias)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        expected = head_logits(student._replace(hidden=PROBE * hidden[:1]), slice(None))
+    # NaN passes: the trainer has words for a student that diverged
+    if found.shape != expected.shape or (found - expected).norm() > TOLERANCE * expected.norm():
+        raise ValueError(
+            f"the logits of {_name(model)} are not hidden @ weight.T + bias, so that no loss can be fused "
+            "with its head (does it cap or scale them?): train it without fuse_head"
+        )
+    return student, labels
+
+
+def _name(model) -> str:
+    return type(getattr(model, "module", model)).__name__
+
+
+def vocabulary(logits: Head | Tensor) -> int:
+    """V."""
+    return len(logits.weight) if isinstance(logits, Head) else logits.shape[-1]
+
+
+def cut(logits: Head | Tensor, entries: int) -> Head | Tensor:
+    """The first entries of the vocabulary alone: the others are padding."""
+    if entries == vocabulary(logits):
+        return logits
+    if isinstance(logits, Tensor):
+        return logits[..., :entries]
+    bias = None if logits.bias is None else logits.bias[:entries]
+    return Head(logits.hidden, logits.weight[:entries], bias)
+
+
+def shared_vocabulary(student: int, teacher: int, vocab_size: int | None) -> int:
+    """The smaller of two numbers of entries, if they differ only in padding: in entries ≥ `vocab_size`, the
+    number of tokens that the tokenizer knows (Phi-3 has 32,064 entries for 32,000 tokens).
+
+    Raises ValueError, naming both sizes, if a difference is not known to be padding.
+    """
+    smaller = min(student, teacher)
+    if student != teacher and (vocab_size is None or vocab_size > smaller):
+        known = "no tokenizer was given" if vocab_size is None else f"the tokenizer has {vocab_size} tokens"
+        raise ValueError(
+            f"the student's vocabulary has {student} entries, the teacher's {teacher}, and {known}, so the "
+            "difference is not padding alone. Distil between models of one tokenizer, and pass it as "
+            "processing_class."
+        )
+    return smaller
+
+
+def align_vocabularies(
+    student: Tensor | Head, teacher: Tensor | Head, vocab_size: int | None
+) -> tuple[Tensor | Head, Tensor | Head]:
+    """Both logits [n, V], or heads that would give them, cut to their `shared_vocabulary`; its ValueError."""
+    shared = shared_vocabulary(vocabulary(student), vocabulary(teacher), vocab_size)
+    return cut(student, shared), cut(teacher, shared)
