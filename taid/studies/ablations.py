@@ -17,7 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from taid import objectives, results, schedule
 from taid.files import write_whole
-from taid.studies import adaptivity, instruction_tuning, jobs
+from taid.studies import adaptivity, instruction_tuning, jobs, zoo
 from taid.studies.variants import LOSSES, Blend, Traced
 
 TEACHER = "phi-3-mini"
