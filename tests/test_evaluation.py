@@ -8,9 +8,9 @@ from conftest import END, FAMILIES, PAD, VOCAB, tiny_examples, tiny_model
 from scipy.stats import chisquare
 
 from taid.data import Collator
-from taid.evaluation import scores
 from taid.evaluation.generation import distinct_bigrams, generate
 from taid.evaluation.likelihood import held_out_loss, kl_to_teacher
+from taid.studies import judge as judging
 from taid.studies.instructions import CATEGORIES, Instruction
 from taid.studies.judge import Judge, by_category, category_scores, evaluate
 from taid.teacher import LiveTeacher
@@ -159,7 +159,7 @@ NOISE = [f"w3 w3 w3 w{40 - i}" for i in range(len(PROSE))]
 def judge(chat):
     model, collator = tiny_model(), Collator(PAD)
     ends = {
-        end: {"novel": mean(scores.log_likelihoods(model, chat, collator, PROSE, responses))}
+        end: {"novel": mean(judging.log_likelihoods(model, chat, collator, PROSE, responses))}
         for end, responses in (("human", human_responses(model, chat)), ("untrained", NOISE))
     }
     assert ends["human"]["novel"] > ends["untrained"]["novel"]
@@ -183,14 +183,14 @@ def test_the_judge_is_linear_in_the_log_likelihood_and_cut(judge, monkeypatch):
     different = [f"w{i}" for i in range(len(PROSE))]
     for share, expected in ((-1, 0), (0, 0), (0.25, 2.5), (0.5, 5), (1, 10), (3, 10)):
         monkeypatch.setattr(
-            scores, "log_likelihoods", lambda *a, at=low + share * (high - low): [at] * len(PROSE)
+            judging, "log_likelihoods", lambda *a, at=low + share * (high - low): [at] * len(PROSE)
         )
         assert judge.score("novel", PROSE, different) == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_response_counts_once(judge, monkeypatch):
     """Ten human-like responses of which n are different score n points."""
-    monkeypatch.setattr(scores, "log_likelihoods", lambda *a: [judge.human["novel"]] * len(PROSE))
+    monkeypatch.setattr(judging, "log_likelihoods", lambda *a: [judge.human["novel"]] * len(PROSE))
     for n in (1, 4, 10):
         assert judge.score("novel", PROSE, [f"w{i % n}" for i in range(10)]) == pytest.approx(n, abs=1e-9)
 
@@ -204,8 +204,8 @@ def test_log_likelihoods_are_per_token(chat):
     """−held_out_loss of prompt and response, whatever stands in the batch beside it."""
     model, collator = tiny_model(), Collator(PAD)
     responses = ["w9", "w4 " * 9]
-    alone = [scores.log_likelihoods(model, chat, collator, [i], [r])[0] for i, r in zip(PROSE, responses)]
-    assert scores.log_likelihoods(model, chat, collator, PROSE[:2], responses) == pytest.approx(
+    alone = [judging.log_likelihoods(model, chat, collator, [i], [r])[0] for i, r in zip(PROSE, responses)]
+    assert judging.log_likelihoods(model, chat, collator, PROSE[:2], responses) == pytest.approx(
         alone, rel=1e-5
     )
 
@@ -241,8 +241,8 @@ def test_the_headline_is_greedy_for_answers_and_sampled_for_prose(chat, monkeypa
         asked.append((len(examples), max_new_tokens, temperature, seed))
         return ["wrong", "good 1", "good 2"] if temperature else ["right", "bad 1", "bad 2"]
 
-    monkeypatch.setattr(scores, "generate", fake)
-    monkeypatch.setattr(scores, "log_likelihoods", lambda *a: [-1.0 if "good" in r else -3.0 for r in a[-1]])
+    monkeypatch.setattr(judging, "generate", fake)
+    monkeypatch.setattr(judging, "log_likelihoods", lambda *a: [-1.0 if "good" in r else -3.0 for r in a[-1]])
     judge = Judge(None, chat, None, human={"novel": -1.0}, untrained={"novel": -3.0})
     assert evaluate(None, chat, judge, items, seed=4) == {
         "score_greedy": {"kind": 10.0, "novel": 0.0},
@@ -250,4 +250,4 @@ def test_the_headline_is_greedy_for_answers_and_sampled_for_prose(chat, monkeypa
         "score": {"kind": 10.0, "novel": 10.0},
         "distinct_bigrams": {"all": 1.0},
     }
-    assert asked == [(3, scores.MAX_NEW_TOKENS, 0.0, 0), (3, scores.MAX_NEW_TOKENS, scores.TEMPERATURE, 4)]
+    assert asked == [(3, judging.MAX_NEW_TOKENS, 0.0, 0), (3, judging.MAX_NEW_TOKENS, judging.TEMPERATURE, 4)]
