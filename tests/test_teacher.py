@@ -12,11 +12,11 @@ import torch
 from conftest import END, FAMILIES, PAD, VOCAB, tiny_examples, tiny_model
 from torch._dynamo.testing import CompileCounter
 
-from taid import teacher as teacher_module
 from taid.data import IGNORE, Collator
 from taid.logits import response_logits
 from taid.rollouts import to_batch
 from taid.teacher import FullLogits, HiddenStates, LiveTeacher, TopLogits, cached_teacher
+from taid.teacher import cache as teacher_module
 
 COLLATOR = Collator(PAD)
 EXAMPLES = tiny_examples(20)

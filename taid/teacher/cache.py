@@ -1,8 +1,4 @@
-"""Where a teacher's logits come from: a live model, or a cache on disk for every run that sees the example.
-
-A teacher is called with a batch and returns logits [n, V] at the n positions that predict an unmasked label,
-row by row, as `response_logits` orders them.
-"""
+"""A teacher's logits on a data set, computed once and kept on disk."""
 
 import hashlib
 import json
@@ -19,23 +15,8 @@ from torch import Tensor
 
 from taid.data import IGNORE
 from taid.files import locked, write_whole
-from taid.logits import output_embeddings, response_states
-
-
-class LiveTeacher:
-    """A model in evaluation mode, run anew for every batch."""
-
-    def __init__(self, model):
-        self.model = model.eval().requires_grad_(False)
-
-    def __call__(self, batch: dict) -> Tensor:
-        return self.states(batch)[1].to(batch["labels"].device)
-
-    @torch.no_grad()
-    def states(self, batch: dict) -> tuple[Tensor | None, Tensor, Tensor]:
-        """`response_states`, on the model's device."""
-        device = next(self.model.parameters()).device
-        return response_states(self.model, {name: value.to(device) for name, value in batch.items()})
+from taid.logits import output_embeddings
+from taid.teacher.live import LiveTeacher
 
 
 @dataclass(frozen=True)
