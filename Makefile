@@ -4,17 +4,37 @@ SEEDS ?= 1
 WORKERS ?= 2
 # Your own runs go to runs/<scale>; `RESULTS=results` adds to the committed reference rows instead.
 RESULTS ?= runs/$(SCALE)
-PYTHON ?= python3.11
+# The first of these that runs makes the environment; `make setup PYTHON=…` names yours.
+PYTHON ?= python3.14 python3.13 python3.12 python3.11
 export TAID_CACHE ?= $(CURDIR)/.cache
 export HF_HUB_OFFLINE ?= 1
+
+# What is said wrongly is refused before any work.
+SEEDED = table1 table2 table3 table6 figure2 adaptivity ablations rounds
+SEEDLESS = bench cost theory mode-collapse
+unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS RESULTS PYTHON TAID_CACHE HF_HUB_OFFLINE),$(MAKEOVERRIDES))
+counted = $(shell printf %s '$(subst ','\'',$($(1)))' | grep -xE '[1-9][0-9]*')
+$(if $(unknown),$(error $(unknown): no such setting; there are SCALE, SEEDS, WORKERS, RESULTS (a folder, no blanks) and PYTHON))
+$(foreach n,SEEDS WORKERS,$(if $(call counted,$(n)),,$(error $(n)=$($(n)): a whole number from 1 is needed)))
+$(if $(filter-out smoke cpu gpu paper,$(SCALE))$(filter-out 1,$(words $(SCALE))),$(error SCALE=$(SCALE): one of smoke, cpu, gpu (bench and cost alone)))
+$(if $(filter-out 1,$(words $(RESULTS))),$(error RESULTS=$(RESULTS): one folder without blanks in its name))
+ifeq ($(SCALE),smoke)
+$(if $(filter $(abspath results) $(abspath results)/%,$(abspath $(RESULTS))),$(error SCALE=smoke RESULTS=$(RESULTS): smoke rows mean nothing and never go among the reference rows))
+endif
+ifeq ($(origin SEEDS),command line)
+$(if $(filter $(SEEDLESS),$(MAKECMDGOALS)),$(if $(filter $(SEEDED),$(MAKECMDGOALS)),,$(error SEEDS=$(SEEDS): $(MAKECMDGOALS) takes no seeds)))
+endif
 
 PY = .venv/bin/python
 # a smoke run leaves the committed notebooks alone
 NOTEBOOK = $(if $(filter smoke,$(SCALE)),@: skipped,.venv/bin/jupyter-execute --inplace)
 STAMP = .venv/.installed
+# a study's script, then its page
+STUDY = $(PY) paper_experiments/$(1).py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
+PAGE = $(PY) -m analysis $(1) --scale $(SCALE) --results $(RESULTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data test test-slow table1 table2 table3 table6 figure2 adaptivity ablations bench cost rounds theory mode-collapse claims report clean
+.PHONY: help setup data lab lint test test-slow $(SEEDED) $(SEEDLESS) claims report clean FORCE
 
 help: ## this list
 	@echo "make TARGET [SCALE=smoke|cpu] [SEEDS=n] [WORKERS=2] [RESULTS=folder]"
@@ -25,61 +45,73 @@ help: ## this list
 
 setup: $(STAMP) data ## virtual environment, pinned packages, texts fetched and checked | 3
 
-$(STAMP): requirements.txt pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11, or name yours: make PYTHON=python3 ..."; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
+# an environment of another Python is made anew; a Python named by hand is looked at each time
+$(STAMP): requirements.txt pyproject.toml $(if $(filter command line,$(origin PYTHON)),FORCE)
+	@for p in $(PYTHON); do \
+	   $$p -c 'import ensurepip, venv, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && found=$$p && break; done; \
+	 [ "$$found" ] || { echo "none of $(PYTHON) runs as a Python with venv: install one (3.11 or newer;" \
+	   "on Debian python3 and python3-venv), or name yours: make setup PYTHON=/path/to/python3"; exit 1; }; \
+	 echo "setup: $$($$found -V), of $$found"; \
+	 [ "$$($$found -V)" = "$$($(PY) -V 2>/dev/null)" ] || $$found -m venv --clear .venv
+	$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.txt -e '.[dev]'
 	@touch $@
 
 data: $(STAMP) ## fetch the public texts and check their digests | 0.2
 	$(PY) -m taid.studies.sources
 
+lab: setup ## JupyterLab on the notebooks; mode_collapse.ipynb has sliders
+	$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/mode_collapse.ipynb
+
+lint: $(STAMP) ## format, lint and types, as .ci/run has them | 1
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
 test: setup ## the test suite | 5
 	$(PY) -m pytest -q
 
-test-slow: setup ## the slow tests: notebooks, thousand-example properties, kills | 10
+test-slow: setup ## the slow tests: notebooks, a browser, thousand-example properties, kills | 10
 	$(PY) -m pytest -q -m slow
 
 table1: setup ## Table 1: instruction tuning, 11 methods, 3 pairs | 2 / 40 for one seed, 15 each further
-	$(PY) paper_experiments/01_table1_instruction_tuning.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
-	$(PY) -m analysis table1 --scale $(SCALE) --results $(RESULTS)
+	$(call STUDY,01_table1_instruction_tuning)
+	$(call PAGE,table1)
 
 table2: setup ## Table 2: continued pre-training from SmolLM2-135M, eight methods, lm-eval | 2 / 30 once, 50 a seed
-	$(PY) paper_experiments/02_table2_continued_pretraining.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
-	$(PY) -m analysis table2 --scale $(SCALE) --results $(RESULTS)
+	$(call STUDY,02_table2_continued_pretraining)
+	$(call PAGE,table2)
 
 table3: setup ## Table 3: head and tail mass of Table 1's students | 0.5 / 3 after table1
-	$(PY) paper_experiments/03_table3_probability_mass.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
-	$(PY) -m analysis table3 --scale $(SCALE) --results $(RESULTS)
+	$(call STUDY,03_table3_probability_mass)
+	$(call PAGE,table3)
 
 table6: setup ## Table 6, Figure 2 right: the capacity gap, four teachers of one student | 1.5 / 45 for five seeds
-	$(PY) paper_experiments/06_table6_capacity_gap.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
-	$(PY) -m analysis table6 --scale $(SCALE) --results $(RESULTS)
+	$(call STUDY,06_table6_capacity_gap)
+	$(call PAGE,table6)
 
 figure2: setup ## Figure 2 left and middle: t over training, the objective and its variance | 1 / 6 for four seeds after table1
-	$(PY) paper_experiments/09_figure2_interpolation.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
-	$(PY) -m analysis figure2 --scale $(SCALE) --results $(RESULTS)
+	$(call STUDY,09_figure2_interpolation)
+	$(call PAGE,figure2)
 
 adaptivity: setup ## is the adaptive update adaptive? floor, momentum, replayed curves | 1 / 4 for four seeds after table1
-	$(PY) paper_experiments/14_adaptivity.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
-	$(PY) -m analysis adaptivity --scale $(SCALE) --results $(RESULTS)
+	$(call STUDY,14_adaptivity)
+	$(call PAGE,adaptivity)
 
 ablations: setup ## TAID's parts, one by one, around Table 1's first pair | 1 / 8 for one seed after table1
-	$(PY) paper_experiments/15_ablations.py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
-	$(PY) -m analysis ablations --scale $(SCALE) --results $(RESULTS)
+	$(call STUDY,15_ablations)
+	$(call PAGE,ablations)
 
 bench: setup ## speed and memory of every loss, beside the official code; others after `python -m benchmarks peers`; SCALE=gpu on a GPU | 1 / 13
 	$(PY) -m benchmarks losses --scale $(SCALE) --results $(RESULTS)
-	$(PY) -m analysis speed --scale $(SCALE) --results $(RESULTS)
+	$(call PAGE,speed)
 
 cost: setup ## the paper's cost claim: TAID, KL, DistiLLM, GKD, seconds per step | 1 / 5
 	$(PY) -m benchmarks cost --scale $(SCALE) --results $(RESULTS)
-	$(PY) -m analysis speed --scale $(SCALE) --results $(RESULTS)
+	$(call PAGE,speed)
 
-rounds: setup ## repeated rounds with language models, beside the theory | 1 / 13 after table1
-	$(PY) paper_experiments/13_rounds.py --scale $(SCALE) --workers $(WORKERS) --results $(RESULTS)
-	$(PY) -m analysis rounds --scale $(SCALE) --results $(RESULTS)
+rounds: setup ## repeated rounds with language models, beside the theory | 1 / 13 for three seeds after table1
+	$(call STUDY,13_rounds)
+	$(call PAGE,rounds)
 
 theory: setup ## the theorem, the sharp bound, phase diagram; then the notebook | 0.1 / 2
 	$(PY) paper_experiments/11_theory.py --scale $(SCALE) --results $(RESULTS)
