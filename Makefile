@@ -12,9 +12,10 @@ export HF_HUB_OFFLINE ?= 1
 # What is said wrongly is refused before any work.
 SEEDED = table1 table2 table3 table6 figure2 adaptivity ablations rounds
 SEEDLESS = bench cost theory mode-collapse
-unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS RESULTS PYTHON TAID_CACHE HF_HUB_OFFLINE),$(MAKEOVERRIDES))
+given := $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(word)))
+unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS RESULTS PYTHON TAID_CACHE HF_HUB_OFFLINE),$(given))
 counted = $(shell printf %s '$(subst ','\'',$($(1)))' | grep -xE '[1-9][0-9]*')
-$(if $(unknown),$(error $(unknown): no such setting; there are SCALE, SEEDS, WORKERS, RESULTS (a folder, no blanks) and PYTHON))
+$(if $(unknown),$(error $(unknown): no such setting; there are SCALE, SEEDS, WORKERS, RESULTS and PYTHON))
 $(foreach n,SEEDS WORKERS,$(if $(call counted,$(n)),,$(error $(n)=$($(n)): a whole number from 1 is needed)))
 $(if $(filter-out smoke cpu gpu paper,$(SCALE))$(filter-out 1,$(words $(SCALE))),$(error SCALE=$(SCALE): one of smoke, cpu, gpu (bench and cost alone)))
 $(if $(filter-out 1,$(words $(RESULTS))),$(error RESULTS=$(RESULTS): one folder without blanks in its name))
@@ -122,10 +123,10 @@ mode-collapse: setup ## mixtures of Gaussians: averaging and collapse; then the 
 	$(NOTEBOOK) notebooks/mode_collapse.ipynb
 
 claims: setup ## the paper's claims, judged on the committed rows | 0.1
-	$(PY) -m analysis claims
+	$(PY) -m analysis claims --results results
 
 report: setup ## render the committed rows in results/ again | 0.1
-	$(PY) -m analysis report
+	$(PY) -m analysis report --results results
 
 clean: ## remove caches and trained models, keep all rows
 	rm -rf .cache build *.egg-info .pytest_cache

@@ -45,7 +45,13 @@ if __name__ == "__main__":
     parser.add_argument("--scale", choices=grid.SCALES, default="cpu")
     parser.add_argument("--results", type=Path, help="folder of speed.jsonl (default: runs/<scale>)")
     arguments = parser.parse_args()
+    folder = arguments.results or Path("runs") / arguments.scale
+    if arguments.scale == "smoke" and Path("results").resolve() in [
+        folder.resolve(),
+        *folder.resolve().parents,
+    ]:
+        parser.error("smoke rows mean nothing and never go among the reference rows in results/")
     if arguments.command == "peers":
         peers.install()
     else:
-        main(arguments.command, arguments.scale, arguments.results or Path("runs") / arguments.scale)
+        main(arguments.command, arguments.scale, folder)

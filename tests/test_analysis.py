@@ -317,7 +317,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["analysis", "claims", "--results", str(tmp_path)])
     with pytest.raises(SystemExit, match="1"):
         main()
-    assert "run `make table1 SCALE=cpu` first" in capsys.readouterr().err
+    assert "`make table1 SCALE=cpu RESULTS=" in capsys.readouterr().err
     append(tmp_path / "table1.jsonl", table_rows(3))
     main()
     assert capsys.readouterr().out.count("**supported**") == 6

@@ -61,7 +61,9 @@ def test_the_wheel_holds_taid_alone(tmp_path):
     names = {Path(name) for name in zipfile.ZipFile(wheel).namelist()}
     assert wheel.name == f"taid-{taid.__version__}-py3-none-any.whl"
     sources = {
-        path.relative_to(ROOT) for suffix in ("py", "cpp") for path in (ROOT / "taid").rglob(f"*.{suffix}")
+        path.relative_to(ROOT)
+        for suffix in ("py", "cpp", "typed")
+        for path in (ROOT / "taid").rglob(f"*.{suffix}")
     }
     assert {name for name in names if ".dist-info" not in name.parts[0]} == sources
     assert any(name.name == "LICENSE" for name in names)

@@ -1,0 +1,66 @@
+"""What is said to make is refused at once or reaches the command; nothing is set up by these tests."""
+
+import re
+import subprocess
+
+import pytest
+from test_architecture import ROOT
+
+from analysis.__main__ import TABLES, TARGETS
+
+STUDIES = ("table1", "table2", "table3", "table6", "figure2", "adaptivity", "ablations", "rounds")
+
+
+def make(*words: str) -> subprocess.CompletedProcess:
+    """What make would run (-n): commands on stdout, a refusal on stderr."""
+    return subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        *((f"{name}={value}", "a whole number from 1") for name in ("SEEDS", "WORKERS") for value in
+          ("abc", "0", "-1", "1.5", "", "2 3", "'", "1e3", "$$x")),
+        ("SCALE=huge", "one of smoke, cpu"),
+        ("SCALE=", "one of smoke, cpu"),
+        ("SCALE=smoke cpu", "one of smoke, cpu"),
+        ("RESULTS=", "one folder"),
+        ("RESULTS=my rows", "without blanks"),
+        ("SEED=4", "SEED=4: no such setting"),
+        ("seeds=4", "seeds=4: no such setting"),
+    ],
+)  # fmt: skip
+def test_nonsense_is_refused_before_any_work(setting, says):
+    run = make("table1", setting)
+    assert run.returncode and re.search(says, run.stderr) and not run.stdout
+    assert len(run.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "folder", ["results", "results/", "./results/gpu", "runs/../results", str(ROOT / "results")]
+)
+def test_smoke_rows_never_go_among_the_reference_rows(folder):
+    assert "reference rows" in make("table1", "SCALE=smoke", f"RESULTS={folder}").stderr
+    assert not make("table1", "SCALE=cpu", f"RESULTS={folder}").stderr
+    assert not make("table1", "SCALE=smoke", "RESULTS=results2").stderr
+
+
+@pytest.mark.parametrize("target", STUDIES)
+def test_settings_reach_the_study_and_its_page(target):
+    script, page = make(target, "SEEDS=7", "WORKERS=3", "SCALE=smoke", "RESULTS=here").stdout.splitlines()[
+        -2:
+    ]
+    assert "paper_experiments/" in script
+    assert script.endswith("--scale smoke --seeds 7 --workers 3 --results here")
+    assert page.endswith(f"-m analysis {target} --scale smoke --results here")
+
+
+@pytest.mark.parametrize("target", ["theory", "mode-collapse", "bench", "cost"])
+def test_seeds_are_refused_where_they_would_be_ignored(target):
+    assert "takes no seeds" in make(target, "SEEDS=2").stderr
+    assert not make(target).stderr
+
+
+def test_every_page_names_a_target_that_exists():
+    targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {TARGETS.get(table, table) for table in TABLES} <= set(targets)
