@@ -9,6 +9,7 @@ CTKD's temperature), changed only by `update`, once per optimizer step.
 """
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import asdict
 from functools import partial
 
@@ -42,6 +43,7 @@ class Objective:
 
     uses_teacher = False
     rollouts: Rollouts | None = None
+    _at_first: dict | None = None  # arguments of `restore`: its state before its first run
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
         """The mean of `per_token`, a scalar [nats]; 0 with zero gradient for n = 0."""
@@ -55,6 +57,25 @@ class Objective:
     def of_heads(self, student: Head, teacher: Head | Tensor, labels: Tensor) -> Tensor:
         """The mean loss at n positions whose logits are not computed yet, see `taid.fused.head`."""
         raise ValueError(f"{type(self).__name__} cannot be fused with the head: train without fuse_head")
+
+    def reset(self) -> None:
+        """Called at the beginning of every run, for state belongs to a run: the first time, this keeps what a
+        checkpoint would hold, and later it puts that back."""
+        if self._at_first is not None:
+            self.restore(**deepcopy(self._at_first))
+        else:
+            rollouts = self.rollouts
+            sampling = (
+                {} if rollouts is None else {"rollouts": rollouts.state_dict(), "buffer": rollouts.tensors()}
+            )
+            self._at_first = deepcopy({"objective": self.state_dict()} | sampling)
+
+    def restore(self, objective: dict, rollouts: dict | None = None, buffer: dict | None = None) -> None:
+        """Its own state, and that of its rollouts."""
+        self.load_state_dict(objective)
+        if self.rollouts is not None:
+            self.rollouts.load_state_dict(rollouts)
+            self.rollouts.load_tensors(buffer)
 
     def on_train_begin(self, updates: int) -> None:
         """Called before a run of `updates` optimizer steps: the place to warn of what will not work in it."""

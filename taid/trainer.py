@@ -48,7 +48,7 @@ class DistillationTrainer(Trainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | None = None,
         teacher=None,
         method: str | Objective = "taid",
         *,
@@ -169,6 +169,16 @@ class DistillationTrainer(Trainer):
                 raise ValueError(f"no whole checkpoint in {self.args.output_dir}: train from the beginning")
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
+    def _inner_training_loop(self, batch_size=None, args=None, resume_from_checkpoint=None, **kwargs):
+        """One run from its beginning or from a checkpoint: `train` starts several where memory runs out
+        (`auto_find_batch_size`), and a search or a sweep calls `train` again and again."""
+        self.objective.reset()
+        if resume_from_checkpoint is not None:
+            self._load_objective(Path(resume_from_checkpoint))
+        return super()._inner_training_loop(
+            batch_size=batch_size, args=args, resume_from_checkpoint=resume_from_checkpoint, **kwargs
+        )
+
     def _set_signature_columns_if_needed(self):
         """The columns that `remove_unused_columns`, on by default, leaves to the collator."""
         super()._set_signature_columns_if_needed()
@@ -220,12 +230,12 @@ class DistillationTrainer(Trainer):
                 f"{folder} has no {STATE}: it was cut short, or is not of a DistillationTrainer; take another"
             )
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_objective(self, folder: Path) -> None:
         state = json.loads((folder / STATE).read_text())
-        self.objective.load_state_dict(state["objective"])
         if self.objective.rollouts is not None:
-            self.objective.rollouts.load_state_dict(state["rollouts"])
-            buffer = load_file(folder / BUFFER.format(rank=self.args.process_index))
-            self.objective.rollouts.load_tensors(buffer)
+            state["buffer"] = load_file(folder / BUFFER.format(rank=self.args.process_index))
+        self.objective.restore(**state)
 
 
 class _ObjectiveCallback(TrainerCallback):
