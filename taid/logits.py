@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from taid.data import IGNORE
+from taid.vocabulary import shared_vocabulary
 
 NOT_FOR_THE_MODEL = ("labels", "index")
 ENTRIES = 4096  # of a weight in half precision, converted at a time: 4 MB at H = 256
@@ -138,26 +139,19 @@ def cut(logits: Head | Tensor, entries: int) -> Head | Tensor:
     return Head(logits.hidden, logits.weight[:entries], bias)
 
 
-def shared_vocabulary(student: int, teacher: int, vocab_size: int | None) -> int:
-    """The smaller of two numbers of entries, if they differ only in padding: in entries ≥ `vocab_size`, the
-    number of tokens that the tokenizer knows (Phi-3 has 32,064 entries for 32,000 tokens).
-
-    Raises ValueError, naming both sizes, if a difference is not known to be padding.
-    """
-    smaller = min(student, teacher)
-    if student != teacher and (vocab_size is None or vocab_size > smaller):
-        known = "no tokenizer was given" if vocab_size is None else f"the tokenizer has {vocab_size} tokens"
-        raise ValueError(
-            f"the student's vocabulary has {student} entries, the teacher's {teacher}, and {known}, so the "
-            "difference is not padding alone. Distil between models of one tokenizer, and pass it as "
-            "processing_class."
-        )
-    return smaller
-
-
 def align_vocabularies(
-    student: Tensor | Head, teacher: Tensor | Head, vocab_size: int | None
+    student: Tensor | Head, teacher: Tensor | Head, vocab_size: int | None = None, known: int | None = None
 ) -> tuple[Tensor | Head, Tensor | Head]:
     """Both logits [n, V], or heads that would give them, cut to their `shared_vocabulary`; its ValueError."""
-    shared = shared_vocabulary(vocabulary(student), vocabulary(teacher), vocab_size)
+    shared = shared_vocabulary(vocabulary(student), vocabulary(teacher), vocab_size, known)
     return cut(student, shared), cut(teacher, shared)
+
+
+def check_labels(labels: Tensor, entries: int) -> None:
+    """Raises ValueError for a label [n] that is none of the first entries of the vocabulary."""
+    wrong = labels[(labels < 0) | (labels >= entries)]
+    if len(wrong):
+        raise ValueError(
+            f"label {wrong[0].item()} is not one of the {entries} tokens to distil: was the data made by another "
+            f"tokenizer? (What is not to be learned has label {IGNORE}.)"
+        )
