@@ -52,10 +52,12 @@ def plain_generation(model) -> Iterator[None]:
 
 
 @torch.no_grad()
-def sample_responses(model, prompts: list[list[int]], max_new_tokens: int, seed: int) -> list[list[int]]:
+def sample_responses(
+    model, prompts: list[list[int]], max_new_tokens: int, seed: int, vocab_size: int | None = None
+) -> list[list[int]]:
     """One response per prompt at temperature 1, end-of-sequence token included where the model wrote one.
 
-    The draw depends on `seed` alone, not on the global generator, so that a resumed run repeats it.
+    Of the vocabulary only the first `vocab_size` entries are drawn (all: None). The draw depends on `seed` alone, not on the global generator, so that a resumed run repeats it.
     Raises ValueError if the model has no end-of-sequence or padding token.
     """
     end, pad = model.config.eos_token_id, model.config.pad_token_id
@@ -82,10 +84,17 @@ def sample_responses(model, prompts: list[list[int]], max_new_tokens: int, seed:
             eos_token_id=end,
             pad_token_id=pad,
             use_cache=True,
+            suppress_tokens=_beyond(vocab_size, model),
         )
     model.train(was_training)
     ends = {end} if isinstance(end, int) else set(end)
     return [_up_to_end(row, ends) for row in sequences[:, ids.shape[1] :].tolist()]
+
+
+def _beyond(vocab_size: int | None, model) -> list[int] | None:
+    """The entries that must not be sampled, None for none."""
+    entries = model.config.get_text_config().vocab_size
+    return list(range(vocab_size, entries)) if vocab_size is not None and vocab_size < entries else None
 
 
 def _up_to_end(tokens: list[int], ends: set[int]) -> list[int]:
@@ -98,8 +107,9 @@ def _up_to_end(tokens: list[int], ends: set[int]) -> list[int]:
 class Rollouts(Protocol):
     """How a method mixes the student's own sequences into training."""
 
-    def __call__(self, model, batch: dict, progress: float, seed: int) -> dict:
-        """The batch to train on: the given one, or one with sampled responses (then without "index")."""
+    def __call__(self, model, batch: dict, progress: float, seed: int, vocab_size: int | None = None) -> dict:
+        """The batch to train on: the given one, or one with sampled responses (then without "index"), of the
+        first `vocab_size` entries of the vocabulary."""
 
     def on_validation(self, loss: float) -> None:
         """Told the validation loss [nats/token] whenever it is measured."""
@@ -118,13 +128,13 @@ class GKDRollouts:
         self.max_new_tokens, self.probability = max_new_tokens, probability
         self.sampled = self.batches = 0
 
-    def __call__(self, model, batch, progress, seed):
+    def __call__(self, model, batch, progress, seed, vocab_size=None):
         self.batches += 1
         if random.Random(seed).random() >= self.probability:
             return batch
         self.sampled += 1
         prompts = prompts_of(batch)
-        responses = sample_responses(model, prompts, self.max_new_tokens, seed)
+        responses = sample_responses(model, prompts, self.max_new_tokens, seed, vocab_size)
         return to_batch(prompts, responses, model.config.pad_token_id, batch["input_ids"].device)
 
     def on_validation(self, loss):
@@ -163,7 +173,7 @@ class DistiLLMRollouts:
         self.buffer: deque[tuple[list[int], list[int]]] = deque(maxlen=capacity)
         self.sampled = self.replayed = self.batches = 0
 
-    def __call__(self, model, batch, progress, seed):
+    def __call__(self, model, batch, progress, seed, vocab_size=None):
         self.batches += 1
         rng = random.Random(seed)
         u = rng.random()
@@ -172,7 +182,7 @@ class DistiLLMRollouts:
         if u < self.threshold * (1 - progress) or len(self.buffer) < self.capacity:
             self.sampled += 1
             prompts = prompts_of(batch)
-            responses = sample_responses(model, prompts, self.max_new_tokens, seed)
+            responses = sample_responses(model, prompts, self.max_new_tokens, seed, vocab_size)
             self.buffer.extend(zip(prompts, responses, strict=True))
         else:
             self.replayed += 1

@@ -15,14 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from taid.data import IGNORE
 from taid.files import write_whole
-from taid.logits import Head, align_vocabularies, response_head, response_logits, shared_vocabulary
+from taid.logits import Head, align_vocabularies, check_labels, response_head, response_logits, vocabulary
 from taid.objectives import Objective, objective
 from taid.teacher import LiveTeacher
+from taid.vocabulary import known_vocabularies, shared_vocabulary
 
 STATE, BUFFER = "distillation_state.json", "rollouts-{rank}.safetensors"
 COLUMNS = ("index", "prompt_ids", "response_ids")  # of `taid.data.encode`, read by its Collator
@@ -36,6 +37,10 @@ class DistillationTrainer(Trainer):
     the whole optimizer step, over micro-batches and ranks; the objective is updated once per optimizer step
     from that mean, in training only. Validation (`eval_loss`) is the cross-entropy on the labels, in nats per
     token, for all methods and batch sizes alike; DistiLLM needs it: without it no student text is sampled.
+
+    Padding of a vocabulary, which neither tokenizer knows, is cut from both logits and never sampled. The
+    tokenizers, `processing_class` and `teacher_processing_class`, or those that lie with models loaded by name,
+    are compared. `vocab_size=n` says that the first n entries mean the same to both, and to distil no others.
 
     `fuse_head=True`: the logits of a training batch are never whole (`taid.fused.head`). Not for SFT, for
     losses that `taid.fused` has not, for models whose logits are not hidden @ weight.T + bias (a soft-cap, a
@@ -52,6 +57,8 @@ class DistillationTrainer(Trainer):
         teacher=None,
         method: str | Objective = "taid",
         *,
+        teacher_processing_class=None,
+        vocab_size: int | None = None,
         fuse_head: bool = False,
         **kwargs,
     ):
@@ -68,11 +75,12 @@ class DistillationTrainer(Trainer):
         # compute_loss normalises over the labels of the whole optimizer step, but those in column 0
         self.model_accepts_loss_kwargs = self._loss_shifts_labels = True
         self.args.average_tokens_across_devices = True
-        tokenizer = self.processing_class
-        self._vocab_size = len(tokenizer) if isinstance(tokenizer, PreTrainedTokenizerBase) else None
+        self._vocabularies = known_vocabularies(
+            self.model, self.processing_class, teacher, teacher_processing_class, vocab_size
+        )
         if isinstance(teacher, torch.nn.Module):
             sizes = (model.config.get_text_config().vocab_size for model in (self.model, teacher))
-            shared_vocabulary(*sizes, self._vocab_size)
+            shared_vocabulary(*sizes, **self._vocabularies)
             teacher = LiveTeacher(teacher.to(self.args.device))
         self.teacher, self.fuse_head = teacher, fuse_head
         self._step_loss = torch.zeros((), device=self.args.device)  # this rank's share of the step's mean
@@ -91,7 +99,7 @@ class DistillationTrainer(Trainer):
             for i, batch in enumerate(batches):
                 draw = (first + i) * self.args.world_size + self.args.process_index
                 seed = self.args.seed * 1_000_003 + draw
-                batches[i] = self.objective.rollouts(model, batch, self._progress(), seed)
+                batches[i] = self.objective.rollouts(model, batch, self._progress(), seed, self._entries)
             count = self._get_num_items_in_batch(batches, device)
         if batches and count is None:
             raise ValueError(f"the batches have no labels: let the collator add them, {IGNORE} on prompts")
@@ -112,7 +120,8 @@ class DistillationTrainer(Trainer):
         student, labels = response_head(model, inputs) if self.fuse_head else response_logits(model, inputs)
         teacher = None
         if self.objective.uses_teacher:
-            student, teacher = align_vocabularies(student, self._targets(inputs), self._vocab_size)
+            student, teacher = align_vocabularies(student, self._targets(inputs), **self._vocabularies)
+        check_labels(labels, vocabulary(student))
         if self.fuse_head:
             with self.accelerator.autocast():
                 mean = self.objective.of_heads(student, teacher, labels)
@@ -122,6 +131,12 @@ class DistillationTrainer(Trainer):
         self._step_loss += loss.detach()
         loss = loss * self.accelerator.num_processes  # for gradients are averaged over ranks
         return (loss, {"loss": loss}) if return_outputs else loss
+
+    @property
+    def _entries(self) -> int | None:
+        """The number of first entries of the vocabulary that may be sampled; None: all."""
+        vocab_size, known = self._vocabularies["vocab_size"], self._vocabularies["known"]
+        return known if vocab_size is None else vocab_size
 
     @torch.no_grad()
     def _targets(self, inputs) -> Tensor | Head:

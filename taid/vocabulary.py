@@ -51,13 +51,30 @@ def compared_tokenizers(student, teacher, vocab_size: int | None = None) -> int:
             f"tokenizer and {names[1]!r} to the teacher's. Distil between models of one tokenizer; to distil "
             f"the first n entries alone, where n is at most {differing}, pass vocab_size=n."
         )
+    shared = tokens(student) if vocab_size is None else vocab_size
     split = [t(PROBE_TEXT, add_special_tokens=False)["input_ids"] for t in (student, teacher)]
-    if split[0] != split[1]:
+    if split[0] != split[1] and max(map(max, split)) < shared:
         raise ValueError(
             "the tokenizers of student and teacher have one vocabulary, but split a text in two ways: the "
             "teacher would see what it never learned. Distil between models of one tokenizer."
         )
-    return tokens(student) if vocab_size is None else vocab_size
+    return shared
+
+
+def known_vocabularies(model, processing_class, teacher, teacher_processing_class, vocab_size) -> dict:
+    """What is known before the first batch, as `shared_vocabulary` takes it: `vocab_size` of both sides, `known` of
+    the student's. Tokenizers that are not given are looked for where their models were loaded from.
+
+    Raises ValueError as `compared_tokenizers`, and for a teacher_processing_class without a tokenizer.
+    """
+    ours = tokenizer_of(processing_class) or tokenizer_named(getattr(model, "name_or_path", None))
+    theirs = tokenizer_of(teacher_processing_class) or tokenizer_named(getattr(teacher, "name_or_path", None))
+    if teacher_processing_class is not None and tokenizer_of(teacher_processing_class) is None:
+        kind = type(teacher_processing_class).__name__
+        raise ValueError(f"teacher_processing_class is a {kind}: pass the teacher's tokenizer or processor")
+    if ours is not None and theirs is not None:
+        vocab_size = compared_tokenizers(ours, theirs, vocab_size)
+    return {"vocab_size": vocab_size, "known": None if ours is None else tokens(ours)}
 
 
 def shared_vocabulary(

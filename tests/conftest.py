@@ -80,6 +80,8 @@ def tiny_trainer(
     validation=None,
     collator=None,
     tokenizer=None,
+    teacher_tokenizer=None,
+    vocab_size=None,
     optimizers=(None, None),
     fuse_head: bool = False,
     **arguments,
@@ -107,6 +109,8 @@ def tiny_trainer(
         eval_dataset=validation,
         data_collator=collator or Collator(PAD),
         processing_class=tokenizer,
+        teacher_processing_class=teacher_tokenizer,
+        vocab_size=vocab_size,
         optimizers=optimizers,
         fuse_head=fuse_head,
     )

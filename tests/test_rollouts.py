@@ -36,7 +36,7 @@ def chatty(family: str = "llama"):
 def free_sampling(monkeypatch):
     """For tests that count many decisions to sample and never look at a sample."""
 
-    def end_at_once(model, prompts, max_new_tokens, seed):
+    def end_at_once(model, prompts, *settings):
         return [[END]] * len(prompts)
 
     monkeypatch.setattr(rollouts_module, "sample_responses", end_at_once)

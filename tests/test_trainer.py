@@ -629,40 +629,6 @@ def test_a_step_without_any_label_is_an_error(tmp_path):
             tiny_trainer(tmp_path, "kl", collator=collator).train()
 
 
-def padded(model, entries: int, weight: float):
-    """The model with further vocabulary entries, all of embedding `weight`."""
-    wide, state = tiny_model(vocab_size=VOCAB + entries), model.state_dict()
-    for name, tensor in state.items():
-        if len(tensor) == VOCAB:
-            state[name] = torch.cat([tensor, tensor.new_full((entries, tensor.shape[1]), weight)])
-    wide.load_state_dict(state)
-    return wide
-
-
-@pytest.mark.parametrize("wide", ["teacher", "student"])
-@pytest.mark.parametrize("method", ["kl", "taid", "dkd"])
-def test_padding_of_a_vocabulary_is_cut(method, wide, tmp_path, student, teacher, tokenizer):
-    """32 entries beyond the tokenizer's, with logits far from −∞, change neither loss nor gradient."""
-    runs = []
-    for entries in (0, 32):
-        models = {"student": deepcopy(student), "teacher": deepcopy(teacher)}
-        models[wide] = padded(models[wide], entries, weight=0.5)
-        trainer = tiny_trainer(tmp_path, method, steps=1, tokenizer=tokenizer, **models)
-        trainer.train()
-        runs.append(trainer)
-    plain, cut = runs
-    assert cut.state.log_history[0]["loss"] == pytest.approx(plain.state.log_history[0]["loss"], abs=1e-6)
-    expected = weights(plain.model)
-    found = {name: tensor[: len(expected[name])] for name, tensor in weights(cut.model).items()}
-    assert distance(found, expected) < 1e-5
-
-
-def test_vocabularies_that_differ_are_an_error_that_names_both_sizes(tmp_path, tokenizer):
-    for given, message in ((tokenizer, "48 tokens"), (None, "no tokenizer was given")):
-        with pytest.raises(ValueError, match=f"{VOCAB} entries, the teacher's 40, and .*{message}"):
-            tiny_trainer(tmp_path, "kl", teacher=tiny_model(vocab_size=40), tokenizer=given).train()
-
-
 def test_what_is_missing_is_said_before_training(tmp_path):
     with pytest.raises(ValueError, match="unknown method 'tiad'; known: sft, kl, .*taid"):
         tiny_trainer(tmp_path, "tiad")

@@ -89,6 +89,7 @@ def fit(
             eval_dataset=validation,
             data_collator=collator,
             processing_class=tokenizer,
+            teacher_processing_class=tokenizer,
         )
         resume = last_checkpoint(arguments.output_dir) if checkpoints else None
         trainer.remove_callback(PrinterCallback)
