@@ -128,9 +128,11 @@ def dkd(
     `labels [...]` holds y; at negative labels (ignored positions) the value is finite and means nothing:
     mask it. The official code differs only in the reduction: see `masked_mean(..., official=True)`.
     """
-    _require_same_shape(student_logits, teacher_logits)
+    _require_logits(student_logits, teacher_logits)
     _require_labels(labels, student_logits)
-    target = labels.clamp(min=0).unsqueeze(-1)  # [..., 1]
+    _require_temperature(temperature)
+    _require_weight("alpha", alpha), _require_weight("beta", beta)
+    target = labels.long().clamp(min=0).unsqueeze(-1)  # [..., 1]
     student, teacher = (_upcast(logits) / temperature for logits in (student_logits, teacher_logits))
     # −∞ on both sides: to the second term, the target does not exist
     student_rest, teacher_rest = (logits.scatter(-1, target, -math.inf) for logits in (student, teacher))
@@ -147,7 +149,8 @@ def ctkd(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | f
 
     `temperature`, a scalar, receives the full gradient, through both softmaxes and τ²: see `CTKDTemperature`.
     """
-    _require_same_shape(student_logits, teacher_logits)
+    _require_logits(student_logits, teacher_logits)
+    _require_temperature(temperature)
     log_q = _soften(student_logits, temperature).log_softmax(-1)
     log_p = _soften(teacher_logits.detach(), temperature).log_softmax(-1)
     return temperature**2 * _kl(log_p, log_q)
@@ -192,7 +195,7 @@ def interpolate(student_logits: Tensor, teacher_logits: Tensor, t: float) -> Ten
     A weight of zero removes its side altogether (0 · −∞ = 0): t = 0 gives s and t = 1 gives z, whatever the
     other side holds. Between them an entry that is −∞ on either side is −∞.
     """
-    _require_same_shape(student_logits, teacher_logits)
+    _require_logits(student_logits, teacher_logits)
     _require_t(t)
     student, teacher = _upcast(student_logits.detach()), _upcast(teacher_logits.detach())
     if t in (0, 1):
@@ -275,7 +278,7 @@ def _head_threshold(p: Tensor, mu: float, width: int = 8) -> Tensor:
 
 def _log_probs(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
     """log q and log p, [..., V]; the teacher's without gradient."""
-    _require_same_shape(student_logits, teacher_logits)
+    _require_logits(student_logits, teacher_logits)
     student, teacher = _upcast(student_logits), _upcast(teacher_logits.detach())
     return student.log_softmax(-1), teacher.log_softmax(-1)
 
@@ -291,13 +294,21 @@ def _soften(logits: Tensor, temperature: Tensor | float) -> Tensor:
     return (logits.masked_fill(absent, 0.0) / temperature).masked_fill(absent, -math.inf)
 
 
-def _require_same_shape(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    if student_logits.shape != teacher_logits.shape:
-        student, teacher = tuple(student_logits.shape), tuple(teacher_logits.shape)
+def _require_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    student, teacher = tuple(student_logits.shape), tuple(teacher_logits.shape)
+    if student != teacher:
         raise ValueError(
             f"student_logits {student} and teacher_logits {teacher} must have one shape; if the vocabularies "
             "differ only in padding, cut the longer one, logits[..., :V], as DistillationTrainer does"
         )
+    if not student or not student[-1]:
+        raise ValueError(f"logits must be [..., V] with at least one entry, got {student}")
+    if not (student_logits.is_floating_point() and teacher_logits.is_floating_point()):
+        types = f"{student_logits.dtype} and {teacher_logits.dtype}"
+        raise ValueError(f"logits must be floating point, got {types}: pass what the models return")
+    if student_logits.device != teacher_logits.device:
+        devices = f"{student_logits.device}, teacher_logits on {teacher_logits.device}"
+        raise ValueError(f"student_logits are on {devices}: move the teacher's to the student's")
 
 
 def _require_fraction(name: str, value: float) -> None:
@@ -310,8 +321,34 @@ def _require_t(t: float) -> None:
         raise ValueError(f"t must lie in [0, 1], got {t}; take it from the state of a taid.schedule")
 
 
-def _require_labels(labels: Tensor | None, student_logits: Tensor) -> None:
-    expected = tuple(student_logits.shape[:-1])
+def _require_labels(labels: Tensor | None, student_logits: Tensor, mask: Tensor | None = None) -> None:
+    """Integers below V, where the mask is true. Negative ones, of ignored positions, pass."""
+    expected, entries = tuple(student_logits.shape[:-1]), student_logits.shape[-1]
     if labels is None or tuple(labels.shape) != expected:
         got = "none" if labels is None else f"shape {tuple(labels.shape)}"
         raise ValueError(f"dkd needs labels of shape {expected}, one target per position; got {got}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"dkd needs labels that are integers, got {labels.dtype}")
+    if labels.device != student_logits.device:
+        raise ValueError(f"the labels are on {labels.device}, the logits on {student_logits.device}")
+    if entries < 2:
+        raise ValueError("dkd needs a target and others: logits of at least two entries, got one")
+    read = labels if mask is None else labels[mask]
+    if read.numel() and (largest := int(read.max())) >= entries:
+        raise ValueError(
+            f"the label {largest} is no entry of logits with {entries}; is the tokenizer another model's, or "
+            "the vocabulary cut? Ignored positions are −100"
+        )
+
+
+def _require_temperature(temperature: Tensor | float) -> None:
+    if isinstance(temperature, Tensor) and temperature.numel() != 1:
+        raise ValueError(f"temperature must be one number, got shape {tuple(temperature.shape)}")
+    value = float(temperature.detach() if isinstance(temperature, Tensor) else temperature)
+    if not 0 < value < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {value}")
+
+
+def _require_weight(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and not negative, got {value}")

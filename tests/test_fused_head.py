@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from taid import fused, losses
 from taid.data import IGNORE, Collator
-from taid.fused.head import PER_TOKEN, ROWS, mean
+from taid.fused import PER_TOKEN
+from taid.fused.head import ROWS, mean
 from taid.logits import Head, cut, response_head, response_logits
 from taid.objectives import METHODS, objective
 

@@ -25,6 +25,7 @@ For a caller that has one chunk of logits at a time, as the fused head has:
         -> (values [r], gradient [r, V])
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -33,9 +34,18 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from taid import losses
 from taid.fused import chunks, kernel
-from taid.losses import _require_fraction, _require_labels, _require_same_shape, _require_t
+from taid.losses import (
+    _require_fraction,
+    _require_labels,
+    _require_logits,
+    _require_t,
+    _require_temperature,
+    _require_weight,
+)
 
+PER_TOKEN = {loss.__name__: loss for loss in losses.LOSSES.values()}
 ENGINES = ("eager", "compiled", "cpp", "triton")
 CHUNK = {  # elements: of a few fp32 copies of them
     "cpu": 200_000,  # that fit into the cache
@@ -167,18 +177,24 @@ def value_and_gradient(
     """Each row's own loss [r], fp32 (fp64 for fp64 logits), and `scale` times its gradient [r, V].
 
     `loss` is a function's name, as "taid_kl", for logits [r, V]; `parameters` are that function's own, as
-    `t=0.3`, by name, all of them; `labels [r]` of dkd are those of the chunk, and ctkd's temperature is a
-    number. The gradient has the dtype of the student's logits and goes to `out [r, V]` if given, which
+    `t=0.3`, by name; `labels [r]` of dkd are those of the chunk, and ctkd's temperature is a number. The gradient has the dtype of the student's logits and goes to `out [r, V]` if given, which
     may be `student` itself. ctkd writes the derivatives of its values with respect to the temperature to
     `slope [r]`, if given.
     """
     student, teacher = student.detach(), teacher.detach()
     loss, teacher, parameters = _checked(loss, student, teacher, parameters)
+    if student.dim() != 2:
+        raise ValueError(f"value_and_gradient takes logits [r, V], got {tuple(student.shape)}")
+    values = _row_values(student)
     if out is None:
         out = _empty_like(student)
-    if out.shape != student.shape or out.dtype != student.dtype:
-        raise ValueError(f"out must be like the student's logits, {student.dtype} {tuple(student.shape)}")
-    values = _row_values(student)
+    else:
+        _require_like("out", out, student)
+        _require_writable("out", out, student, teacher)
+    if slope is not None:
+        _require_like("slope", slope, values)
+        if not slope.is_contiguous():
+            raise ValueError("slope must be contiguous")
     _run(loss, student, teacher, out, values, slope, None, scale, parameters)
     return values, out
 
@@ -235,13 +251,15 @@ def _mean(
     expected = tuple(student.shape[:-1])
     if mask is not None and (mask.shape != expected or mask.dtype != torch.bool):
         raise ValueError(f"mask must be boolean and {expected}, got {mask.dtype} and {tuple(mask.shape)}")
+    if mask is not None and mask.device != student.device:
+        raise ValueError(f"the mask is on {mask.device}, the logits on {student.device}")
     if inplace and student.requires_grad and student.is_leaf:
         raise ValueError("inplace=True writes over the student's logits, here a leaf: pass a model's output")
-    if inplace and 0 in student.stride():
-        raise ValueError("inplace=True cannot write to expanded logits, whose rows share memory: clone them")
-    loss, teacher, parameters = _checked(loss, student, teacher.detach(), parameters)
+    loss, teacher, parameters = _checked(loss, student, teacher.detach(), parameters, mask)
+    if inplace:
+        _require_writable("inplace=True: the student's logits", student.detach(), student.detach(), teacher)
     if "labels" in parameters:
-        parameters["labels"] = parameters["labels"].reshape(-1)
+        parameters["labels"] = parameters["labels"].reshape(-1).long()
     temperature = parameters.get("temperature")
     differentiable = temperature if isinstance(temperature, Tensor) else None
     wants_gradient = torch.is_grad_enabled() and student.requires_grad
@@ -387,18 +405,90 @@ def _row_values(student: Tensor) -> Tensor:
     return torch.zeros(student.shape[:-1].numel(), dtype=dtype, device=student.device)
 
 
-def _checked(loss: str, student: Tensor, teacher: Tensor, parameters: dict) -> tuple[str, Tensor, dict]:
+def _checked(
+    loss: str, student: Tensor, teacher: Tensor, parameters: dict, mask: Tensor | None = None
+) -> tuple[str, Tensor, dict]:
     """The loss, its teacher and its parameters, checked; TAID's ends, t = 0 and t = 1, are a forward KL."""
-    if loss not in chunks.CORES:
-        raise ValueError(f"unknown loss {loss!r}; known: {', '.join(chunks.CORES)}")
-    _require_same_shape(student, teacher)
-    for name in parameters.keys() & {"teacher_weight", "lam", "mu"}:
-        _require_fraction(name, parameters[name])
-    if loss == "dkd":
-        _require_labels(parameters["labels"], student)
+    parameters = {name: _own_value(loss, name, value) for name, value in completed(loss, parameters).items()}
+    _require_logits(student, teacher)
+    for name, value in parameters.items():
+        if name in ("teacher_weight", "lam", "mu"):
+            _require_fraction(name, value)
+        if name in ("alpha", "beta"):
+            _require_weight(name, value)
+        if name == "temperature":
+            _require_temperature(value)
+        if name == "labels":
+            _require_targets(value, student, mask)
     if loss == "taid_kl":
         t = parameters["t"]
         _require_t(t)
         if t in (0, 1):
             return "forward_kl", teacher if t else student.detach(), {}
     return loss, teacher, parameters
+
+
+def completed(loss: str, parameters: dict) -> dict:
+    """All parameters of the loss, in its own order. Raises ValueError for an unknown loss or an official variant,
+    TypeError for parameters that are not the loss's."""
+    if loss not in PER_TOKEN:
+        raise ValueError(f"unknown loss {loss!r}; known: {', '.join(PER_TOKEN)}")
+    if parameters.get("official"):
+        raise ValueError(f"the official variant of {loss} is in taid.losses alone")
+    bound = inspect.signature(PER_TOKEN[loss]).bind(None, None, **parameters)
+    bound.apply_defaults()
+    return {name: value for name, value in list(bound.arguments.items())[2:] if name != "official"}
+
+
+def _own_value(loss: str, name: str, value: Tensor | float) -> Tensor | float:
+    """A loss's parameter as engines take it: a number, but for labels and a temperature that is trained."""
+    if name == "labels" or not isinstance(value, Tensor) or (loss, name) == ("ctkd", "temperature"):
+        return value
+    if value.requires_grad or value.numel() != 1:
+        raise ValueError(f"{name} of {loss} must be a number without gradient; taid.losses differentiates it")
+    return float(value)
+
+
+def _require_targets(labels: Tensor, student: Tensor, mask: Tensor | None) -> None:
+    """Labels that are entries of the vocabulary in every row that is read: kernels take them for addresses."""
+    _require_labels(labels, student, mask)
+    negative = labels < 0 if mask is None else (labels < 0) & mask
+    if negative.any():
+        raise ValueError(
+            f"the label {int(labels[negative][0])} is no entry of the vocabulary: mask the positions whose "
+            "labels are to be ignored, mask=labels >= 0"
+        )
+
+
+def _require_like(name: str, given: Tensor, expected: Tensor) -> None:
+    found, wanted = ((x.dtype, tuple(x.shape), x.device) for x in (given, expected))
+    if found != wanted:
+        raise ValueError(f"{name} must be {' '.join(map(str, wanted))}, got {' '.join(map(str, found))}")
+
+
+def _require_writable(name: str, out: Tensor, student: Tensor, teacher: Tensor) -> None:
+    """Memory in which each entry has a place of its own, which no input has unless it is `out` itself."""
+    if out.requires_grad and out.is_leaf:
+        raise ValueError(f"{name} must not be a leaf that requires a gradient: detach it")
+    reach = 0  # largest distance to the first entry, over the dimensions so far
+    for stride, size in sorted(zip(out.stride(), out.shape)):
+        if size > 1 and stride <= reach:
+            raise ValueError(
+                f"{name} cannot be written to, for its entries share memory (expanded?): clone it"
+            )
+        reach += stride * (size - 1)
+    for given, whose in ((student, "student"), (teacher, "teacher")):
+        same = whose == "student" and given.data_ptr() == out.data_ptr() and given.stride() == out.stride()
+        if not same and _overlap(out, given):
+            raise ValueError(f"{name} would be written over the {whose}'s memory: clone one of them")
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether the addresses from the first to the last entry of two tensors meet."""
+    if not a.numel() or not b.numel():
+        return False
+    (a_first, a_last), (b_first, b_last) = (
+        (x.data_ptr(), x.data_ptr() + sum(s * (n - 1) for s, n in zip(x.stride(), x.shape)) * x.itemsize)
+        for x in (a, b)
+    )
+    return a_first <= b_last and b_first <= a_last

@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-from taid.fused.kernel import TYPES, arguments
+from taid.fused.kernel import arguments, readable
 
 INTERPRETED = triton.knobs.runtime.interpret
 LOSSES = frozenset(
@@ -23,11 +23,12 @@ BLOCK, WARPS = 8192, 16  # the best of a sweep on an H100 over three losses, two
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 ABSENT = tl.constexpr(float("-inf"))
+UNKNOWN = tl.constexpr(float("nan"))
 
 
 def available(*logits: Tensor) -> bool:
-    """Whether the kernel takes these logits: on a GPU, at most fp32, unit stride along V."""
-    return all((x.is_cuda or INTERPRETED) and x.dtype in TYPES and x.stride(-1) == 1 for x in logits)
+    """Whether the kernel takes these logits: on a GPU, `readable`, and of a V that 32 bits can count."""
+    return all((x.is_cuda or INTERPRETED) and readable(x) and x.shape[-1] < 2**31 - BLOCK for x in logits)
 
 
 def run(loss, student, teacher, out, values, slopes, mask, scale, parameters) -> None:
@@ -117,7 +118,7 @@ def _rows(
             return
     label = -1
     if LOSS == "dkd":
-        label = tl.maximum(tl.load(labels + row), 0)
+        label = tl.load(labels + row)
 
     # Both softmaxes, and Σ e d for their divergences, d the difference of both sides' logits less their maxima so
     # far: a new maximum changes d by a constant, and what is then too small for fp32 is gone, even if infinite.
@@ -164,8 +165,9 @@ def _rows(
         value = reverse
         total = reverse
     elif LOSS == "dkd":
-        s_odds = tl.load(student + label).to(tl.float32) / tau - s_max - tl.log(s_total)
-        z_odds = tl.load(teacher + label).to(tl.float32) / tau - z_max - tl.log(z_total)
+        there = (label >= 0) & (label < vocabulary)  # as taid.fused has checked; no memory else
+        s_odds = tl.load(student + label, there, other=UNKNOWN).to(tl.float32) / tau - s_max - tl.log(s_total)
+        z_odds = tl.load(teacher + label, there, other=UNKNOWN).to(tl.float32) / tau - z_max - tl.log(z_total)
         excess = _sigmoid(s_odds) - _sigmoid(z_odds)  # q_y − p_y
         value = tau * tau * (a * (_two_way(s_odds, z_odds) + _two_way(-s_odds, -z_odds)) + b * kl)
         q_weight = b - a * excess

@@ -12,18 +12,16 @@ matmuls in half precision are many times slower there; elsewhere in the weight's
 `DistillationTrainer(…, fuse_head=True)` uses it for the models of transformers.
 """
 
-import inspect
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from taid import fused, losses
+from taid import fused
 from taid.logits import Head, head_logits, vocabulary, weight_blocks
 
 ROWS = 64  # of a chunk, at least: with fewer, a matmul spends its time on reading the weight
-PER_TOKEN = {loss.__name__: loss for loss in losses.LOSSES.values()}
 
 
 def mean(
@@ -38,7 +36,7 @@ def mean(
 
     Raises ValueError for an unknown loss, an official variant, vocabularies or rows of two sizes.
     """
-    parameters = _completed(loss, parameters)
+    parameters = fused.completed(loss, parameters)
     if vocabulary(student) != vocabulary(teacher):
         sizes = f"has {vocabulary(student)} entries, the teacher's {vocabulary(teacher)}"
         raise ValueError(
@@ -127,14 +125,3 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.addmm_(a, b)
     else:
         total += a @ b
-
-
-def _completed(loss: str, parameters: dict) -> dict:
-    """All parameters of the loss, in its own order."""
-    if loss not in PER_TOKEN:
-        raise ValueError(f"unknown loss {loss!r}; known: {', '.join(PER_TOKEN)}")
-    if parameters.get("official"):
-        raise ValueError(f"the official variant of {loss} is in taid.losses alone")
-    bound = inspect.signature(PER_TOKEN[loss]).bind(None, None, **parameters)
-    bound.apply_defaults()
-    return {name: value for name, value in list(bound.arguments.items())[2:] if name != "official"}

@@ -57,9 +57,8 @@ enum Loss {
 
 // Elementary functions
 
-INLINE F bits_to_float(I x) { return (F)x; }
 INLINE F maximum(F x, F y) { return x > y ? x : y; }  // y, where x is NaN
-INLINE F absolute(F x) { return bits_to_float((I)x & 0x7fffffff); }
+INLINE F absolute(F x) { return (F)((I)x & 0x7fffffff); }
 
 // e^x for x ≤ 0, relative error below 2e-7; 0 below −87, where results would be subnormal; NaN stays.
 INLINE F exponential(F x) {
@@ -71,14 +70,14 @@ INLINE F exponential(F x) {
     y = y * r + 4.999889135360718e-1f;
     y = y * r + 9.999997019767761e-1f;
     y = y * r + 1.0000001192092896f;
-    y = bits_to_float((I)y + ((I)shifted << 23));  // times a power of two; a NaN has no low bits
+    y = (F)((U)y + ((U)shifted << 23));  // times a power of two; a NaN has no low bits
     return x < -87.0f ? F{} : y;
 }
 
 // log x for normal x > 0, error below 2e-7 of the result or of 1; NaN stays.
 INLINE F logarithm(F x) {
     I exponent = ((I)x - 0x3f3504f3) >> 23;  // so that the mantissa lies in [√½, √2)
-    F f = bits_to_float((I)x - (exponent << 23)) - 1.0f;
+    F f = (F)((U)x - ((U)exponent << 23)) - 1.0f;
     F y = f * 8.734844624996185e-2f - 1.4307522773742676e-1f;
     y = y * f + 1.4917972683906555e-1f;
     y = y * f - 1.6570508480072021e-1f;
@@ -504,11 +503,22 @@ template <class P> P *shifted(P *base, int type, int64_t elements) {
     return base ? static_cast<Byte *>(base) + elements * (type == FLOAT32 ? 4 : 2) : nullptr;
 }
 
+void zero(const Job &job, int64_t i) {
+    if (!job.out) return;
+    void *row = shifted(job.out, job.student_type, i * job.out_stride);
+    std::memset(row, 0, job.vocabulary * (job.student_type == FLOAT32 ? 4 : 2));
+}
+
 double value(const Job &job, int64_t i, const Softmax &s, const Softmax &z) {
     Row row{job, shifted(job.student, job.student_type, i * job.student_stride),
             shifted(job.teacher, job.teacher_type, i * job.teacher_stride),
             shifted(job.out, job.student_type, i * job.out_stride), job.scale, -1, s, z, 0, 0};
-    if (job.loss == DKD) return decoupled(row, std::max<int64_t>(job.labels[i], 0));
+    if (job.loss == DKD) {
+        const int64_t label = job.labels[i];
+        if (label >= 0 && label < job.vocabulary) return decoupled(row, label);
+        zero(job, i);  // taid.fused refuses such a label; here it is no address at least
+        return std::numeric_limits<double>::quiet_NaN();
+    }
     switch (job.loss) {
         case TOTAL_VARIATION: row.normalise<false, false>(); return divergence(row, TVD());
         case JENSEN_SHANNON: row.normalise<false, false>(); return divergence(row, JSD{job.a});
@@ -519,12 +529,6 @@ double value(const Job &job, int64_t i, const Softmax &s, const Softmax &z) {
         case REVERSE_KL: row.normalise<false, true>(); return reverse(row);
         default: row.normalise<true, false>(); return forward(row);
     }
-}
-
-void zero(const Job &job, int64_t i) {
-    if (!job.out) return;
-    void *row = shifted(job.out, job.student_type, i * job.out_stride);
-    std::memset(row, 0, job.vocabulary * (job.student_type == FLOAT32 ? 4 : 2));
 }
 
 struct Scratch {  // for one row

@@ -50,9 +50,15 @@ class Job(ctypes.Structure):
 
 
 def available(*logits: Tensor) -> bool:
-    """Whether the kernel is there and takes these logits: on the CPU, at most fp32, unit stride along V."""
-    fits = all(x.device.type == "cpu" and x.dtype in TYPES and x.stride(-1) == 1 for x in logits)
-    return fits and library() is not None
+    """Whether the kernel is there and takes these logits: on the CPU, and `readable`."""
+    return all(x.device.type == "cpu" and readable(x) for x in logits) and library() is not None
+
+
+def readable(logits: Tensor) -> bool:
+    """Whether a kernel can read these by their address: at most fp32, unit stride along V, and in memory as
+    they are (a subclass, as DTensor, may have none, and a lazily negated view the opposite)."""
+    in_memory = type(logits) in (Tensor, torch.nn.Parameter) and logits.layout == torch.strided
+    return in_memory and not logits.is_neg() and logits.dtype in TYPES and logits.stride(-1) == 1
 
 
 def run(loss, student, teacher, out, values, slopes, mask, scale, parameters) -> None:
