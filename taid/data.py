@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
 IGNORE = -100  # the label of a position that no loss counts, as in transformers
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
@@ -99,14 +99,90 @@ def join(
     }
 
 
+def tokens_of(example: dict) -> tuple[list[int], list[int]]:
+    """(input ids, labels) of an example: of `encode`, or of "input_ids" with "labels", or all of them learned.
+
+    Raises ValueError for labels of another length.
+    """
+    if "prompt_ids" in example:
+        prompt, response = _list(example["prompt_ids"]), _list(example["response_ids"])
+        return prompt + response, [IGNORE] * len(prompt) + response
+    ids = _list(example["input_ids"])
+    if "labels" in example:
+        labels = _list(example["labels"])
+    else:
+        real = example.get("attention_mask", [1] * len(ids))
+        labels = [token if here else IGNORE for token, here in zip(ids, real, strict=True)]
+    if len(ids) != len(labels):
+        raise ValueError(
+            f"an example has {len(ids)} input_ids and {len(labels)} labels: a label stands under its own token, "
+            f"{IGNORE} where nothing is to be learned (models with an encoder need a data_collator of their own)"
+        )
+    return ids, labels
+
+
+def _list(values) -> list:
+    """Of a list, an array or a tensor."""
+    return values.tolist() if hasattr(values, "tolist") else list(values)
+
+
+def pack_documents(examples: Sequence[dict], length: int) -> list[dict]:
+    """Whole examples side by side in rows of at most `length` tokens, position_ids counted anew in each.
+
+    From that alone the models of transformers keep documents apart, see `taid.examples.check_packing`. The first
+    token of a document is no label: what is before it belongs to another. First fit, the longest ones first.
+    """
+    pairs = [tokens_of(example) for example in examples]
+    rows: list[list[int]] = []
+    free: list[int] = []
+    for i in sorted(range(len(pairs)), key=lambda i: -len(pairs[i][0])):
+        size = len(pairs[i][0])
+        at = next((row for row, room in enumerate(free) if room >= size), None)
+        if at is None:
+            at = len(rows)
+            rows.append([])
+            free.append(length)
+        rows[at].append(i)
+        free[at] -= size
+    return [
+        {
+            "input_ids": [token for i in row for token in pairs[i][0]],
+            "labels": [label for i in row for label in (IGNORE, *pairs[i][1][1:])],
+            "position_ids": [position for i in row for position in range(len(pairs[i][0]))],
+        }
+        for row in sorted(map(sorted, rows))
+    ]
+
+
 class Collator:
-    """Batches examples of `encode` or `pack` by `join`; "index" [B] travels along and names the example in a cache of
-    teacher logits. Raises ValueError for an example without a response: it would have no label to learn."""
+    """Batches examples, all of one kind: of `encode` or `pack` by `join`, and then "index" [B] travels along; of
+    "input_ids" (see `tokens_of`) padded on the right; of `pack_documents` likewise, without an attention mask,
+    the padding a document of its own.
+
+    Raises ValueError for an example without a response, which would have no label to learn, and for columns
+    that it would lose.
+    """
 
     def __init__(self, pad_token_id: int):
         self.pad_token_id = pad_token_id
 
     def __call__(self, examples: Sequence[dict]) -> dict:
+        if "prompt_ids" in examples[0]:
+            return self._joined(examples)
+        if lost := set(examples[0]) - {"input_ids", "labels", "attention_mask", "position_ids", "index"}:
+            raise ValueError(
+                f"no collator was given for the columns {', '.join(sorted(lost))}: pass data_collator"
+            )
+        ids, labels = zip(*map(tokens_of, examples), strict=True)
+        batch = {"input_ids": pad_right(ids, self.pad_token_id), "labels": pad_right(labels, IGNORE)}
+        if "position_ids" in examples[0]:
+            width = batch["input_ids"].shape[1]
+            positions = [[*e["position_ids"], *range(width - len(e["position_ids"]))] for e in examples]
+            return batch | {"position_ids": torch.tensor(positions)}
+        masks = [e.get("attention_mask", [1] * len(e["input_ids"])) for e in examples]
+        return batch | {"attention_mask": pad_right(masks, 0)}
+
+    def _joined(self, examples: Sequence[dict]) -> dict:
         prompts, responses = [e["prompt_ids"] for e in examples], [e["response_ids"] for e in examples]
         if not all(responses) or not all(prompts):
             raise ValueError(
@@ -121,3 +197,30 @@ class Collator:
             ones_right,
         )
         return batch | {"index": torch.tensor([e["index"] for e in examples])}
+
+
+class KeepEnds:
+    """transformers' DataCollatorForLanguageModeling, but what it masks as padding is what the attention mask does.
+
+    It tells padding by its token, and where that is the end-of-sequence token too, no end is ever learned. Raises
+    ValueError where it would lose labels, or has masked tokens to guess (mlm=True).
+    """
+
+    def __init__(self, collator: DataCollatorForLanguageModeling):
+        if collator.mlm:
+            raise ValueError("DataCollatorForLanguageModeling masks tokens to guess: pass mlm=False")
+        self.collator = collator
+
+    def __call__(self, examples: Sequence) -> dict:
+        if "labels" in examples[0]:
+            raise ValueError(
+                "DataCollatorForLanguageModeling makes every token a label, and would lose the labels that the "
+                "examples have: leave out data_collator, or use DataCollatorForSeq2Seq"
+            )
+        batch = self.collator(examples)
+        if "attention_mask" not in batch:
+            raise ValueError(
+                "padding cannot be told from the end of a sequence: give examples as {'input_ids': …}, or set "
+                "tokenizer.pad_token to another token than eos_token"
+            )
+        return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE)}

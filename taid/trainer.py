@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from taid.data import IGNORE
+from taid.examples import Text, check_packing
 from taid.files import write_whole
 from taid.logits import Head, align_vocabularies, check_labels, response_head, response_logits, vocabulary
 from taid.objectives import Objective, objective
@@ -60,6 +61,8 @@ class DistillationTrainer(Trainer):
         teacher_processing_class=None,
         vocab_size: int | None = None,
         fuse_head: bool = False,
+        max_length: int | None = None,
+        packing: bool = False,
         **kwargs,
     ):
         self.objective = objective(method) if isinstance(method, str) else method
@@ -83,9 +86,33 @@ class DistillationTrainer(Trainer):
             shared_vocabulary(*sizes, **self._vocabularies)
             teacher = LiveTeacher(teacher.to(self.args.device))
         self.teacher, self.fuse_head = teacher, fuse_head
+        self._prepare_data(kwargs.get("data_collator"), max_length, packing)
         self._step_loss = torch.zeros((), device=self.args.device)  # this rank's share of the step's mean
         self._validation = torch.zeros(2, device=self.args.device)  # this rank's losses and labels, summed
         self.add_callback(_ObjectiveCallback(self))
+
+    def _prepare_data(self, collator, max_length: int | None, packing: bool) -> None:
+        """Without a collator the data sets may hold text, see `taid.examples`, and ours makes batches of them."""
+        loading = self.accelerator.dataloader_config
+        if loading.dispatch_batches is None:  # else one rank reads a stream for all, and joins their batches,
+            loading.dispatch_batches = False  # which differ in length
+        models = [m for m in (self.model, getattr(self.teacher, "model", None)) if m is not None]
+        self._text = Text(self.processing_class, models, collator, max_length, packing)
+        if packing and self.objective.rollouts is not None:
+            raise ValueError(
+                "this method samples from prompts, which packed rows have not: leave out packing"
+            )
+        if packing:
+            for model in models:
+                check_packing(model, min(2, self.args.per_device_train_batch_size))
+        self.data_collator = self._text.collator
+        with self.args.main_process_first(desc="tokens"):
+            self.train_dataset = self._text.examples(self.train_dataset, "train_dataset", packing)
+            if isinstance(self.eval_dataset, dict):
+                named = self.eval_dataset.items()
+                self.eval_dataset = {name: self._text.examples(data, name) for name, data in named}
+            else:
+                self.eval_dataset = self._text.examples(self.eval_dataset, "eval_dataset")
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of one optimizer step, rollouts in place of data where the method has them."""
@@ -174,6 +201,14 @@ class DistillationTrainer(Trainer):
         if self.is_in_train and self.objective.rollouts is not None and "eval_loss" in metrics:
             self.objective.rollouts.on_validation(metrics["eval_loss"])
         return metrics
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        if not isinstance(eval_dataset, str):  # the name of one of several
+            eval_dataset = self._text.examples(eval_dataset, "eval_dataset")
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        return super().get_test_dataloader(self._text.examples(test_dataset, "test_dataset"))
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As the Trainer's; `resume_from_checkpoint=True` takes the last whole checkpoint, passing over one

@@ -78,12 +78,14 @@ def tiny_trainer(
     batch: int = 4,
     examples=None,
     validation=None,
-    collator=None,
+    collator=Collator(PAD),
     tokenizer=None,
     teacher_tokenizer=None,
     vocab_size=None,
     optimizers=(None, None),
     fuse_head: bool = False,
+    max_length: int | None = None,
+    packing: bool = False,
     **arguments,
 ) -> DistillationTrainer:
     """A trainer on the CPU that writes below `folder`; student and teacher are fresh, of seeds 0 and 1."""
@@ -107,12 +109,14 @@ def tiny_trainer(
         ),
         train_dataset=tiny_examples() if examples is None else examples,
         eval_dataset=validation,
-        data_collator=collator or Collator(PAD),
+        data_collator=collator,
         processing_class=tokenizer,
         teacher_processing_class=teacher_tokenizer,
         vocab_size=vocab_size,
         optimizers=optimizers,
         fuse_head=fuse_head,
+        max_length=max_length,
+        packing=packing,
     )
 
 

@@ -1,0 +1,234 @@
+"""Text as people have it → tokens and labels: conversations, prompts with completions, plain text.
+
+A label is the token where it is to be learned, else IGNORE. Of a conversation each assistant's turn is learned,
+up to the token that ends it, and nothing else: neither what the template writes before it nor what follows.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+
+import jinja2
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from taid.data import IGNORE, tokens_of
+
+LAYOUTS = {
+    ("messages",): "a conversation, [{'role': 'user', 'content': …}, {'role': 'assistant', 'content': …}]",
+    ("prompt", "completion"): "two strings, joined as they stand, or two lists of messages",
+    ("text",): "a string, all of it learned",
+    ("prompt_ids", "response_ids"): "tokens, of `taid.data.encode`",
+    ("input_ids",): f"tokens, with 'labels' ({IGNORE} where nothing is to be learned) or all of them learned",
+}
+"""Columns → what they hold; the first that fits counts. Of prompt and completion the completion is learned. Further
+columns are left alone, but "tools", which goes to the chat template."""
+TOKENISED = (("prompt_ids", "response_ids"), ("input_ids",))
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+class Unusable(ValueError):
+    """A row from which nothing can be learned, and why."""
+
+
+def layout(columns: Iterable[str]) -> tuple[str, ...]:
+    """Which of LAYOUTS a row with these columns has. Raises ValueError that lists them."""
+    columns = list(columns)
+    for known in LAYOUTS:
+        if set(known) <= set(columns):
+            return known
+    lines = "\n".join(f"    {' and '.join(known)}: {meaning}" for known, meaning in LAYOUTS.items())
+    raise ValueError(
+        f"no text to learn in the columns {', '.join(map(repr, columns))}. A row has one of\n{lines}\n"
+        "Rename your columns so, or pass a data_collator of your own that makes 'input_ids' and 'labels'."
+    )
+
+
+class Encoder:
+    """Row of text → ({"input_ids", "labels"}, whether they were cut after `max_length` tokens).
+
+    What follows the last label is left out.
+
+    Raises Unusable for a row without anything to learn, ValueError for one of another layout.
+    """
+
+    def __init__(self, tokenizer, max_length: int):
+        self.tokenizer, self.max_length, self.template = tokenizer, max_length, Template(tokenizer)
+
+    def __call__(self, row: dict) -> tuple[dict[str, list[int]], bool]:
+        kind = layout(row)
+        if missing := [column for column in kind if row[column] is None]:
+            raise Unusable(f"no {' and no '.join(missing)} (None)")
+        ids, labels = self._encode(kind, row)
+        learned = [i for i, label in enumerate(labels[: self.max_length]) if label != IGNORE and i > 0]
+        if not learned:
+            raise Unusable(f"nothing to learn in the first {self.max_length} tokens (max_length)")
+        stop = learned[-1] + 1
+        return {"input_ids": ids[:stop], "labels": labels[:stop]}, len(ids) > self.max_length
+
+    def _encode(self, kind: tuple[str, ...], row: dict) -> tuple[list[int], list[int]]:
+        if kind in TOKENISED:
+            return tokens_of(row)
+        if self.tokenizer is None:
+            raise ValueError(
+                f"{' and '.join(kind)} have to be made tokens of: pass processing_class=tokenizer"
+            )
+        tools = row.get("tools") or None
+        tools = json.loads(tools) if isinstance(tools, str) else _without_none(tools)
+        values = [row[column] for column in kind]
+        if kind == ("messages",) and isinstance(values[0], list):
+            return conversation(self.template, values[0], 0, tools)
+        if kind == ("prompt", "completion") and all(isinstance(value, list) for value in values):
+            return conversation(self.template, values[0] + values[1], len(values[0]), tools)
+        if kind != ("messages",) and all(isinstance(value, str) for value in values):
+            return plain(self.tokenizer, *values) if len(values) == 2 else plain(self.tokenizer, "", *values)
+        types = " and ".join(type(value).__name__ for value in values)
+        raise Unusable(f"{types} in {' and '.join(kind)}, which should be {LAYOUTS[kind]}")
+
+
+def plain(tokenizer, prompt: str, completion: str) -> tuple[list[int], list[int]]:
+    """A prompt as the tokenizer has it at inference, its completion, and the sequence's end, which are learned."""
+    if not prompt and not completion:
+        raise Unusable("empty text")
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    before = _without_end(tokenizer(prompt)["input_ids"], end) if prompt else []
+    after = _without_end(tokenizer(completion, add_special_tokens=not prompt)["input_ids"], end)
+    return [*before, *after, *end], [*[IGNORE] * len(before), *after, *end]
+
+
+def _without_end(ids: list[int], end: list[int]) -> list[int]:
+    return ids[:-1] if end and ids[-1:] == end else ids
+
+
+def conversation(
+    template: "Template", messages: list[dict], first: int, tools
+) -> tuple[list[int], list[int]]:
+    """Tokens in the tokenizer's chat template; the assistants' turns from message `first` on are learned.
+
+    Where a turn is, the template's own {% generation %} says; of a template without it, what it writes before
+    the turn does, as a prompt, and that has to be how the whole begins, in text and in tokens.
+    """
+    turns = [_message(message) for message in messages]
+    while turns and turns[-1]["role"] != "assistant":
+        turns.pop()  # nothing after the last answer is learned
+    answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
+    if not any(i >= first for i in answers):
+        raise Unusable("no turn of an assistant to learn")
+    ids, spans = template.turns(turns, answers, tools)
+    last = template.turn_end(ids, spans[-1], template.special)
+    ending = template.special & {ids[last - 1]}
+    labels = [IGNORE] * len(ids)
+    for i, (start, stop) in zip(answers, spans, strict=True):
+        if i >= first:
+            stop = template.turn_end(ids, (start, stop), ending)
+            labels[start:stop] = ids[start:stop]
+    ids, labels = ids[:last], labels[:last]
+    end = template.tokenizer.eos_token_id
+    if not ending and end is not None:  # no token of the template's ends a turn, so the sequence's end does
+        ids, labels = [*ids, end], [*labels, end]
+    return ids, labels
+
+
+def _common(a, b) -> int:
+    """How long the common beginning of two sequences is."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _message(message: dict) -> dict:
+    """Without the Nones that a table of differing messages is filled up with."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise Unusable("a message without a role: a message is {'role': …, 'content': …}")
+    message = _without_none(message)
+    if "content" not in message and not message.get("tool_calls"):
+        raise Unusable("a message without content")
+    return message
+
+
+def _without_none(value):
+    if isinstance(value, dict):
+        return {name: _without_none(item) for name, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
+
+
+class Template:
+    """A tokenizer's chat template at work."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        added = tokenizer.added_tokens_decoder.items() if tokenizer else ()
+        self.special = {i for i, token in added if token.special}
+
+    def turns(self, turns: list[dict], answers: list[int], tools) -> tuple[list[int], list[tuple[int, int]]]:
+        """The tokens of a conversation, and where in them each of the `answers` is, [start, stop)."""
+        if not self.tokenizer.chat_template:
+            raise ValueError(
+                "the tokenizer has no chat template for messages: set tokenizer.chat_template, take the tokenizer "
+                "of a chat model, or give 'prompt' and 'completion' as strings"
+            )
+        source = self.tokenizer.get_chat_template(tools=tools)
+        text, marked = self._render(source, turns, tools, mark=bool(GENERATION.search(source)))
+        ids = self._tokens(text)
+        if marked is None:
+            return ids, [self._span(source, turns, i, tools, text, ids) for i in answers]
+        if len(marked) != len(answers):
+            raise Unusable("other turns of an assistant than the chat template marks with {% generation %}")
+        return ids, [
+            (self._prompt(ids, text[:start]), self._shared(ids, text[:end])) for start, end in marked
+        ]
+
+    def _render(self, source: str, turns: list[dict], tools, mark: bool = False, **options):
+        """The text, and where the template marks the assistant's turns in it [characters]."""
+        try:
+            [text], marked = render_jinja_template(
+                [turns],
+                tools=tools,
+                chat_template=source,
+                return_assistant_tokens_mask=mark,
+                **self.tokenizer.special_tokens_map,
+                **options,
+            )
+        except (jinja2.TemplateError, TypeError, KeyError) as error:
+            raise Unusable(f"a conversation that the chat template refuses ({error})") from error
+        return text, marked[0] if mark else None
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _prompt(self, ids: list[int], text: str) -> int:
+        """The number of tokens of a prompt, with which the conversation's have to begin."""
+        before = self._tokens(text)
+        if ids[: len(before)] != before:
+            raise Unusable("a turn whose first token is one with the end of its prompt")
+        return len(before)
+
+    def _shared(self, ids: list[int], text: str) -> int:
+        """How many tokens of a text the conversation begins with."""
+        return _common(ids, self._tokens(text))
+
+    def _span(self, source, turns: list[dict], i: int, tools, text: str, ids: list[int]) -> tuple[int, int]:
+        prompt, _ = self._render(source, turns[:i], tools, add_generation_prompt=True)
+        so_far, _ = self._render(source, turns[: i + 1], tools)
+        if not text.startswith(prompt):
+            raise Unusable(
+                "a conversation whose chat template writes another prompt than the whole begins with: mark the turns "
+                "of the assistant in the template with {% generation %}"
+            )
+        answer = text[len(prompt) : _common(text, so_far)]
+        calls = [call.get("function", call).get("name") for call in turns[i].get("tool_calls", [])]
+        said = [turns[i].get("content"), *calls]
+        if not all(part.strip() in answer for part in said if isinstance(part, str)):
+            raise Unusable("a turn of an assistant that the chat template leaves out or changes")
+        return self._prompt(ids, prompt), self._shared(ids, so_far)
+
+    def turn_end(self, ids: list[int], span: tuple[int, int], endings: set[int]) -> int:
+        """Where a turn ends: after the last special token in it, if but space follows; else after the one of
+        `endings` that follows on it; else where it stops."""
+        start, stop = span
+        last = stop
+        while last > start and ids[last - 1] not in self.special and self._is_space(ids[last - 1]):
+            last -= 1
+        if last > start and ids[last - 1] in self.special:
+            return last
+        return stop + 1 if endings.intersection(ids[stop : stop + 1]) else stop
+
+    def _is_space(self, token: int) -> bool:
+        return not self.tokenizer.decode([token]).strip()

@@ -1,0 +1,251 @@
+"""Data sets as people have them → examples of tokens: a list of rows, datasets.Dataset, streams of either kind."""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+
+import torch
+from torch.utils.data import IterableDataset
+from transformers import DataCollatorForLanguageModeling
+
+from taid.chat import TOKENISED, Encoder, Unusable, layout
+from taid.data import Collator, KeepEnds, pack_documents
+
+TOGETHER = 1000  # rows of a data set that are packed with one another
+MAX_LENGTH = 1024  # where no max_length is given and the models have as many positions
+
+
+class Text:
+    """What a trainer makes of its data sets: examples and a collator of ours, if it was given no collator.
+
+    A given one is taken with its data sets as they are, but learns the end of a sequence where that is the
+    padding too (`taid.data.KeepEnds`). Raises ValueError for what then would do nothing, and see `length_for`.
+    """
+
+    def __init__(self, processing_class, models: Iterable, collator, max_length: int | None, packing: bool):
+        self.tokenizer = getattr(processing_class, "tokenizer", processing_class)  # of a processor, or itself
+        self.max_length, self.cut = length_for(models, max_length), max_length is not None and not packing
+        self.given = collator is not None
+        if self.given and (packing or max_length is not None):
+            raise ValueError(
+                "packing and max_length are for text that is made tokens of here, without data_collator"
+            )
+        pad = getattr(self.tokenizer, "pad_token_id", None)
+        self.collator = Collator(0 if pad is None else pad)  # masked, whichever it is
+        if self.given:
+            language = isinstance(collator, DataCollatorForLanguageModeling)
+            self.collator = KeepEnds(collator) if language else collator
+
+    def examples(self, data, name: str, packing: bool = False):
+        """`examples` of a data set, or the data set itself."""
+        if data is None or self.given:
+            return data
+        found = examples(data, self.tokenizer, self.max_length, packing, name)
+        if found is data and self.cut and name == "train_dataset":
+            raise ValueError(f"{name} holds tokens, which max_length does not cut: cut them, or leave it out")
+        return found
+
+
+def examples(data, tokenizer, max_length: int, packing: bool = False, name: str = "train_dataset"):
+    """`data` as examples {"input_ids", "labels"} of at most `max_length` tokens, see `taid.chat.LAYOUTS`; a data
+    set that has tokens already as it is. With `packing`, several to a row, see `taid.data.pack_documents`.
+
+    Rows without anything to learn are left out, with a warning that counts them and says why; ValueError if
+    none is left, for unknown columns, and for a dictionary of splits.
+    """
+    if isinstance(data, Mapping):
+        first = next(iter(data), "train")
+        raise ValueError(f"{name} has the splits {', '.join(data)}: pass one of them, {name}=data[{first!r}]")
+    if isinstance(data, str | Path):
+        raise ValueError(f"{name} is the string {str(data)!r}: load it first, with datasets.load_dataset")
+    encode = _Encode(tokenizer, max_length, packing, name)
+    streamed, of_datasets = not hasattr(data, "__len__"), hasattr(data, "column_names")
+    if streamed and not of_datasets:
+        return _Stream(data, encode)
+    if not streamed and not len(data):
+        raise ValueError(f"{name} has no rows")
+    first = next(iter(data)) if streamed else data[0]
+    if layout(first) in TOKENISED and not packing:
+        return data
+    if not of_datasets:
+        rows = [encode.described(data[i]) for i in range(len(data))]
+        _report([(row["left_out"], row["cut"]) for row in rows], max_length, name)
+        return encode.finished(rows)
+    if streamed:
+        encode.try_some(data)
+        return data.map(encode.batch, batched=True, batch_size=TOGETHER, remove_columns=list(first))
+    return _of_datasets(data, encode, max_length, packing, name)
+
+
+def _of_datasets(data, encode: "_Encode", max_length: int, packing: bool, name: str):
+    from datasets import Features, List, Value
+
+    columns = {"input_ids": List(Value("int64")), "labels": List(Value("int64"))}
+    features = Features(columns | {"left_out": Value("string"), "cut": Value("bool")})
+    rows = data.map(
+        encode.described, remove_columns=data.column_names, features=features, desc=f"Tokens of {name}"
+    )
+    left_out = list(rows["left_out"])
+    _report(list(zip(left_out, rows["cut"], strict=True)), max_length, name)
+    rows = rows.select([i for i, reason in enumerate(left_out) if not reason])
+    rows = rows.remove_columns(["left_out", "cut"])
+    if not packing:
+        return rows
+    packed = partial(_packed, max_length=max_length)
+    return rows.map(packed, batched=True, batch_size=TOGETHER, remove_columns=["input_ids", "labels"])
+
+
+def _packed(columns: dict[str, list], max_length: int) -> dict[str, list]:
+    return _columns(pack_documents(_rows(columns), max_length))
+
+
+def _rows(columns: Mapping[str, Sequence]) -> list[dict]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _columns(rows: Sequence[dict]) -> dict[str, list]:
+    return (
+        {name: [row[name] for row in rows] for name in rows[0]} if rows else {"input_ids": [], "labels": []}
+    )
+
+
+class _Encode:
+    """Rows → examples, all at once or, of a stream, some by some."""
+
+    def __init__(self, tokenizer, max_length: int, packing: bool, name: str):
+        self.encode, self.packing, self.name = Encoder(tokenizer, max_length), packing, name
+        self.max_length, self.warned = max_length, False
+
+    def described(self, row: Mapping) -> dict:
+        """The example, with the reason if it is to be left out, and whether it was cut."""
+        try:
+            example, cut = self.encode(row)
+        except Unusable as reason:
+            return {"input_ids": [], "labels": [], "left_out": str(reason), "cut": False}
+        return {**example, "left_out": "", "cut": cut}
+
+    def finished(self, rows: Iterable[dict]) -> list[dict]:
+        """The rows of use, packed if that is wanted."""
+        kept = [{name: row[name] for name in ("input_ids", "labels")} for row in rows if not row["left_out"]]
+        return pack_documents(kept, self.max_length) if self.packing else kept
+
+    def try_some(self, stream: Iterable[Mapping]) -> None:
+        """Raises ValueError if none of a stream's first rows is of use."""
+        reasons = []
+        for row in islice(stream, TOGETHER):
+            reasons.append((self.described(row)["left_out"], False))
+            if not reasons[-1][0]:
+                return
+        _report(reasons, self.max_length, f"the first {len(reasons)} of {self.name}")
+
+    def batch(self, columns: Mapping[str, Sequence]) -> dict[str, list]:
+        """A batch of a stream, as columns."""
+        return _columns(self.some(_rows(columns)))
+
+    def some(self, rows: Sequence[Mapping]) -> list[dict]:
+        """Some rows of a stream; the first that is left out gives a warning."""
+        rows = [self.described(row) for row in rows]
+        reasons = [row["left_out"] for row in rows if row["left_out"]]
+        if reasons and not self.warned:
+            self.warned = True
+            warnings.warn(f"rows of {self.name} are left out, the first for: {reasons[0]}", stacklevel=2)
+        return self.finished(rows)
+
+
+class _Stream(IterableDataset):
+    """A stream that is not of the library datasets, row by row or, packed, a thousand rows at a time."""
+
+    def __init__(self, rows: Iterable[Mapping], encode: _Encode):
+        self.rows, self.encode = rows, encode
+
+    def __iter__(self):
+        size = TOGETHER if self.encode.packing else 1
+        waiting, useful = [], False
+        for row in chain(self.rows, [None]):  # None: the end
+            if row is not None and layout(row) in TOKENISED and not self.encode.packing:
+                useful = True
+                yield row
+                continue
+            waiting += [row] if row is not None else []
+            if len(waiting) == size or row is None:
+                for example in self.encode.some(waiting):
+                    useful = True
+                    yield example
+                waiting = []
+        if not useful:
+            raise ValueError(f"no row of {self.encode.name} can be learned from, or it has none")
+
+
+def _report(rows: Sequence[tuple[str, bool]], max_length: int, name: str) -> None:
+    """Say how many rows are left out, and why, and how many were cut. Raises ValueError if none is left."""
+    reasons = Counter(reason for reason, _ in rows if reason)
+    firsts = {reason: i for i, (reason, _) in reversed(list(enumerate(rows)))}
+    listed = [
+        f"{reason}: {count} (row {firsts[reason]}{' first' if count > 1 else ''})"
+        for reason, count in reasons.most_common(3)
+    ]
+    why = "; ".join(listed + ["other reasons"] * (len(reasons) > 3))
+    if reasons.total() == len(rows):
+        raise ValueError(f"no row of {name} can be learned from. {why}")
+    if reasons:
+        warnings.warn(f"{reasons.total()} of {len(rows)} rows of {name} are left out. {why}", stacklevel=4)
+    if cut := sum(cut for _, cut in rows):
+        warnings.warn(
+            f"{cut} of {len(rows)} rows of {name} are cut after max_length={max_length} tokens", stacklevel=4
+        )
+
+
+def length_for(models: Iterable, max_length: int | None) -> int:
+    """The `max_length` of examples: MAX_LENGTH unless given, and no more than the models have positions.
+
+    Raises ValueError for one that is no number of tokens, or more than they have.
+    """
+    known = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
+    positions = min([size for size in known if size], default=None)
+    if max_length is None:
+        return min(MAX_LENGTH, positions or MAX_LENGTH)
+    if max_length < 2:
+        raise ValueError(
+            f"max_length={max_length}: an example has 2 tokens at least, one to learn and one before it"
+        )
+    if positions and max_length > positions:
+        raise ValueError(
+            f"max_length={max_length}, but a model has {positions} positions: ask for at most these"
+        )
+    return max_length
+
+
+@torch.no_grad()
+def check_packing(model, rows: int = 1) -> None:
+    """Raises ValueError if documents that are packed side by side see each other in this model.
+
+    Tried on two documents of three tokens, in batches of as many `rows`: the second one's logits are to be
+    those that it has alone, whatever stands before it.
+    """
+    device, vocabulary = next(model.parameters()).device, model.config.get_text_config().vocab_size
+    first, other, second = (torch.arange(start, start + 3) % vocabulary for start in (1, 7, 4))
+
+    def logits(*documents):
+        ids = torch.cat(documents).repeat(rows, 1).to(device)
+        positions = torch.cat([torch.arange(3) for _ in documents]).repeat(rows, 1).to(device)
+        return model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, -3:].float()
+
+    was_training = model.training
+    model.eval()
+    try:
+        packed, beside, alone = logits(first, second), logits(other, second), logits(second)
+    except TypeError:  # it takes no position_ids
+        packed = beside = alone = torch.tensor(torch.nan)
+    finally:
+        model.train(was_training)
+    if not torch.equal(packed, beside) or (packed - alone).norm() > 0.02 * alone.norm():
+        name = type(model).__name__
+        attention = getattr(model.config, "_attn_implementation", None)
+        raise ValueError(
+            f"in {name} (attention {attention}, {rows} rows a batch) packed documents see each other: train with "
+            "packing=False, or load the model with attn_implementation='sdpa'; flash attention keeps them apart "
+            "with per_device_train_batch_size=1"
+        )

@@ -1,0 +1,252 @@
+"""Data sets of text in the trainer: lists, datasets.Dataset, streams; packing, padding and several ranks."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+from conftest import VOCAB, tiny_model, tiny_tokenizer, tiny_trainer
+from datasets import Dataset, DatasetDict
+from datasets import IterableDataset as DatasetsStream
+from torch.utils.data import IterableDataset
+from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq, DataCollatorWithFlattening
+
+from taid.data import IGNORE, Collator, KeepEnds, pack_documents
+from taid.examples import check_packing, examples, length_for
+
+TEMPLATE = (
+    "{% for m in messages %}{{ 'w2' if m['role'] == 'user' else 'w3' }} {{ m['content'] }} <end> {% endfor %}"
+    "{% if add_generation_prompt %}w3 {% endif %}"
+)
+TEXT = [{"text": "w2 w3"}]
+CHATS = [
+    [{"role": "user", "content": f"w{i % 40 + 4}"}, {"role": "assistant", "content": " w9" * (i % 5)}]
+    for i in range(40)
+]
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+class Rows(IterableDataset):
+    """A stream that is not of the library datasets."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        yield from self.rows
+
+
+KINDS = {  # of data set → from a list of rows
+    "list": list,
+    "Dataset": Dataset.from_list,
+    "stream of datasets": lambda rows: DatasetsStream.from_generator(lambda: iter(rows)),
+    "shards": lambda rows: Dataset.from_list(rows).to_iterable_dataset(num_shards=3),
+    "stream": Rows,
+}
+
+
+def plainly(rows) -> list[dict]:
+    return [dict(row) for row in rows]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_data_set_gives_the_same_examples(kind, packing, chat_tokenizer):
+    """Oracle: the list's; of shards, which are packed each for itself, the documents."""
+    rows = [{"messages": chat, "source": "x"} for chat in CHATS]
+    expected = examples(rows, chat_tokenizer, 32, packing)
+    found = plainly(examples(KINDS[kind](rows), chat_tokenizer, 32, packing))
+    if kind == "shards" and packing:
+        documents = [
+            sorted(tuple(d) for row in data for d in documents_of(row)) for data in (found, expected)
+        ]
+        assert documents[0] == documents[1]
+    else:
+        assert found == expected
+
+
+def documents_of(row: dict) -> list[list[int]]:
+    starts = [i for i, position in enumerate(row["position_ids"]) if position == 0] + [len(row["input_ids"])]
+    return [row["input_ids"][a:b] for a, b in pairwise(starts)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_no_use_are_counted_or_refused(kind, chat_tokenizer):
+    """None, empty, only the user: a warning with the numbers; nothing else: an error."""
+    bad = [{"messages": None}, {"messages": []}, {"messages": CHATS[0][:1]}]
+    with pytest.warns(UserWarning, match="left out") as caught:
+        found = plainly(examples(KINDS[kind]([*bad, {"messages": CHATS[1]}]), chat_tokenizer, 32))
+    assert len(found) == 1
+    if kind in ("list", "Dataset"):
+        assert "3 of 4 rows of train_dataset are left out" in str(caught[0].message)
+        assert "no turn of an assistant to learn: 2 (row 1 first)" in str(caught[0].message)
+    with pytest.raises(ValueError, match=r"no row of .*train_dataset can be learned from"):
+        plainly(examples(KINDS[kind](3 * bad[1:]), chat_tokenizer, 32))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_unknown_columns_are_refused(kind, chat_tokenizer):
+    with pytest.raises(ValueError, match="no text to learn in the columns 'conversations'"):
+        plainly(examples(KINDS[kind](3 * [{"conversations": "w2"}]), chat_tokenizer, 32))
+
+
+def test_a_dictionary_of_splits_a_path_and_nothing_are_refused(chat_tokenizer):
+    rows = Dataset.from_list([{"text": "w2 w3"}])
+    with pytest.raises(
+        ValueError, match=r"splits train, test: pass one of them, train_dataset=data\['train'\]"
+    ):
+        examples(DatasetDict(train=rows, test=rows), chat_tokenizer, 32)
+    with pytest.raises(ValueError, match=r"string 'data.jsonl': load it first"):
+        examples("data.jsonl", chat_tokenizer, 32)
+    with pytest.raises(ValueError, match="train_dataset has no rows"):
+        examples([], chat_tokenizer, 32)
+    with pytest.raises(ValueError, match="pass processing_class"):
+        examples([{"text": "w2 w3"}], None, 32)
+
+
+def test_cut_rows_are_counted(chat_tokenizer):
+    with pytest.warns(UserWarning, match="1 of 2 rows of train_dataset are cut after max_length=3"):
+        assert len(examples([{"text": "w4 w5"}, {"text": "w4 w5 w6"}], chat_tokenizer, 3)) == 2
+
+
+def test_a_length_no_model_has_is_refused(student):
+    assert length_for([student], None) == 128
+    with pytest.raises(ValueError, match="max_length=129, but a model has 128 positions"):
+        length_for([student], 129)
+    with pytest.raises(ValueError, match="2 tokens at least"):
+        length_for([student], 1)
+
+
+# --- packing
+
+
+def test_packed_rows_hold_whole_documents_within_the_length():
+    """By hand: 5 and 3, 4 and 4, 2 fit into eight tokens."""
+    rows = [{"input_ids": list(range(10 * n, 10 * n + n))} for n in (2, 3, 4, 4, 5)]
+    packed = pack_documents(rows, 8)
+    assert sorted(len(row["input_ids"]) for row in packed) == [2, 8, 8]
+    assert sorted(d for row in packed for d in documents_of(row)) == sorted(row["input_ids"] for row in rows)
+    for row in packed:
+        heads = [i for i, position in enumerate(row["position_ids"]) if position == 0]
+        assert all(row["labels"][i] == IGNORE for i in heads)
+        others = [i for i in range(len(row["labels"])) if i not in heads]
+        assert all(row["labels"][i] == row["input_ids"][i] for i in others)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "stablelm", "gpt_neox", "qwen2"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_documents_are_learned_as_if_alone(family, attention, tmp_path, chat_tokenizer):
+    """Oracle: the loss of the same documents, padded."""
+    rows = [{"messages": chat} for chat in CHATS[:8]]
+    losses = []
+    for packing in (False, True):
+        student = tiny_model(family, attn_implementation=attention)
+        trainer = tiny_trainer(
+            tmp_path,
+            "kl",
+            student=student,
+            teacher=tiny_model(family, seed=1),
+            steps=1,
+            batch=8,
+            examples=rows,
+            collator=None,
+            tokenizer=chat_tokenizer,
+            max_length=24,
+            packing=packing,
+        )
+        assert ("position_ids" in trainer.train_dataset[0]) == packing
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_model_in_which_documents_leak_is_refused(tmp_path, chat_tokenizer):
+    """Mamba's state runs on over the row; BLOOM takes no positions."""
+    from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM
+
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, state_size=4))
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=VOCAB, hidden_size=16, n_layer=1, n_head=2))
+    for model in (mamba, bloom):
+        with pytest.raises(ValueError, match="packed documents see each other: train with packing=False"):
+            check_packing(model)
+    check_packing(tiny_model(), rows=2)
+    with pytest.raises(ValueError, match="samples from prompts, which packed rows have not"):
+        tiny_trainer(tmp_path, "gkd", examples=TEXT, collator=None, tokenizer=chat_tokenizer, packing=True)
+    with pytest.raises(ValueError, match="without data_collator"):
+        tiny_trainer(tmp_path, tokenizer=chat_tokenizer, packing=True)
+    with pytest.raises(ValueError, match="holds tokens, which max_length does not cut"):
+        tiny_trainer(tmp_path, collator=None, tokenizer=chat_tokenizer, max_length=8)
+
+
+# --- padding that is the end
+
+
+COLLATORS = {
+    "ours": lambda tokenizer: None,
+    "language modelling": lambda tokenizer: DataCollatorForLanguageModeling(tokenizer, mlm=False),
+    "sequence to sequence": DataCollatorForSeq2Seq,
+    "flattening": lambda tokenizer: DataCollatorWithFlattening(),
+}
+
+
+@pytest.mark.parametrize("name", COLLATORS)
+def test_the_end_is_learned_where_it_is_the_padding_too(name, tmp_path, chat_tokenizer):
+    """Each row of tokens has its end labelled once; padding is not."""
+    tokenizer = copy.deepcopy(chat_tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    rows = [{"input_ids": [5] * n + [tokenizer.eos_token_id]} for n in (1, 2, 5)]
+    if name == "sequence to sequence":
+        rows = [row | {"labels": list(row["input_ids"])} for row in rows]
+    trainer = tiny_trainer(
+        tmp_path, "kl", examples=rows, collator=COLLATORS[name](tokenizer), tokenizer=tokenizer
+    )
+    labels = trainer.data_collator(rows)["labels"]
+    assert (labels == tokenizer.eos_token_id).sum() == 3
+    assert (labels[:, 1:] != IGNORE).sum() == 8 or name == "flattening"
+
+
+def test_a_collator_that_would_lose_labels_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="would lose the labels"):
+        KeepEnds(DataCollatorForLanguageModeling(tokenizer, mlm=False))(
+            [{"input_ids": [2, 3], "labels": [-100, 3]}]
+        )
+    with pytest.raises(ValueError, match="pixel_values: pass data_collator"):
+        Collator(0)([{"input_ids": [2, 3], "pixel_values": [1]}])
+    with pytest.raises(ValueError, match="2 input_ids and 1 labels"):
+        Collator(0)([{"input_ids": [2, 3], "labels": [3]}])
+
+
+# --- the trainer
+
+
+@pytest.mark.parametrize("method", ["taid", "gkd"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_trainer_takes_text(kind, method, tmp_path, chat_tokenizer):
+    """Training, validation within and after it, and prediction; oracle of eval_loss: another kind of the data set."""
+    rows = [{"messages": chat} for chat in CHATS]
+    trainer = tiny_trainer(
+        tmp_path,
+        method,
+        examples=KINDS[kind](rows),
+        validation={"a": KINDS[kind](rows[:8]), "b": rows[:8]},
+        tokenizer=chat_tokenizer,
+        collator=None,
+        eval_strategy="steps",
+        eval_steps=2,
+    )
+    trainer.train()
+    losses = {
+        name: value
+        for log in trainer.state.log_history
+        for name, value in log.items()
+        if name.endswith("_loss")
+    }
+    assert losses["eval_a_loss"] == pytest.approx(losses["eval_b_loss"], abs=1e-5)
+    assert trainer.evaluate(KINDS[kind](rows[:8]))["eval_loss"] == pytest.approx(
+        losses["eval_a_loss"], abs=1e-5
+    )
