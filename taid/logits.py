@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 from taid.data import IGNORE
 from taid.vocabulary import shared_vocabulary
 
-NOT_FOR_THE_MODEL = ("labels", "index")
+NOT_FOR_THE_MODEL = ("labels", "index", "sampled")
 ENTRIES = 4096  # of a weight in half precision, converted at a time: 4 MB at H = 256
 PROBE, TOLERANCE = 64.0, 0.02  # of `response_head`; bf16 rounds by up to 0.004
 

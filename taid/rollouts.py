@@ -34,10 +34,12 @@ def prompts_of(batch: dict) -> list[list[int]]:
 
 
 def to_batch(prompts: list[list[int]], responses: list[list[int]], pad_token_id: int, device) -> dict:
-    """A training batch from prompts and responses, as `taid.data.Collator` lays them out."""
+    """A training batch from prompts and responses, as `taid.data.Collator` lays them out; "sampled" [B] says
+    that no data set holds its rows."""
     ones_left = pad_left([[1] * len(p) for p in prompts], 0)
     ones_right = pad_right([[1] * len(r) for r in responses], 0)
     batch = join(pad_left(prompts, pad_token_id), ones_left, pad_right(responses, pad_token_id), ones_right)
+    batch["sampled"] = torch.ones(len(prompts), dtype=torch.bool)
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
@@ -108,7 +110,7 @@ class Rollouts(Protocol):
     """How a method mixes the student's own sequences into training."""
 
     def __call__(self, model, batch: dict, progress: float, seed: int, vocab_size: int | None = None) -> dict:
-        """The batch to train on: the given one, or one with sampled responses (then without "index"), of the
+        """The batch to train on: the given one, or one with sampled responses (then with "sampled"), of the
         first `vocab_size` entries of the vocabulary."""
 
     def on_validation(self, loss: float) -> None:

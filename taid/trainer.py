@@ -85,6 +85,8 @@ class DistillationTrainer(Trainer):
             sizes = (model.config.get_text_config().vocab_size for model in (self.model, teacher))
             shared_vocabulary(*sizes, **self._vocabularies)
             teacher = LiveTeacher(teacher.to(self.args.device))
+        if hasattr(teacher, "check"):
+            teacher.check(self.objective)
         self.teacher, self.fuse_head = teacher, fuse_head
         self._prepare_data(kwargs.get("data_collator"), max_length, packing)
         self._step_loss = torch.zeros((), device=self.args.device)  # this rank's share of the step's mean

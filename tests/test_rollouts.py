@@ -81,7 +81,7 @@ def test_a_row_without_prompt_or_response_is_an_error(labels):
 def test_a_batch_of_responses_is_laid_out_as_the_collators(batch):
     examples = tiny_examples(4)
     built = to_batch([e["prompt_ids"] for e in examples], [e["response_ids"] for e in examples], PAD, "cpu")
-    assert built.keys() == batch.keys() - {"index"}
+    assert built.pop("sampled").all() and built.keys() == batch.keys() - {"index"}
     assert all(torch.equal(built[name], batch[name]) for name in built)
 
 
@@ -171,7 +171,7 @@ def test_gkd_samples_the_share_that_it_should(student, batch, free_sampling):
 
 def test_gkd_trains_on_the_prompts_of_the_batch_with_fresh_responses(student, batch):
     sampled = GKDRollouts(max_new_tokens=5, probability=1.0)(student, batch, 0.0, seed=3)
-    assert "index" not in sampled  # no cache holds the teacher's logits for it
+    assert sampled["sampled"].all() and "index" not in sampled  # no cache holds the teacher's logits for it
     assert prompts_of(sampled) == prompts_of(batch)
     expected = sum(sample_responses(student, prompts_of(batch), 5, seed=3), [])
     assert response_logits(student, sampled)[1].tolist() == expected

@@ -70,7 +70,7 @@ def speed(here: continued_pretraining.Bench, steps: int) -> dict[tuple[str, str]
     values: dict[tuple[str, str], float] = {}
     for name, store in STORES.items():
         teachers[name] = here.cache_of(windows, f"speed-{name}", store)
-        values["bytes_per_token", name] = teachers[name].rows.nbytes / len(teachers[name].rows)
+        values["bytes_per_token", name] = teachers[name].shards.bytes_per_token
     tokens = len(windows) * here.settings.window
     for name, teacher in teachers.items():
         trainer = here.fit(here.student(0), windows, training, seed=0, objective="kl", teacher=teacher)

@@ -1,18 +1,21 @@
-"""Where a teacher's logits come from: a live model, or a cache on disk for every run that sees the example.
+"""Where a teacher's logits come from: a live model, or a folder on disk for every run that sees the example.
 
 A teacher is called with a batch and returns logits [n, V] at the n positions that predict an unmasked label,
 row by row, as `response_logits` orders them.
 """
 
-from taid.teacher.cache import CachedTeacher, FullLogits, HiddenStates, Store, TopLogits, cached_teacher
+from taid.teacher.cache import CachedTeacher, OfflineTeacher, cached_teacher, write_offline
 from taid.teacher.live import LiveTeacher
+from taid.teacher.stores import FullLogits, HiddenStates, Store, TopLogits
 
 __all__ = [
     "CachedTeacher",
     "FullLogits",
     "HiddenStates",
     "LiveTeacher",
+    "OfflineTeacher",
     "Store",
     "TopLogits",
     "cached_teacher",
+    "write_offline",
 ]

@@ -1,248 +1,267 @@
-"""A teacher's logits on a data set, computed once and kept on disk."""
+"""A teacher's logits on a data set, computed once and read from disk by every run that sees an example.
 
-import hashlib
-import json
-import math
-import os
+cached_teacher(model, dataset, collator, folder)    computes what is missing; the model stays in memory
+write_offline(model, dataset, folder, k=64)         the same, for runs without the model:
+OfflineTeacher(folder)                              the teacher of such a run
+"""
+
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from taid.data import IGNORE
-from taid.files import locked, write_whole
-from taid.logits import output_embeddings
+from taid import losses
+from taid.data import IGNORE, pad_right
+from taid.files import locked
+from taid.teacher.digests import Key, digest_of_model, keys, one_a_row
 from taid.teacher.live import LiveTeacher
+from taid.teacher.shards import Mismatch, Shards, Writer, clear
+from taid.teacher.stores import FullLogits, HiddenStates, Kept, Store, TopLogits
+
+SHARD = 2**26  # bytes, about, and one batch at least: what a kill can cost
+# Losses that want of the tail its mass; others read the teacher's logit of one token in it (docs/table2.md)
+EVEN_TAIL = (losses.forward_kl, losses.tvd, losses.jsd, losses.skew_kl, losses.skew_rkl)
 
 
-@dataclass(frozen=True)
-class FullLogits:
-    """All V logits in fp16, 2 V bytes a position: off by at most 0.004 near 10, less than any loss sees."""
+class OfflineTeacher:
+    """A teacher of which a folder of logits is all there is (docs/offline_teacher.md): no model in memory.
 
-    def row(self, live: LiveTeacher) -> np.dtype:
-        """The type of what is kept of one position."""
-        return np.dtype((np.float16, _vocab_size(live)))
-
-    def encode(self, live: LiveTeacher, batch: dict) -> np.ndarray:
-        """What is kept of a batch's n positions, [n] rows."""
-        return live(batch).to(torch.float16).cpu().numpy()
-
-    def decode(self, live: LiveTeacher, rows: np.ndarray) -> Tensor:
-        """Logits [n, V] in fp32, or in the teacher's own type where that is exact."""
-        return torch.from_numpy(rows).float()
-
-
-@dataclass(frozen=True)
-class HiddenStates:
-    """What the teacher's head makes its logits of, in the teacher's own type: exact, H numbers a position.
-
-    A batch costs one product with the head. Raises ValueError for a teacher that does something else to its
-    logits (a soft-cap, a scale).
+    An example is found by its content, whatever its place, its padding, and what shares the batch. Raises
+    ValueError for a folder that is damaged or keeps hidden states, and for a batch with an example that the
+    folder does not hold.
     """
 
-    def row(self, live: LiveTeacher) -> np.dtype:
-        weight = output_embeddings(live.model).weight
-        return np.dtype((_as_numpy(weight[:0]).dtype, weight.shape[1]))
+    live: LiveTeacher | None = None
+
+    def __init__(self, folder: str | Path):
+        self.shards = Shards(Path(folder))
+        if self.live is None and isinstance(self.shards.store, HiddenStates):
+            raise ValueError(
+                f"{folder} keeps hidden states, which need the teacher's head: use cached_teacher"
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        return self.shards.vocab_size
 
     @torch.no_grad()
-    def encode(self, live: LiveTeacher, batch: dict) -> np.ndarray:
-        hidden, logits, _ = live.states(batch)
-        again = None if hidden is None else output_embeddings(live.model)(hidden[:4]).to(logits)
-        if again is None or not torch.allclose(again, logits[:4], rtol=0.02, atol=0.02):
-            name = type(live.model).__name__
-            raise ValueError(f"{name} does more to its logits than its head does: keep FullLogits() of it")
-        return _as_numpy(hidden)
+    def __call__(self, batch: dict) -> Tensor:
+        """Logits [n, V] at the n positions that predict a label, on the batch's device."""
+        found = keys(one_a_row(batch))
+        unknown = sum(key.count > 0 and key.digest not in self.shards for key in found)
+        if unknown:
+            raise ValueError(
+                f"{unknown} of {len(found)} examples are not in {self.shards.folder}: the examples are not its "
+                "own (another data set, other truncation, template or labels?). Compute the logits of this data "
+                "set, cached_teacher or write_offline with the trainer's collator, or pass the teacher's model"
+            )
+        device = batch["labels"].device
+        kept = {name: tensor.to(device) for name, tensor in self.shards.rows(found).items()}
+        model = self.live.model if self.live else None
+        return self.shards.store.decode(model, kept, self.vocab_size).to(device)
 
-    @torch.no_grad()
-    def decode(self, live: LiveTeacher, rows: np.ndarray) -> Tensor:
-        head, hidden = output_embeddings(live.model), torch.from_numpy(rows)
-        hidden = hidden.view(torch.bfloat16) if head.weight.dtype == torch.bfloat16 else hidden
-        return head(hidden.to(head.weight.device))
-
-
-@dataclass(frozen=True)
-class TopLogits:
-    """The log-probabilities of the k likeliest tokens in fp16, and of all others together: 6 k + 4 bytes a
-    position.
-
-    The others get equal shares of their probability. Of a KL, the head is then right but for rounding, and
-    the tail's share too, but not who holds it: see `taid.evaluation.compression`. ValueError for k ≥ V.
-    """
-
-    k: int
-
-    def row(self, live: LiveTeacher) -> np.dtype:
-        if not 0 < self.k < _vocab_size(live):
-            size = _vocab_size(live)
-            raise ValueError(f"top {self.k} of {size} entries: keep fewer than there are, at least 1")
-        return self._row()
-
-    def encode(self, live: LiveTeacher, batch: dict) -> np.ndarray:
-        return self.compress(live(batch))
-
-    def decode(self, live: LiveTeacher, rows: np.ndarray) -> Tensor:
-        return self.expand(rows, _vocab_size(live))
-
-    def compress(self, logits: Tensor) -> np.ndarray:
-        """Rows [n] of logits [n, V]."""
-        log_p = logits.float().log_softmax(-1)
-        top = log_p.topk(self.k)
-        rows = np.empty(len(log_p), self._row())
-        rows["token"], rows["log_p"] = top.indices.cpu(), top.values.cpu()
-        rows["log_rest"] = log_p.scatter(-1, top.indices, -math.inf).logsumexp(-1).cpu()
-        return rows
-
-    def expand(self, rows: np.ndarray, vocab_size: int) -> Tensor:
-        """Logits [n, V] of rows [n]: log-probabilities, but for rounding."""
-        tokens, log_p, log_rest = (torch.from_numpy(rows[name].copy()) for name in rows.dtype.names)
-        share = log_rest[:, None] - math.log(vocab_size - self.k)  # [n, 1]
-        return share.repeat(1, vocab_size).scatter_(-1, tokens.long(), log_p.float())
-
-    def _row(self) -> np.dtype:
-        kept = [("token", np.int32, self.k), ("log_p", np.float16, self.k)]
-        return np.dtype([*kept, ("log_rest", np.float32)])
+    def check(self, objective) -> None:
+        """Raises ValueError for an objective (`taid.objectives`) that these logits cannot teach."""
+        if self.live is None and objective.rollouts is not None:
+            raise ValueError(
+                "this method trains on the student's own samples too, which no folder of logits holds: pass the "
+                "teacher's model, or take a method without rollouts"
+            )
+        kept, loss = self.shards.store, getattr(objective, "loss", None)
+        if isinstance(kept, TopLogits) and kept.k < self.vocab_size and loss not in EVEN_TAIL:
+            name = getattr(loss, "__name__", type(objective).__name__)
+            good = ", ".join(loss.__name__ for loss in EVEN_TAIL)
+            raise ValueError(
+                f"{name} reads the teacher's logits of unlikely tokens, of which top-{kept.k} has the sum alone "
+                f"(docs/offline_teacher.md): keep all (k=None), or take one of {good}. To train on the even tail "
+                "all the same, pass teacher=lambda batch: offline(batch)"
+            )
 
 
-Store = FullLogits | HiddenStates | TopLogits
+class CachedTeacher(OfflineTeacher):
+    """A model, and its logits on a data set in a folder. The student's own samples go to the model."""
 
-
-class CachedTeacher:
-    """The logits of a data set's examples, computed once and kept, as `store` has it, in one mapped file.
-
-    Batches name their examples by "index" [B]. A batch without it (the student's samples) goes to the live
-    teacher.
-    """
-
-    def __init__(self, live: LiveTeacher, store: Store, rows: np.ndarray, offsets: np.ndarray):
-        self.live, self.store, self.rows, self.offsets = live, store, rows, offsets
+    def __init__(self, live: LiveTeacher, folder: str | Path):
+        self.live = live
+        super().__init__(folder)
 
     def __call__(self, batch: dict) -> Tensor:
-        if "index" not in batch:
-            return self.live(batch)
-        positions = _positions(self.offsets, batch["index"].tolist())
-        labels = int((batch["labels"][:, 1:] != IGNORE).sum())
-        if len(positions) != labels:
-            raise ValueError(
-                f"the cache holds {len(positions)} positions for a batch of {labels} labels: the examples are"
-                " not its own. Make a cache for this data set, or leave out 'index' for a live teacher."
-            )
-        return self.store.decode(self.live, self.rows[positions]).to(batch["labels"].device)
+        return self.live(batch) if "sampled" in batch else super().__call__(batch)
 
 
 def cached_teacher(
     model,
     examples: Sequence[dict],
     collator: Callable,
-    folder: Path,
+    folder: str | Path,
     batch_size: int = 64,
-    progress=None,
+    progress: Callable[[int, int], None] | None = None,
     store: Store = FullLogits(),
+    remove_unused_columns: bool = True,
 ) -> CachedTeacher:
-    """The cache of `model`'s logits on `examples` in `folder`, computed now unless a whole one is there.
+    """The cache of `model`'s logits on `examples` in `folder`; what is not there is computed now.
 
-    The key is a digest of the weights and of the examples, with one of the file. A cache that does not match
-    is made again, with a warning. A killed run goes on after its last whole batch; other processes wait for
-    the one that computes. `progress` is called with the numbers of examples done and in all.
+    `examples` and `collator` are what the trainer gets: a data set with a length (list, `datasets.Dataset`,
+    torch), and any collator that gives input_ids and labels. Order and number do not matter: a run may train on
+    a part of them. `remove_unused_columns` is that of TrainingArguments. `progress` is called with the numbers of
+    examples done and in all.
 
-    Raises ValueError for examples whose "index" is not their position: they would find each other's logits.
+    Files of another model, of another store, or damaged ones are made again, with a warning. A killed run goes
+    on after its last whole shard; other processes wait for the one that computes.
     """
-    if [e["index"] for e in examples] != list(range(len(examples))):
-        raise ValueError("the 'index' of an example must be its position: number a subset or new order anew")
-    folder, live = Path(folder), LiveTeacher(model)
-    key = {"weights": _digest_of_weights(model), "examples": _digest_of_examples(examples)}
-    if store != FullLogits():
-        key["store"] = str(store)
-    offsets = np.cumsum([0] + [len(e["response_ids"]) for e in examples])
-    path, meta = folder / "logits.npy", folder / "meta.json"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, live = _opened(folder, examples), LiveTeacher(model)
     with locked(folder):
-        if not _is_whole(path, meta, key):
-            partial, record = folder / "logits.partial", folder / "blocks.txt"
-            blocks = _blocks(examples, batch_size)
-            _compute(live, store, examples, collator, blocks, offsets, partial, record, key, progress)
-            write_whole(meta, json.dumps(key | {"sha256": _digest_of_file(partial)}))
-            os.replace(partial, path)  # a kill before this loses nothing: the record is still there
-            record.unlink()
-    return CachedTeacher(live, store, np.load(path, mmap_mode="r"), offsets)
+        writer = _renewed(folder, digest_of_model(model), store)
+        _write(
+            writer,
+            live,
+            store,
+            examples,
+            _prepared(model, collator, remove_unused_columns),
+            batch_size,
+            progress,
+        )
+    return CachedTeacher(live, folder)
 
 
-def _is_whole(path: Path, meta: Path, key: dict) -> bool:
-    """Whether the file is what its key says; warns where one is there, but is not."""
-    if not (meta.exists() and path.exists()):
-        return False
-    if meta.read_bytes() == json.dumps(key | {"sha256": _digest_of_file(path)}).encode():
-        return True
-    warnings.warn(
-        f"the logits in {path.parent} are damaged, or of another teacher or data set: computing them again",
-        stacklevel=3,
-    )
-    return False
+def write_offline(
+    model,
+    examples: Sequence[dict],
+    folder: str | Path,
+    k: int | None = 64,
+    collator: Callable | None = None,
+    batch_size: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+    remove_unused_columns: bool = True,
+) -> None:
+    """Write the k largest log-probabilities of `model` on `examples` (None: all logits) for `OfflineTeacher`.
+
+    `collator` is the trainer's; None pads "input_ids" and "labels". The rest is as in `cached_teacher`, but that
+    a folder of another teacher is refused. Raises ValueError for k not in 1 … V.
+    """
+    store: Store = FullLogits() if k is None else TopLogits(k)
+    folder, live = _opened(folder, examples), LiveTeacher(model)
+    with locked(folder):
+        writer = Writer(folder, digest_of_model(model), store)
+        collate = _prepared(model, collator or _padded, remove_unused_columns)
+        _write(writer, live, store, examples, collate, batch_size, progress)
 
 
-def _blocks(examples: Sequence[dict], size: int) -> list[list[int]]:
-    """The examples in batches of like length."""
-    lengths = [len(e["prompt_ids"]) + len(e["response_ids"]) for e in examples]
-    order = sorted(range(len(examples)), key=lengths.__getitem__)
-    return [order[start : start + size] for start in range(0, len(order), size)]
+def _opened(folder: str | Path, examples) -> Path:
+    """The folder, there. Raises ValueError for examples that cannot be counted."""
+    if not hasattr(examples, "__len__"):
+        raise ValueError(
+            f"{type(examples).__name__} is a stream: give a data set with a length, list(…) of it, say"
+        )
+    if not len(examples):
+        raise ValueError("there are no examples: give one at least")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return Path(folder)
 
 
-def _positions(offsets: np.ndarray, examples: Sequence[int]) -> np.ndarray:
-    """The rows of some examples, in their order."""
-    return np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in examples])
+def _renewed(folder: Path, model: str, store: Store) -> Writer:
+    """The writer of a cache, after what is not of this teacher is removed; warns where something is."""
+    words = f"the logits in {folder} are damaged, or of another teacher: computing them again"
+    try:
+        writer = Writer(folder, model, store)
+    except Mismatch:
+        clear(folder)
+        warnings.warn(words, stacklevel=3)
+        return Writer(folder, model, store)
+    if writer.damaged:
+        warnings.warn(words, stacklevel=3)
+    return writer
 
 
-def _compute(live, store, examples, collator, blocks, offsets, partial, record, key, progress) -> None:
-    """Fill `partial` block by block. `record` says, a line a block, which are whole, and their digests."""
-    row, header = store.row(live), json.dumps(key | {"blocks": [len(block) for block in blocks]})
-    found = record.read_text().splitlines() if record.exists() and partial.exists() else []
-    known = dict(line.split(" ", 1) for line in found[1:] if " " in line) if found[:1] == [header] else None
-    mode, shape = "w+" if known is None else "r+", (int(offsets[-1]), *row.shape)
-    rows = np.lib.format.open_memmap(partial, mode, row.base, shape)
-    with open(record, "w" if known is None else "a") as log:
-        log.write(f"{header}\n" if known is None else "\n")  # a torn line ends here
-        for number, block in enumerate(blocks):
-            where = _positions(offsets, block)
-            if (known or {}).get(str(number)) == _digest_of_rows(rows[where]):
-                continue
-            rows[where] = store.encode(live, collator([examples[i] for i in block]))
-            rows.flush()
-            log.write(f"{number} {_digest_of_rows(rows[where])}\n")
-            log.flush()
-            if progress:
-                progress(sum(map(len, blocks[: number + 1])), len(examples))
+def _write(writer: Writer, live, store, examples, collate, batch_size, progress) -> None:
+    """Compute what the folder does not hold, shortest examples first, and finish the index."""
+    held, wanted = writer.held(), {}  # example → its length in tokens
+    for i in range(len(examples)):
+        batch = collate([examples[i]])
+        if any(key.count and key.digest not in held for key in keys(batch)):
+            wanted[i] = batch["input_ids"].shape[1]
+    order, first = sorted(wanted, key=wanted.__getitem__), len(examples) - len(wanted)
+    new: list[Key] = []
+    parts: list[Kept] = []
+    for start in range(0, len(order), batch_size):
+        batch = collate([examples[i] for i in order[start : start + batch_size]])
+        rows = {key.digest: (row, key) for row, key in enumerate(keys(batch)) if key.count}
+        chosen = [place for digest, place in rows.items() if digest not in held]
+        if chosen:
+            kept, vocab_size = _computed(live, store, _rows(batch, [row for row, _ in chosen]))
+            parts.append(kept)
+            new += [key for _, key in chosen]
+            held.update(key.digest for _, key in chosen)
+        last = start + batch_size >= len(order)
+        if new and (last or sum(t.nbytes for part in parts for t in part.values()) >= SHARD):
+            writer.add(
+                new, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, vocab_size
+            )
+            new, parts = [], []
+        if progress:
+            progress(first + min(start + batch_size, len(order)), len(examples))
+    if any(key.digest not in held for i in order[:1] for key in keys(collate([examples[i]])) if key.count):
+        raise ValueError("the collator gives an example another form each time, so that no file can hold it")
+    writer.finish()
 
 
-def _as_numpy(tensor: Tensor) -> np.ndarray:
-    """On the CPU; bfloat16, which numpy does not know, as the integers of its bits."""
-    tensor = tensor.detach().cpu()
-    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+@torch.no_grad()
+def _computed(live: LiveTeacher, store: Store, batch: dict) -> tuple[Kept, int]:
+    """What is kept of a batch's positions, on the CPU, and V."""
+    hidden, logits, _ = live.states(_with_positions(batch))
+    if logits.isnan().any():
+        raise ValueError(
+            "the teacher's logits are NaN for some examples: look at its weights, or at its precision"
+        )
+    kept = store.encode(live.model, hidden, logits)
+    return {name: tensor.cpu() for name, tensor in kept.items()}, logits.shape[-1]
 
 
-def _vocab_size(live: LiveTeacher) -> int:
-    return live.model.config.get_text_config().vocab_size
+def _prepared(model, collator: Callable, remove_unused_columns: bool) -> Callable[[list[dict]], dict]:
+    """The collator as the trainer calls it, with one example a row."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    known = {"labels", *inspect.signature(inner.forward).parameters}
+
+    def collate(examples: list[dict]) -> dict:
+        if remove_unused_columns and "input_ids" in examples[0]:
+            examples = [{name: value for name, value in e.items() if name in known} for e in examples]
+        batch = dict(collator(examples))
+        if "labels" not in batch:
+            raise ValueError("the batches have no labels: pass the collator that the trainer gets")
+        return one_a_row(batch)
+
+    return collate
 
 
-def _digest_of_rows(rows: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(rows)).hexdigest()
+def _padded(examples: list[dict]) -> dict:
+    """A batch of examples of "input_ids" and "labels", padded on the right."""
+    ids, labels = ([list(e[name]) for e in examples] for name in ("input_ids", "labels"))
+    mask = [[1] * len(row) for row in ids]
+    return {
+        "input_ids": pad_right(ids, 0),
+        "attention_mask": pad_right(mask, 0),
+        "labels": pad_right(labels, IGNORE),
+    }
 
 
-def _digest_of_weights(model) -> str:
-    total = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        total.update(name.encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return total.hexdigest()
+def _rows(batch: dict, rows: list[int]) -> dict:
+    """Some rows of a batch."""
+    size = len(batch["input_ids"])
+    if rows == list(range(size)):
+        return batch
+    by_row = {
+        name: isinstance(value, Tensor) and value.dim() and len(value) == size
+        for name, value in batch.items()
+    }
+    return {name: value[rows] if by_row[name] else value for name, value in batch.items()}
 
 
-def _digest_of_examples(examples: Sequence[dict]) -> str:
-    tokens = [[e["prompt_ids"], e["response_ids"]] for e in examples]
-    return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
-
-
-def _digest_of_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _with_positions(batch: dict) -> dict:
+    """Padding on the left moves no token's position: an example's logits are those of the example alone."""
+    mask = batch.get("attention_mask")
+    if "position_ids" in batch or mask is None or bool((mask[:, 0] != 0).all()):
+        return batch
+    return batch | {"position_ids": ((mask != 0).long().cumsum(1) - 1).clamp(min=0)}

@@ -1,0 +1,102 @@
+"""What is kept of a teacher's position, and the logits that it gives back."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from taid.logits import output_embeddings
+
+Kept = dict[str, Tensor]  # name → [n, …], of n positions
+
+
+@dataclass(frozen=True)
+class FullLogits:
+    """All V logits in fp16, 2 V bytes a position: off by at most 0.004 near 10, less than any loss sees."""
+
+    name = "full"
+
+    def encode(self, model, hidden: Tensor | None, logits: Tensor) -> Kept:
+        """What is kept of n positions, of what enters the model's head [n, H] and of its logits [n, V]."""
+        return {"logits": logits.to(torch.float16)}
+
+    def decode(self, model, kept: Kept, vocab_size: int) -> Tensor:
+        """Logits [n, V] in fp32, or in the teacher's own type where that is exact."""
+        return kept["logits"].float()
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """What the teacher's head makes its logits of, in the teacher's own type: exact, H numbers a position.
+
+    A batch costs one product with the head. Raises ValueError for a teacher that does something else to its
+    logits (a soft-cap, a scale).
+    """
+
+    name = "hidden"
+
+    @torch.no_grad()
+    def encode(self, model, hidden: Tensor | None, logits: Tensor) -> Kept:
+        again = None if hidden is None else output_embeddings(model)(hidden[:4]).to(logits)
+        if again is None or not torch.allclose(again, logits[:4], rtol=0.02, atol=0.02):
+            name = type(model).__name__
+            raise ValueError(f"{name} does more to its logits than its head does: keep FullLogits() of it")
+        return {"hidden": hidden}
+
+    @torch.no_grad()
+    def decode(self, model, kept: Kept, vocab_size: int) -> Tensor:
+        head = output_embeddings(model)
+        return head(kept["hidden"].to(head.weight.device))
+
+
+@dataclass(frozen=True)
+class TopLogits:
+    """The log-probabilities of the k likeliest tokens in fp16, and of all others together: 6 k + 4 bytes a
+    position.
+
+    The others get equal shares of their probability. Of a KL, the head is then right but for rounding, and
+    the tail's share too, but not who holds it: see docs/table2.md. ValueError for k > V.
+    """
+
+    k: int
+
+    @property
+    def name(self) -> str:
+        return f"top-{self.k}"
+
+    def encode(self, model, hidden: Tensor | None, logits: Tensor) -> Kept:
+        return self.compress(logits)
+
+    def decode(self, model, kept: Kept, vocab_size: int) -> Tensor:
+        return self.expand(kept, vocab_size)
+
+    def compress(self, logits: Tensor) -> Kept:
+        """What is kept of logits [n, V]."""
+        if not 0 < self.k <= logits.shape[-1]:
+            raise ValueError(
+                f"top {self.k} of {logits.shape[-1]} entries: keep at least one, at most all of them"
+            )
+        log_p = logits.float().log_softmax(-1)
+        top = log_p.topk(self.k)
+        rest = log_p.scatter(-1, top.indices, -math.inf).logsumexp(-1)
+        return {"tokens": top.indices.int(), "log_p": top.values.half(), "log_rest": rest}
+
+    def expand(self, kept: Kept, vocab_size: int) -> Tensor:
+        """Logits [n, V] of what was kept: log-probabilities, but for rounding."""
+        share = kept["log_rest"].float() - math.log(max(vocab_size - self.k, 1))  # [n]
+        spread = share[:, None].repeat(1, vocab_size)
+        return spread.scatter_(-1, kept["tokens"].long(), kept["log_p"].float())
+
+
+Store = FullLogits | HiddenStates | TopLogits
+
+
+def store(name: str) -> Store:
+    """The store of a name: "full", "hidden", "top-64" (any k). ValueError for another."""
+    plain = {"full": FullLogits(), "hidden": HiddenStates()}
+    if name in plain:
+        return plain[name]
+    if name.startswith("top-") and name[4:].isdigit():
+        return TopLogits(int(name[4:]))
+    raise ValueError(f"{name!r} is no way to keep logits: full, hidden or top-64 (any number)")
