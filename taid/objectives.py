@@ -45,6 +45,10 @@ class Objective:
     rollouts: Rollouts | None = None
     _at_first: dict | None = None  # arguments of `restore`: its state before its first run
 
+    def __repr__(self) -> str:
+        """Its name and settings, by which a checkpoint knows whose it is."""
+        return f"{type(self).__name__}()"
+
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
         """The mean of `per_token`, a scalar [nats]; 0 with zero gradient for n = 0."""
         values = self.per_token(student_logits, teacher_logits, labels)
@@ -115,6 +119,12 @@ class Divergence(Objective):
     def __init__(self, loss: Callable[..., Tensor], rollouts: Rollouts | None = None, **options):
         self.loss, self.rollouts, self._options = loss, rollouts, options
 
+    def __repr__(self):
+        loss = getattr(self.loss, "__name__", type(self.loss).__name__)
+        sampling = [] if self.rollouts is None else [type(self.rollouts).__name__]
+        settings = [f"{name}={value!r}" for name, value in self._options.items()]
+        return f"{type(self).__name__}({', '.join([loss, *sampling, *settings])})"
+
     def options(self, labels: Tensor) -> dict:
         """Further arguments of the loss, by name, at positions with these labels [n]."""
         return self._options
@@ -154,6 +164,9 @@ class CTKD(Divergence):
         self.temperature = losses.CTKDTemperature(official=official)
         self.progress = 0.0
 
+    def __repr__(self):
+        return f"CTKD(official={self.temperature.official})"
+
     def options(self, labels):
         return {"temperature": self.temperature(self.progress)}
 
@@ -183,6 +196,9 @@ class TAID(Divergence):
         super().__init__(losses.taid_kl)
         self.schedule = schedule
         self.state = schedule.init()
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.schedule})"
 
     def options(self, labels):
         return {"t": self.state.t}

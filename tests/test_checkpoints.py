@@ -1,0 +1,206 @@
+"""Checkpoints are good, whole and of one method; a run that goes on from one ends as if it had never stopped."""
+
+import json
+import math
+from itertools import count
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from conftest import tiny_examples, tiny_trainer
+from safetensors.torch import save_file
+from test_trainer import ADAPTIVE, At, distance, everything, weights
+from transformers import AutoModelForCausalLM
+
+from taid.checkpoints import BUFFER, STATE, all_finite, last_checkpoint, read_buffer
+from taid.objectives import METHODS, TAID, objective
+from taid.schedule import Linear
+
+SAVE = {"save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "constant"}
+
+
+# Not a number
+
+
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_under_a_finite_loss(value, max_grad_norm, tmp_path):
+    """The third backward pass goes wrong: the weights stay those of checkpoint-2, which the message names."""
+    trainer, calls = tiny_trainer(tmp_path, steps=5, max_grad_norm=max_grad_norm, **SAVE), count(1)
+    embeddings = trainer.model.get_input_embeddings().weight
+    embeddings.register_hook(lambda gradient: gradient * value if next(calls) == 3 else gradient)
+    words = r"gradient in optimizer step 3 is (nan|inf).*as before it, and the last good checkpoint is .*checkpoint-2"
+    with pytest.raises(FloatingPointError, match=words):
+        trainer.train()
+    good = AutoModelForCausalLM.from_pretrained(last_checkpoint(tmp_path))
+    assert distance(weights(trainer.model), weights(good)) == 0
+
+
+def test_no_checkpoint_of_a_student_that_a_step_blew_up(tmp_path):
+    """A rate of 1e30 leaves finite weights near 1e30, and logits that are not."""
+    trainer = tiny_trainer(tmp_path, "kl", steps=6, optim="sgd", max_grad_norm=0.0, **SAVE)
+
+    def raise_rate():
+        trainer.optimizer.param_groups[0]["lr"] = 1e30
+
+    trainer.add_callback(At("on_step_begin", 3, raise_rate))
+    with pytest.raises(FloatingPointError, match="after optimizer step 3 the student's logits.*checkpoint-2"):
+        trainer.train()
+    assert all_finite(trainer.model.parameters())
+    assert Path(last_checkpoint(tmp_path)).name == "checkpoint-2" and not (tmp_path / "checkpoint-3").exists()
+
+
+def test_no_checkpoint_with_an_optimizer_that_is_not_finite(tmp_path):
+    trainer = tiny_trainer(tmp_path, "kl", steps=6, **SAVE)
+
+    def overflow():
+        next(iter(trainer.optimizer.state.values()))["exp_avg_sq"].fill_(math.inf)
+
+    trainer.add_callback(At("on_step_begin", 3, overflow))
+    with pytest.raises(FloatingPointError, match="after optimizer step 3 the student's optimizer's state"):
+        trainer.train()
+
+
+def test_a_last_step_that_blows_up_is_not_passed_over(tmp_path):
+    trainer = tiny_trainer(tmp_path, "kl", steps=1, learning_rate=1e30, optim="sgd", max_grad_norm=0.0)
+    with pytest.raises(FloatingPointError, match="at the end of training.*no checkpoint"):
+        trainer.train()
+
+
+def test_a_nan_loss_says_whether_the_student_was_broken_before(tmp_path):
+    trainer = tiny_trainer(tmp_path, "kl", steps=4)
+    trainer.add_callback(At("on_step_begin", 2, lambda: trainer.model.lm_head.weight.data.fill_(math.nan)))
+    with pytest.raises(
+        FloatingPointError, match="loss of optimizer step 2 is nan; the student's weights were not"
+    ):
+        trainer.train()
+
+
+def test_a_checkpoint_of_an_earlier_run_is_not_named(tmp_path):
+    tiny_trainer(tmp_path, "kl", steps=2, **SAVE).train()
+    trainer = tiny_trainer(tmp_path, "kl", steps=4)
+    trainer.add_callback(At("on_step_begin", 2, lambda: trainer.model.lm_head.weight.data.fill_(math.nan)))
+    with pytest.raises(FloatingPointError, match="there is no checkpoint"):
+        trainer.train()
+
+
+def test_finite_is_asked_of_numbers_alone():
+    good, bad = torch.ones(3), torch.tensor([1.0, math.nan])
+    assert all_finite([]) and all_finite([good, torch.ones(2, dtype=torch.int8), torch.tensor([])])
+    assert not all_finite([good, bad]) and not all_finite([bad.bfloat16()]) and not all_finite([-good / 0])
+
+
+# Resuming elsewhere
+
+
+def test_every_method_has_a_name_of_its_own_that_does_not_change():
+    names = [repr(objective(method)) for method in METHODS]
+    assert names == [repr(objective(method)) for method in METHODS] and len(set(names)) == len(METHODS)
+
+
+@pytest.mark.parametrize("other", ["rkl", "gkd", "taid", "ctkd", "sft"])
+def test_a_checkpoint_of_another_method_is_refused(other, tmp_path):
+    tiny_trainer(tmp_path, "kl", steps=2, **SAVE).train()
+    resumed = tiny_trainer(tmp_path, other, steps=2)
+    before = weights(resumed.model)
+    with pytest.raises(
+        ValueError, match=r"checkpoint of Divergence\(forward_kl\), and this trainer's method is "
+    ):
+        resumed.train(resume_from_checkpoint=True)
+    assert distance(weights(resumed.model), before) == 0
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    tiny_trainer(tmp_path, TAID(Linear(0.2)), steps=2, **SAVE).train()
+    with pytest.raises(ValueError, match=r"TAID\(Linear\(t_start=0.2.*TAID\(Linear\(t_start=0.3"):
+        tiny_trainer(tmp_path, TAID(Linear(0.3)), steps=2).train(resume_from_checkpoint=True)
+
+
+def test_weights_alone_are_no_run_to_go_on_from(tmp_path):
+    tiny_trainer(tmp_path, "kl", steps=2, save_only_model=True, **SAVE).train()
+    with pytest.raises(ValueError, match="holds no optimizer"):
+        tiny_trainer(tmp_path, "kl", steps=4).train(resume_from_checkpoint=True)
+
+
+def test_buffers_go_to_as_many_ranks_as_wrote_them(tmp_path):
+    full, empty = {"prompt_tokens": torch.arange(3)}, {}
+    for rank, buffer in enumerate((empty, full)):
+        save_file(buffer, tmp_path / BUFFER.format(rank=rank))
+    assert read_buffer(tmp_path, rank=1, ranks=2, written=2)["prompt_tokens"].tolist() == [0, 1, 2]
+    for ranks in (1, 3):
+        with pytest.raises(ValueError, match=f"buffers of 2 rank.s., and this run has {ranks}: resume on 2"):
+            read_buffer(tmp_path, rank=0, ranks=ranks, written=2)
+    assert read_buffer(tmp_path, rank=2, ranks=3, written=1) == {}  # GKD's, which buffers nothing
+
+
+# Going on
+
+
+class Killed(Exception):
+    """In place of a signal."""
+
+
+def killed(trainer, step: int) -> None:
+    """Train up to the beginning of a step."""
+
+    def kill():
+        raise Killed
+
+    trainer.add_callback(At("on_step_begin", step, kill))
+    with pytest.raises(Killed):
+        trainer.train()
+
+
+def test_a_finished_run_takes_no_further_step(tmp_path):
+    run = dict(steps=6, **(SAVE | {"save_steps": 2}))
+    whole = tiny_trainer(tmp_path, TAID(Linear(0.2)), **run)
+    whole.train()
+    again = tiny_trainer(tmp_path, TAID(Linear(0.2)), **run)
+    with pytest.warns(UserWarning, match="the run was finished, 6 of 6 steps"):
+        again.train(resume_from_checkpoint=True)
+    assert everything(again) == everything(whole) and again.state.global_step == 6
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("killed_at", [4, 6, 7])
+def test_a_stream_shorter_than_the_run_goes_on_where_it_was(killed_at, accumulation, tmp_path):
+    """A pass has 5 micro-batches; saved after each step, so within passes and between them."""
+
+    def run(folder):
+        stream = (
+            datasets.Dataset.from_list(tiny_examples(18)).to_iterable_dataset(num_shards=2).shuffle(seed=0)
+        )
+        return tiny_trainer(
+            folder,
+            objective("taid", **ADAPTIVE),
+            steps=8,
+            examples=stream,
+            gradient_accumulation_steps=accumulation,
+            **SAVE,
+        )
+
+    whole = run(tmp_path / "whole")
+    whole.train()
+    killed(run(tmp_path / "killed"), killed_at)
+    resumed = run(tmp_path / "killed")
+    resumed.train(resume_from_checkpoint=True)
+    assert everything(resumed) == everything(whole)
+
+
+def test_a_stream_takes_no_step_of_left_over_micro_batches(tmp_path):
+    """5 micro-batches of 4 rows by twos: 2 steps a pass, and the fifth batch weighs nothing. Oracle: the same
+    run on the first 16 rows alone."""
+    found = []
+    for rows in (18, 16):
+        stream = datasets.Dataset.from_list(tiny_examples(18)[:rows]).to_iterable_dataset()
+        trainer = tiny_trainer(tmp_path, "kl", steps=4, examples=stream, gradient_accumulation_steps=2)
+        trainer.train()
+        found.append(trainer)
+    assert distance(*(weights(trainer.model) for trainer in found)) == 0
+
+
+def test_state_is_json_of_one_form(tmp_path):
+    tiny_trainer(tmp_path, "taid", steps=1, **SAVE).train()
+    state = json.loads((tmp_path / "checkpoint-1" / STATE).read_text())
+    assert sorted(state) == ["method", "objective", "position", "ranks", "rollouts", "weights_only"]
