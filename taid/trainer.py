@@ -128,10 +128,7 @@ class DistillationTrainer(Trainer):
             parameter.grad = None  # the Trainer zeroes the model's alone
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if len(batches) < num_batches and not has_length(self.train_dataset):
-            return (
-                [],
-                None,
-            )  # the end of a stream's pass: too few for a step, which the Trainer would not take
+            return [], None  # a stream's pass ends with too few for a step: the Trainer would not take it
         if self.objective.rollouts is not None:
             model = self.accelerator.unwrap_model(self.model)
             first = self.state.global_step * self.args.gradient_accumulation_steps
