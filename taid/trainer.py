@@ -24,11 +24,20 @@ from taid.checkpoints import BUFFER, STATE, all_finite, last_checkpoint, read_bu
 from taid.data import IGNORE
 from taid.examples import Text, check_packing
 from taid.files import write_whole
-from taid.logits import Head, align_vocabularies, check_labels, response_head, response_logits, vocabulary
+from taid.logits import (
+    Head,
+    align_vocabularies,
+    check_labels,
+    response_head,
+    response_logits,
+    response_states,
+    vocabulary,
+)
 from taid.objectives import Objective, objective
 from taid.teacher import LiveTeacher
 from taid.vocabulary import known_vocabularies, shared_vocabulary
 
+FEW = 4  # positions whose logits tell whether the student says something finite
 COLUMNS = ("index", "prompt_ids", "response_ids")  # of `taid.data.encode`, read by its Collator
 
 
@@ -319,15 +328,15 @@ class DistillationTrainer(Trainer):
 
     @torch.no_grad()
     def _last_logits(self) -> list[Tensor]:
-        """Of the last micro-batch, by the student as it is now: a step too large leaves finite weights that
-        say nothing finite."""
+        """Some of the last micro-batch, by the student as it is now: a step too large leaves finite weights
+        that say nothing finite."""
         if self._last_inputs is None:
             return []
         was_training = self.model.training
         self.model.eval()
-        logits, _ = response_logits(self.model, self._last_inputs)
+        hidden, logits, _ = response_states(self.model, self._last_inputs, lambda hidden: hidden[:FEW])
         self.model.train(was_training)
-        return [logits]
+        return [logits] if hidden is None else [hidden, logits]
 
     def _require_finite(self, when: str, consequence: str) -> None:
         if fault := self._fault():
