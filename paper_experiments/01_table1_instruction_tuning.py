@@ -16,54 +16,41 @@ from pathlib import Path
 from statistics import mean
 
 from taid.objectives import TABLE1
-from taid.studies import instruction_tuning, jobs, zoo
+from taid.studies import jobs, study, zoo
+from taid.studies.instruction_tuning import SETTINGS, InstructionTuning, Run, measure, rows
+from taid.studies.study import REFERENCES
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
-    settings, path = instruction_tuning.setting(scale), folder / "table1.jsonl"
-    instruction_tuning.bench(scale)  # the data, before any worker wants them
-
-    widest_first = sorted(zoo.PAIRS, key=lambda teacher: zoo.SCALE_MODELS[teacher].hidden, reverse=True)
+    path, learning_rates = folder / "table1.jsonl", SETTINGS[scale].learning_rates
+    widest_first = sorted(zoo.PAIRS, key=lambda name: zoo.MODELS[name].shape.hidden, reverse=True)
+    students = sorted({pair.student for pair in zoo.PAIRS.values()})
     models = [("judge", "judge", 0), *[("teacher", teacher, 0) for teacher in widest_first]]
-    models += [("student", s, seed) for seed in range(seeds) for s in sorted(set(zoo.PAIRS.values()))]
-    logits = [
-        ("logits", teacher, split) for split in ("train", "validation", "test") for teacher in zoo.PAIRS
-    ]
-    for title, todo in (("models", models), ("teacher logits", logits)):
-        list(jobs.run(instruction_tuning.prepare, [(scale, *job) for job in todo], workers, title))
+    models += [("student", student, seed) for seed in range(seeds) for student in students]
+    logits = [(teacher, split) for split in ("train", "validation", "test") for teacher in zoo.PAIRS]
+    study.prepare_all(InstructionTuning, scale, workers, models, logits)
 
     grid = [
-        instruction_tuning.Run(scale, method, teacher, 0, rate)
+        Run(scale, method, teacher, 0, rate)
         for teacher in zoo.PAIRS
         for method in TABLE1
-        for rate in settings.learning_rates
+        for rate in learning_rates
     ]
     cells = {(run, "validation"): ["table1_search"] for run in grid}
-    jobs.evaluate(cells, instruction_tuning.measure, instruction_tuning.rows, path, workers, "learning rates")
+    jobs.evaluate(cells, measure, rows, path, workers, "learning rates")
     found = jobs.measured(path, grid, "table1_search", "score", "average")
-    one_rate = max(
-        settings.learning_rates, key=lambda rate: mean(v for r, v in found.items() if r.learning_rate == rate)
-    )
+    best = jobs.best(found, lambda run: (run.method, run.teacher), max)
+    one_rate = max(learning_rates, key=lambda rate: mean(found[r] for r in grid if r.learning_rate == rate))
 
     for seed in range(seeds):
         cells = {}
-        for teacher in zoo.PAIRS:
-            for method in TABLE1:
-                own_rate = max(
-                    settings.learning_rates,
-                    key=lambda rate: found[instruction_tuning.Run(scale, method, teacher, 0, rate)],
-                )
-                for experiment, rate in (("table1", own_rate), ("table1_one_rate", one_rate)):
-                    run = instruction_tuning.Run(scale, method, teacher, seed, rate)
-                    cells.setdefault((run, "test"), []).append(experiment)
-            cells |= {
-                (instruction_tuning.Run(scale, name, teacher, seed, 0.0), "test"): ["table1"]
-                for name in instruction_tuning.REFERENCES
-            }
-        jobs.evaluate(
-            cells, instruction_tuning.measure, instruction_tuning.rows, path, workers, f"seed {seed}"
-        )
+        for method, teacher in best:
+            for experiment, rate in (("table1", best[method, teacher]), ("table1_one_rate", one_rate)):
+                cells.setdefault((Run(scale, method, teacher, seed, rate), "test"), []).append(experiment)
+        references = [Run(scale, name, teacher, seed, 0.0) for teacher in zoo.PAIRS for name in REFERENCES]
+        cells |= {(run, "test"): ["table1"] for run in references}
+        jobs.evaluate(cells, measure, rows, path, workers, f"seed {seed}")
 
 
 if __name__ == "__main__":
-    main(*jobs.arguments("Table 1: instruction tuning.", instruction_tuning.SETTINGS, seeds=1))
+    jobs.command(main, "Table 1: instruction tuning.", SETTINGS, seeds=1)

@@ -15,53 +15,38 @@ bias of the top k.
 
 from pathlib import Path
 
-from taid.studies import continued_pretraining, jobs, logit_cache
+from taid.studies import continued_pretraining, jobs, logit_cache, study
+from taid.studies.continued_pretraining import SETTINGS, TABLE2, ContinuedPretraining, Run, measure, rows
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
-    settings, path = continued_pretraining.setting(scale), folder / "table2.jsonl"
-    continued_pretraining.bench(scale).tasks()  # the data, before any worker wants them
-
-    todo = [(scale, "logits", split) for split in ("train", "test", "validation")]
-    todo += [(scale, "student", seed) for seed in range(seeds)]
-    list(jobs.run(continued_pretraining.prepare, todo, workers, "models"))
+    setting, path = continued_pretraining.setting(scale), folder / "table2.jsonl"
+    continued_pretraining.at(scale).source.tasks()  # before any worker wants them
+    models = [("student", setting.student, seed) for seed in range(seeds)]
+    logits = [(setting.teacher, split) for split in ("train", "test", "validation")]
+    study.prepare_all(ContinuedPretraining, scale, workers, models, logits)
 
     grid = [
-        continued_pretraining.Run(scale, method, 0, rate, settings.search_steps)
-        for method in continued_pretraining.TABLE2
-        for rate in settings.learning_rates
+        Run(scale, method, 0, rate, setting.search_steps)
+        for method in TABLE2
+        for rate in setting.learning_rates
     ]
     cells = {(run, "validation"): ["table2_search"] for run in grid}
-    jobs.evaluate(
-        cells, continued_pretraining.measure, continued_pretraining.rows, path, workers, "learning rates"
-    )
+    jobs.evaluate(cells, measure, rows, path, workers, "learning rates")
     found = jobs.measured(path, grid, "table2_search", "held_out_loss", "average")
-    best = {
-        method: min((run for run in grid if run.method == method), key=found.__getitem__).learning_rate
-        for method in continued_pretraining.TABLE2
-    }
+    best = jobs.best(found, lambda run: run.method, min)
 
     for seed in range(seeds):
-        steps = settings.distil.steps
-        runs = [
-            continued_pretraining.Run(scale, method, seed, best[method], steps)
-            for method in continued_pretraining.TABLE2
-        ]
-        runs.append(continued_pretraining.Run(scale, "untrained", seed, 0.0, 0))
+        runs = [Run(scale, method, seed, best[method], setting.distil.steps) for method in TABLE2]
+        runs.append(Run(scale, "untrained", seed, 0.0, 0))
         if seed == 0:  # there is one teacher, and it takes longest
-            runs.insert(0, continued_pretraining.Run(scale, "teacher", 0, 0.0, 0))
+            runs.insert(0, Run(scale, "teacher", 0, 0.0, 0))
         cells = {(run, "test"): ["table2"] for run in runs}
-        jobs.evaluate(
-            cells, continued_pretraining.measure, continued_pretraining.rows, path, workers, f"seed {seed}"
-        )
+        jobs.evaluate(cells, measure, rows, path, workers, f"seed {seed}")
 
     cells = {(logit_cache.Probe(scale),): ["table2_cache"]}
     jobs.evaluate(cells, logit_cache.measure, logit_cache.rows, path, 1, "cache")
 
 
 if __name__ == "__main__":
-    main(
-        *jobs.arguments(
-            "Table 2: continued pre-training.", [*continued_pretraining.SETTINGS, "paper"], seeds=1
-        )
-    )
+    jobs.command(main, "Table 2: continued pre-training.", [*SETTINGS, "paper"], seeds=1)

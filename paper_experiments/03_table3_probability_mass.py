@@ -14,31 +14,31 @@ from pathlib import Path
 
 from taid import results
 from taid.objectives import TABLE1
-from taid.studies import instruction_tuning, jobs, zoo
-from taid.studies import probability_mass as mass
+from taid.studies import jobs, study, zoo
+from taid.studies.instruction_tuning import SETTINGS, InstructionTuning, Run
+from taid.studies.probability_mass import CLAIMED, measure, rows
 
 TEACHER = "phi-3-mini"
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
-    trained = mass.learning_rates(results.read(folder / "table1.jsonl"), scale, TEACHER)
-    rates = {method: rate for (method, _), rate in trained.items()}
-    instruction_tuning.bench(scale)  # the data, before any worker wants them
+    table1 = results.read(folder / "table1.jsonl")
+    rates = study.chosen_rates(table1, scale, TEACHER, needed=CLAIMED)
+    models = [("teacher", TEACHER, 0)]
+    models += [("student", zoo.PAIRS[TEACHER].student, seed) for seed in range(seeds)]
+    logits = [(TEACHER, split) for split in ("train", "test")]
+    study.prepare_all(InstructionTuning, scale, workers, models, logits)
 
-    models = [("teacher", TEACHER, 0), *[("student", zoo.PAIRS[TEACHER], seed) for seed in range(seeds)]]
-    logits = [("logits", TEACHER, split) for split in ("train", "test")]
-    for title, todo in (("models", models), ("teacher logits", logits)):
-        list(jobs.run(instruction_tuning.prepare, [(scale, *job) for job in todo], workers, title))
-
-    runs = [instruction_tuning.Run(scale, "teacher", TEACHER, 0, 0.0)] + [
-        instruction_tuning.Run(scale, method, TEACHER, seed, rates[method])
+    trained = {(r.method, r.seed) for r in table1 if (r.experiment, r.teacher) == ("table1", TEACHER)}
+    runs = [Run(scale, "teacher", TEACHER, 0, 0.0)] + [
+        Run(scale, method, TEACHER, seed, rates[method])
         for seed in range(seeds)
         for method in TABLE1
-        if method in mass.CLAIMED or (method, seed) in trained
+        if method in CLAIMED or (method, seed) in trained
     ]
     cells = {(run,): ["table3"] for run in runs}
-    jobs.evaluate(cells, mass.measure, mass.rows, folder / "table3.jsonl", workers, "probability mass")
+    jobs.evaluate(cells, measure, rows, folder / "table3.jsonl", workers, "probability mass")
 
 
 if __name__ == "__main__":
-    main(*jobs.arguments("Table 3: probability mass in head and tail.", instruction_tuning.SETTINGS, seeds=5))
+    jobs.command(main, "Table 3: probability mass in head and tail.", SETTINGS, seeds=5)

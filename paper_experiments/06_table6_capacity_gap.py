@@ -13,75 +13,54 @@ teacher, one per seed. `table6_map`: the smallest and the largest teacher with t
 teacher's temperature changed, at the same rates: where does the gap start? Finished cells are skipped.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
-from taid.studies import capacity, jobs
+from taid.studies import capacity, jobs, study
+from taid.studies.capacity import METHODS, NONE, SETTINGS, STUDENT, TEACHERS, Capacity, Run
+from taid.studies.study import REFERENCES
 
 MAP_METHODS, MAP_SEEDS = ("taid", "skew_kl"), 3
-Rates = Mapping[tuple[str, str], float]  # (method, teacher) → learning rate
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
-    path = folder / "table6.jsonl"
-    capacity.bench(scale)  # the data, before any worker wants them
-    ends, bases = (capacity.TEACHERS[0], capacity.TEACHERS[-1]), range(min(seeds, MAP_SEEDS))
-    splits = ("distil", "validation", "test")
+    evaluate = partial(evaluate_runs, folder / "table6.jsonl", workers)
+    models = [("teacher", teacher, 0) for teacher in reversed(TEACHERS)]  # the slowest first
+    models += [("student", STUDENT, seed) for seed in range(seeds)]
+    logits = [(teacher, split) for teacher in TEACHERS for split in ("distil", "validation", "test")]
+    study.prepare_all(Capacity, scale, workers, models, logits)
 
-    models = [("teacher", teacher, 0) for teacher in reversed(capacity.TEACHERS)]  # the slowest first
-    models += [("student", capacity.STUDENT, seed) for seed in range(seeds)]
-    logits = [("logits", teacher, split) for teacher in capacity.TEACHERS for split in splits]
-    for title, todo in (("models", models), ("teacher logits", logits)):
-        list(jobs.run(capacity.prepare, [(scale, *job) for job in todo], workers, title))
+    teachers = [Run(scale, "teacher", teacher, 0, 0.0) for teacher in TEACHERS]
+    untrained = [Run(scale, "untrained", NONE, seed, 0.0) for seed in range(seeds)]
+    evaluate([*teachers, *untrained], "table6", "test", "references")
 
-    students = [*((m, t) for t in capacity.TEACHERS for m in capacity.METHODS), ("sft", capacity.NONE)]
-    teachers = [capacity.Run(scale, "teacher", teacher, 0, 0.0) for teacher in capacity.TEACHERS]
-    untrained = [capacity.Run(scale, "untrained", capacity.NONE, seed, 0.0) for seed in range(seeds)]
-    table6 = {(run, "test"): ["table6"] for run in [*teachers, *untrained]}
-    jobs.evaluate(table6, capacity.measure, capacity.rows, path, workers, "references")
+    cells = [*((method, teacher) for teacher in TEACHERS for method in METHODS), ("sft", NONE)]
+    grid = [Run(scale, *cell, 0, rate) for cell in cells for rate in SETTINGS[scale].learning_rates]
+    evaluate(grid, "table6_search", "validation", "learning rates")
+    found = jobs.measured(folder / "table6.jsonl", grid, "table6_search", "held_out_loss", "base")
+    best = jobs.best(found, lambda run: (run.method, run.teacher), min)
+    students = [Run(scale, *cell, seed, best[cell]) for seed in range(seeds) for cell in cells]
+    evaluate(students, "table6", "test", "table 6")
 
-    rates = search(scale, students, path, workers)
-    runs = [capacity.Run(scale, *cell, seed, rates[cell]) for seed in range(seeds) for cell in students]
-    table6 = {(run, "test"): ["table6"] for run in runs}
-    jobs.evaluate(table6, capacity.measure, capacity.rows, path, workers, "table 6")
-
-    around = [run for run in untrained if run.seed in bases]
-    around += [run for run in teachers if run.teacher in ends]
-    around += [
-        capacity.Run(scale, method, teacher, seed, rates[method, teacher])
-        for seed in bases for method in MAP_METHODS for teacher in ends
-    ]  # fmt: skip
-    cells = {
-        (variant, "test"): ["table6_map"] for run in around for variant in capacity.variants(run)
-        if matters(run, variant)
-    }  # fmt: skip
-    others = sorted({run.student for run, _ in cells} - {capacity.STUDENT})
-    todo = [(scale, "student", student, seed) for seed in bases for student in others]
-    list(jobs.run(capacity.prepare, todo, workers, "students of the map"))
-    jobs.evaluate(cells, capacity.measure, capacity.rows, path, workers, "map")
+    around = map_of([*untrained, *teachers, *students])
+    others = sorted({(run.student, run.seed) for run in around if run.student != STUDENT})
+    study.prepare_all(Capacity, scale, workers, [("student", *other) for other in others], logits=[])
+    evaluate(around, "table6_map", "test", "map")
 
 
-def matters(run: capacity.Run, variant: capacity.Run) -> bool:
-    """A teacher changes with the temperature alone, an untrained student with its size alone."""
-    if run.method == "teacher":
-        return variant.temperature != run.temperature
-    return run.method != "untrained" or variant.student != run.student
+def map_of(runs: Iterable[Run]) -> list[Run]:
+    """What is run around Table 6: one thing changed at a time, by the smallest and the largest teacher."""
+    ends = (TEACHERS[0], TEACHERS[-1], NONE)
+    methods = (*MAP_METHODS, *REFERENCES)
+    bases = [r for r in runs if r.seed < MAP_SEEDS and r.teacher in ends and r.method in methods]
+    return [v for run in bases for v in capacity.variants(run) if capacity.matters(run, v)]
 
 
-def search(scale: str, students: list[tuple[str, str]], path: Path, workers: int) -> Rates:
-    """The rate of the lowest held-out loss on validation, seed 0, for each (method, teacher)."""
-    learning_rates = capacity.setting(scale).learning_rates
-    grid = [capacity.Run(scale, *cell, 0, rate) for cell in students for rate in learning_rates]
-    cells = {(run, "validation"): ["table6_search"] for run in grid}
-    jobs.evaluate(cells, capacity.measure, capacity.rows, path, workers, "learning rates")
-    found = jobs.measured(path, grid, "table6_search", "held_out_loss", "base")
-    return {
-        cell: min(
-            (run for run in grid if (run.method, run.teacher) == cell), key=found.__getitem__
-        ).learning_rate
-        for cell in students
-    }
+def evaluate_runs(path: Path, workers: int, runs: Iterable[Run], experiment: str, split: str, title: str):
+    cells = {(run, split): [experiment] for run in runs}
+    jobs.evaluate(cells, capacity.measure, capacity.rows, path, workers, title)
 
 
 if __name__ == "__main__":
-    main(*jobs.arguments("Table 6: the capacity gap.", capacity.SETTINGS, seeds=5))
+    jobs.command(main, "Table 6: the capacity gap.", SETTINGS, seeds=5)

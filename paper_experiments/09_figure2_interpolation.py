@@ -12,7 +12,8 @@ The runs are those of the ablations, trained once for both. Figure 2 right is Ta
 from pathlib import Path
 
 from taid import results
-from taid.studies import ablations, instruction_tuning, jobs
+from taid.studies import ablations, jobs
+from taid.studies.instruction_tuning import SETTINGS
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
@@ -24,4 +25,4 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*jobs.arguments("Figure 2, left and middle.", instruction_tuning.SETTINGS, seeds=4))
+    jobs.command(main, "Figure 2, left and middle.", SETTINGS, seeds=4)

@@ -4,11 +4,10 @@ Beyond it: r₀ > B rules a collapse out and r₀ ≤ √B forces one, whatever 
 reverse to the forward KL; the adaptive schedule is an open loop. Derivations: docs/theory.md.
 Figures: notebooks/theory.ipynb.
 
-    python paper_experiments/11_theory.py                # cpu: 1 minute on one core, into results/
-    python paper_experiments/11_theory.py --scale smoke --results runs/smoke  # 3 seconds, not to be kept
+    python paper_experiments/11_theory.py                # cpu: 1 minute on one core
+    python paper_experiments/11_theory.py --scale smoke  # 3 seconds, not to be kept
 """
 
-import argparse
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from taid import theory
-from taid.results import Row, append, config_hash, finished, provenance
+from taid.results import Row, append, cell_rows, finished
 from taid.schedule import Adaptive
+from taid.studies import jobs
 
 
 @dataclass(frozen=True)
@@ -97,44 +97,30 @@ def cell_config(study, scale: str) -> dict:
 
 
 def cell(study, scale: str) -> list[Row]:
-    config = cell_config(study, scale)
     start = time.perf_counter()
-    numbers = list(study(SCALES[scale], np.random.default_rng(0)))
-    seconds = time.perf_counter() - start
-    return [
-        Row(
-            "theory",
-            scale,
-            method,
-            "labels",
-            "fit",
-            task,
-            0,
-            metric,
-            float(value),
-            unit,
-            False,
-            config,
-            config_hash(config),
-            seconds=seconds,
-            **asdict(provenance()),
-        )
-        for method, task, metric, value, unit in numbers
-    ]
+    names = ("method", "task", "metric", "value", "unit")
+    found = list(study(SCALES[scale], np.random.default_rng(0)))
+    return cell_rows(
+        [dict(zip(names, (*number[:3], float(number[3]), number[4]), strict=True)) for number in found],
+        cell_config(study, scale),
+        experiment="theory",
+        scale=scale,
+        teacher="labels",
+        student="fit",
+        seed=0,
+        higher_is_better=False,
+        seconds=time.perf_counter() - start,
+    )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", choices=SCALES, default="cpu")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the rows")
-    arguments = parser.parse_args()
+def main(name: str, seeds: int, workers: int, folder: Path) -> None:
     for study in STUDIES:
-        rows = cell(study, arguments.scale)
-        if rows[0].config_hash not in finished(arguments.results / "theory.jsonl"):
-            append(arguments.results / "theory.jsonl", rows)
+        rows = cell(study, name)
+        if rows[0].config_hash not in finished(folder / "theory.jsonl"):
+            append(folder / "theory.jsonl", rows)
         for row in rows:
             print(f"{row.method:18}{row.task:16}{row.metric:36}{row.value:12.6g} {row.unit}")
 
 
 if __name__ == "__main__":
-    main()
+    jobs.command(main, __doc__.splitlines()[0], SCALES, workers=0)

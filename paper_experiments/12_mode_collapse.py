@@ -4,23 +4,23 @@ Claims of the paper: forward KL averages, reverse KL collapses, TAID balances th
 TAID is the forward KL, so `task` "end" shows what its path leaves behind, and "then KL" which optimum the
 path led to.
 
-    python paper_experiments/12_mode_collapse.py                # cpu: 6 minutes on one core, into results/
-    python paper_experiments/12_mode_collapse.py --scale smoke --results runs/smoke  # 16 seconds, not to be kept
+    python paper_experiments/12_mode_collapse.py                # cpu: 6 minutes on one core
+    python paper_experiments/12_mode_collapse.py --scale smoke  # 16 seconds, not to be kept
 
 A row is a mean over the starts that one seed draws. The notebook notebooks/mode_collapse.ipynb shows the
 same.
 """
 
-import argparse
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from taid import toy, toy_language
-from taid.results import Row, append, config_hash, finished, provenance
+from taid.results import Row, append, cell_rows, config_hash, finished
+from taid.studies import jobs
 
 
 @dataclass(frozen=True)
@@ -95,30 +95,19 @@ def cells(scale: Scale) -> Iterator[tuple]:
 
 
 def rows(scale: str, config: dict, measured: dict[str, dict], seconds: float) -> list[Row]:
-    shared = {name: config[name] for name in ("method", "teacher", "student", "seed")}
-    shared |= {"experiment": "mode_collapse", "scale": scale, "seconds": seconds, **asdict(provenance())}
-    return [
-        Row(
-            task=task,
-            metric=metric,
-            value=values.double().mean().item(),
-            unit=UNITS.get(metric, "probability"),
-            higher_is_better=metric not in LOWER_IS_BETTER,
-            config=config,
-            config_hash=config_hash(config),
-            **shared,
-        )
+    """`measured`: task → metric → its values at the starts."""
+    each = (
+        {"task": task, "metric": metric, "value": values.double().mean().item()}
+        | {"unit": UNITS.get(metric, "probability"), "higher_is_better": metric not in LOWER_IS_BETTER}
         for task, metrics in measured.items()
         for metric, values in metrics.items()
-    ]
+    )
+    shared = {name: config[name] for name in ("method", "teacher", "student", "seed")}
+    return cell_rows(each, config, experiment="mode_collapse", scale=scale, seconds=seconds, **shared)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", choices=SCALES, default="cpu")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the rows")
-    arguments = parser.parse_args()
-    scale, path = SCALES[arguments.scale], arguments.results / "mode_collapse.jsonl"
+def main(name: str, seeds: int, workers: int, folder: Path) -> None:
+    scale, path = SCALES[name], folder / "mode_collapse.jsonl"
     torch.set_num_threads(1)
     done = finished(path)
     for study, problem, config in cells(scale):
@@ -126,11 +115,11 @@ def main() -> None:
             continue
         begin = time.perf_counter()
         measured = study(problem, config["method"], config["seed"], scale)
-        append(path, rows(arguments.scale, config, measured, time.perf_counter() - begin))
+        append(path, rows(name, config, measured, time.perf_counter() - begin))
         print(
             f"{config['teacher']} → {config['student']}, {config['method']} seed {config['seed']}", flush=True
         )
 
 
 if __name__ == "__main__":
-    main()
+    jobs.command(main, __doc__.splitlines()[0], SCALES, workers=0)

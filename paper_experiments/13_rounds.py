@@ -14,26 +14,25 @@ that Table 1 chose for KL on this pair. A chain of rounds is one job; finished c
 from pathlib import Path
 
 from taid import results
-from taid.studies import instruction_tuning, jobs, rounds, zoo
+from taid.studies import jobs, rounds, study, zoo
+from taid.studies.instruction_tuning import SETTINGS, InstructionTuning, Run
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
     rate = rounds.learning_rate(results.read(folder / "table1.jsonl"), scale)
-    instruction_tuning.bench(scale)  # the data, before any worker wants them
-
-    student = zoo.PAIRS[rounds.TEACHER]
+    student = zoo.PAIRS[rounds.TEACHER].student
     models = [("teacher", rounds.TEACHER, 0), *[("student", student, seed) for seed in range(seeds)]]
-    logits = [("logits", rounds.TEACHER, split) for split in ("train", "validation")]
-    for title, todo in (("models", models), ("teacher logits", logits)):
-        list(jobs.run(instruction_tuning.prepare, [(scale, *job) for job in todo], workers, title))
+    logits = [(rounds.TEACHER, split) for split in ("train", "validation")]
+    study.prepare_all(InstructionTuning, scale, workers, models, logits)
 
-    cells = {
-        (rounds.Chain(variant, instruction_tuning.Run(scale, "kl", rounds.TEACHER, seed, rate)),): ["rounds"]
+    chains = [
+        rounds.Chain(variant, Run(scale, "kl", rounds.TEACHER, seed, rate))
         for seed in range(seeds)
         for variant in rounds.VARIANTS
-    }
-    jobs.evaluate(cells, rounds.measure, rounds.rows, folder / "rounds.jsonl", workers, "rounds")
+    ]
+    cells, path = {(chain,): ["rounds"] for chain in chains}, folder / "rounds.jsonl"
+    jobs.evaluate(cells, rounds.measure, rounds.rows, path, workers, "rounds")
 
 
 if __name__ == "__main__":
-    main(*jobs.arguments("Repeated rounds of distillation.", instruction_tuning.SETTINGS, seeds=3))
+    jobs.command(main, "Repeated rounds of distillation.", SETTINGS, seeds=3)

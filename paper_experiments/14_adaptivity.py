@@ -15,7 +15,8 @@ The runs are those of the ablations, trained once for both.
 from pathlib import Path
 
 from taid import results
-from taid.studies import ablations, instruction_tuning, jobs
+from taid.studies import ablations, jobs
+from taid.studies.instruction_tuning import SETTINGS
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
@@ -28,4 +29,4 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*jobs.arguments("Audit of the adaptive update.", instruction_tuning.SETTINGS, seeds=4))
+    jobs.command(main, "Audit of the adaptive update.", SETTINGS, seeds=4)

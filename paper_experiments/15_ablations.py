@@ -16,6 +16,7 @@ from pathlib import Path
 
 from taid import results
 from taid.studies import ablations, instruction_tuning, jobs
+from taid.studies.instruction_tuning import SETTINGS
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
@@ -28,7 +29,7 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
     searched = [
         run
-        for rate in instruction_tuning.setting(scale).learning_rates
+        for rate in SETTINGS[scale].learning_rates
         for run in ablations.runs(scale, 0, dict.fromkeys(rates, rate), ablations.SEARCHED)
     ]
     cells = {(run, "validation"): ["ablations_search"] for run in searched}
@@ -36,4 +37,4 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*jobs.arguments("Ablations of TAID.", instruction_tuning.SETTINGS, seeds=4))
+    jobs.command(main, "Ablations of TAID.", SETTINGS, seeds=4)

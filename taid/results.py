@@ -17,7 +17,7 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -28,6 +28,10 @@ from taid.files import locked
 
 UNKNOWN = "unknown"
 PACKAGES = ("torch", "transformers", "numpy")  # those whose version can change a number
+
+
+class Damaged(ValueError):
+    """A file of rows with a line that is none; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,15 @@ def config_hash(config: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
+def digest(config: dict[str, Any]) -> str:
+    """The name of what a config makes, 12 hex digits: of settings and of folders in the cache.
+
+    It differs from `config_hash` in its separators alone. Both stay: committed rows hold the one, with the
+    other inside.
+    """
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=list).encode()).hexdigest()[:12]
+
+
 def provenance(folder: Path | None = None) -> Provenance:
     """Provenance of now. `folder` lies in the repository whose commit counts, by default the script's."""
     folder = folder or _running_folder()
@@ -90,6 +103,13 @@ def provenance(folder: Path | None = None) -> Provenance:
         device=_device(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def cell_rows(each: Iterable[dict[str, Any]], config: dict[str, Any], **shared) -> list[Row]:
+    """The rows of one cell: `each` holds the fields in which they differ, `shared` all others but the hash of
+    the config and the provenance, which are found here."""
+    shared |= {"config": config, "config_hash": config_hash(config), **asdict(provenance())}
+    return [Row(**fields, **shared) for fields in each]
 
 
 def append(path: Path, rows: Sequence[Row]) -> None:
@@ -116,13 +136,13 @@ def append(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """All rows in the order of writing; none without a file. Raises ValueError for a line that is no row."""
+    """All rows in the order of writing; none without a file. Raises Damaged for a line that is no row."""
     rows = []
     for number, line in enumerate(_whole_lines(Path(path)).splitlines(), start=1):
         try:
             rows.append(Row(**json.loads(line)))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is no row ({error}); mend or delete it") from error
+            raise Damaged(f"{path}, line {number} is no row ({error}); mend or delete it") from error
     return rows
 
 

@@ -7,7 +7,7 @@ answer what the paper's reviewers asked, and what the audit of the schedule (`ta
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import ClassVar, Literal
@@ -17,8 +17,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from taid import objectives, results, schedule
 from taid.files import write_whole
-from taid.studies import adaptivity, instruction_tuning, jobs, zoo
-from taid.studies.variants import LOSSES, Blend, Traced
+from taid.studies import adaptivity, instruction_tuning, study, zoo
+from taid.studies.instruction_tuning import InstructionTuning
+from taid.studies.training import Training
+from taid.studies.variants import BLENDS, Blend, Traced
 
 TEACHER = "phi-3-mini"
 POINTS = 31  # of a curve of Figure 2
@@ -30,7 +32,7 @@ POINTS = 31  # of a curve of Figure 2
 class Variant:
     """TAID of the pair (t_start of the paper, α · N as in the paper) but for what is given here."""
 
-    loss: str = "taid"  # of LOSSES, or a method of `taid.objectives` that has no t
+    loss: str = "taid"  # of BLENDS, or a method of `taid.objectives` that has no t
     options: dict[str, object] = field(default_factory=dict)  # of the loss
     alpha: float = 1.0  # in multiples of the paper's; 0 for the linear ramp alone
     beta: float = 0.99
@@ -92,17 +94,18 @@ class Run(instruction_tuning.Run):
     def variant(self) -> Variant:
         return VARIANTS[self.method]
 
+    @property
     def options(self) -> dict:
         return asdict(self.variant) | {"t_start": self.t_start, "alpha": self.alpha, "donor": self.donor_seed}
 
     @property
     def t_start(self) -> float:
         given = self.variant.t_start
-        return instruction_tuning.PAPER_T_START[self.teacher] if given is None else given
+        return self.pair.t_start if given is None else given
 
     @property
     def alpha(self) -> float:
-        return self.variant.alpha * instruction_tuning.setting(self.scale).alpha
+        return self.variant.alpha * self.setting.alpha
 
     @property
     def donor_seed(self) -> int | None:
@@ -112,7 +115,7 @@ class Run(instruction_tuning.Run):
     @property
     def adaptive(self) -> bool:
         """Whether t follows the adaptive update."""
-        return self.variant.loss in LOSSES and not self.variant.replays and self.variant.alpha > 0
+        return self.variant.loss in BLENDS and not self.variant.replays and self.variant.alpha > 0
 
     def schedule(self) -> schedule.Linear | schedule.Replayed:
         """Trains the run to be replayed first, unless it is cached."""
@@ -125,12 +128,13 @@ class Run(instruction_tuning.Run):
 
     def objective(self) -> Traced:
         chosen = self.variant
-        if chosen.loss not in LOSSES:
+        if chosen.loss not in BLENDS:
             return Traced(objectives.objective(chosen.loss))
-        return Traced(Blend(partial(LOSSES[chosen.loss], **chosen.options), self.schedule()))
+        return Traced(Blend(partial(BLENDS[chosen.loss], **chosen.options), self.schedule()))
 
-    def training(self) -> instruction_tuning.Training:
-        training = super().training()
+    @property
+    def training(self) -> Training:
+        training = super().training
         return replace(training, warmup_steps=round(self.variant.warmup * training.steps))
 
 
@@ -141,30 +145,20 @@ def runs(scale: str, seed: int, rates: dict[str, float], names: Sequence[str] = 
 
 def prepare(scale: str, seeds: int, workers: int) -> None:
     """Train and cache what the runs of `seeds` seeds need, unless Table 1 has. Seed 0 replays seed 1's t."""
-    instruction_tuning.bench(scale)  # the data, before any worker wants them
     models = [("judge", "judge", 0), ("teacher", TEACHER, 0)]
-    models += [("student", zoo.PAIRS[TEACHER], seed) for seed in range(max(seeds, 2))]
-    logits = [("logits", TEACHER, split) for split in ("train", "test")]
-    for title, todo in (("models", models), ("teacher logits", logits)):
-        list(jobs.run(instruction_tuning.prepare, [(scale, *job) for job in todo], workers, title))
+    models += [("student", zoo.PAIRS[TEACHER].student, seed) for seed in range(max(seeds, 2))]
+    logits = [(TEACHER, split) for split in ("train", "test")]
+    study.prepare_all(InstructionTuning, scale, workers, models, logits)
 
 
-def learning_rates(rows: Sequence[results.Row], scale: str) -> dict[str, float]:
-    """Method -> the rate that Table 1 chose for it on this pair, by its validation score.
-
-    Raises ValueError where it has not chosen one for TAID and SFT.
-    """
-    table1 = [row for row in rows if (row.experiment, row.scale, row.teacher) == ("table1", scale, TEACHER)]
-    rates = {row.method: row.config["learning_rate"] for row in table1}
-    if missing := {"taid", "sft"} - rates.keys():
-        names = ", ".join(sorted(missing))
-        raise ValueError(f"Table 1 has no learning rate for {names}: run `make table1 SCALE={scale}` first")
-    return rates
+def learning_rates(rows: Iterable[results.Row], scale: str) -> dict[str, float]:
+    """Method → the rate that Table 1 chose for it on this pair. Raises ValueError without TAID's and SFT's."""
+    return study.chosen_rates(rows, scale, TEACHER, ("taid", "sft"))
 
 
 def trace(run: Run) -> list[dict[str, float]]:
     """Of every optimizer step its "loss" and the schedule's state after it (`taid.schedule.State`)."""
-    return instruction_tuning.bench(run.scale).distilled(run)[1]["state"]["steps"]
+    return instruction_tuning.at(run.scale).distilled(run)[1]["state"]["steps"]
 
 
 def curve(steps: Sequence[dict[str, float]], t_start: float) -> tuple[float, ...]:
@@ -176,7 +170,7 @@ def measure(run: Run) -> tuple[dict[tuple[str, str], float], float]:
     """A job: ({(metric, "average"): value}, seconds) of a run: Table 1's measures on the test split, kept
     beside the student, and the audit of its schedule where that is adaptive."""
     started = time.perf_counter()
-    path = instruction_tuning.bench(run.scale).run_folder(run) / "test.json"
+    path = instruction_tuning.at(run.scale).run_folder(run) / "test.json"
     if not path.exists():
         values, _ = instruction_tuning.measure(run, "test")
         write_whole(
@@ -207,12 +201,12 @@ def curves(run: Run) -> tuple[dict[tuple[str, str], float], float]:
     if "t" in steps[0]:
         series["t"] = np.arange(len(steps) + 1), curve(steps, run.t_start)
     if run.adaptive:
-        alpha = schedule.scale_alpha(run.alpha, instruction_tuning.PAPER_UPDATES, len(steps))
+        alpha = schedule.scale_alpha(run.alpha, study.PAPER_UPDATES, len(steps))
         paper = replace(run.schedule(), alpha=alpha)
-        every = np.linspace(0, len(steps), instruction_tuning.PAPER_UPDATES + 1)
+        every = np.linspace(0, len(steps), study.PAPER_UPDATES + 1)
         given = {
-            "t_paper_constant": np.ones(instruction_tuning.PAPER_UPDATES),
-            "t_paper_measured": adaptivity.stretched(losses, instruction_tuning.PAPER_UPDATES, run.seed),
+            "t_paper_constant": np.ones(study.PAPER_UPDATES),
+            "t_paper_measured": adaptivity.stretched(losses, study.PAPER_UPDATES, run.seed),
         }
         series |= {metric: (every, adaptivity.simulate(paper, values)) for metric, values in given.items()}
     found = {(metric, "average"): value for metric, value in adaptivity.spread(losses).items()}
@@ -223,4 +217,4 @@ def curves(run: Run) -> tuple[dict[tuple[str, str], float], float]:
     return found, time.perf_counter() - started
 
 
-rows = partial(instruction_tuning.rows, units=instruction_tuning.UNITS | adaptivity.UNITS)
+rows = partial(study.rows, units=instruction_tuning.UNITS | adaptivity.UNITS)

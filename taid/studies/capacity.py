@@ -4,32 +4,26 @@ The zoo keeps Pythia's architecture (GPT-NeoX) and the paper's ratios at 1/3,000
 of three kinds of prose are shared out whole, before anything is tokenised: teachers and students are
 pre-trained on one part, students distilled on another (as the paper distils a pre-trained Pythia on another
 corpus), and judged on a third by the last words of sentences, whole, as LAMBADA does, and by held-out loss.
-Models and teacher logits are cached below `taid.files.cache_dir()`.
 """
 
-import json
-import shutil
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from statistics import mean
+from typing import Any, ClassVar
 
-from torch import Tensor
 from torch.nn.functional import log_softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
 
 from taid import losses, objectives, results, schedule
 from taid.data import IGNORE, Collator, pack, train_tokenizer
 from taid.evaluation.last_words import last_word_scores, last_words
-from taid.files import cache_dir
-from taid.studies import instruction_tuning, prose, study, zoo
-from taid.studies.study import Training, cached_model, fit, save_whole
-from taid.teacher import LiveTeacher, cached_teacher
-
-Logits = Callable[[dict], Tensor]  # of a batch, as in `taid.teacher`
+from taid.studies import prose, study, zoo
+from taid.studies.study import PAPER_ALPHA, PAPER_UPDATES, REFERENCES, Logits, named
+from taid.studies.training import Training, pretrained, save_whole
+from taid.teacher import LiveTeacher
 
 ZOO = {  # name -> (hidden size, layers, heads); at 1,024 entries 1/3,000 of Pythia's parameters
     "pythia-31m": (8, 2, 2),
@@ -42,16 +36,16 @@ ZOO = {  # name -> (hidden size, layers, heads); at 1,024 entries 1/3,000 of Pyt
 }
 HUB = {name: f"EleutherAI/{name}" for name in ZOO}  # what the paper trained
 PAPER_TASK = "EleutherAI/lambada_openai"  # and measured it on (our reading)
-STUDENT, TEACHERS = "pythia-70m", ("pythia-410m", "pythia-1b", "pythia-2.8b", "pythia-6.9b")
+STUDENT = "pythia-70m"
+TEACHERS = ("pythia-410m", "pythia-1b", "pythia-2.8b", "pythia-6.9b")
 METHODS = ("taid", "skew_kl", "kl", "rkl", "gjs")  # the first two are the paper's
 T_START = 0.2  # the paper's for its wider gaps (Table 1); what it used here we do not know
 SHARES = {"test": 0.10, "validation": 0.05, "distil": 0.40, "train": 0.45}  # of the documents
 NONE = "none"  # the teacher of a student that has none
-REFERENCES = ("teacher", "untrained")  # measured beside the methods; the second: before distillation
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(study.Setting):
     """Everything that decides the study at one scale."""
 
     scale: str
@@ -64,13 +58,20 @@ class Setting:
     last_words: int  # items in the test
     pretrain_student: Training
     pretrain_teacher: Training  # its learning rate is that of a hidden size of 1, see `teacher_training`
-    distil: Training  # its learning rate is replaced by each of the grid
+    distil: Training
     learning_rates: tuple[float, ...]
 
     def teacher_training(self, name: str) -> Training:
         """Learning rate ∝ 1 / hidden size (Yang et al. 2022, μP for Adam): one dial for all sizes."""
         training = self.pretrain_teacher
         return replace(training, learning_rate=training.learning_rate / ZOO[name][0])
+
+    @property
+    def digest(self) -> str:
+        return results.config_hash(asdict(self) | {"zoo": ZOO})
+
+    def source(self, folder: Path) -> "ScaleModels":
+        return ScaleModels(self, folder)
 
 
 CPU = Setting(
@@ -103,15 +104,8 @@ SMOKE = replace(
 SETTINGS = {setting.scale: setting for setting in (SMOKE, CPU)}
 
 
-def setting(scale: str) -> Setting:
-    """The setting of a scale. Raises ValueError that names the known ones."""
-    if scale not in SETTINGS:
-        raise ValueError(f"unknown scale {scale!r} for the capacity gap; known: {', '.join(SETTINGS)}")
-    return SETTINGS[scale]
-
-
 @dataclass(frozen=True)
-class Run:
+class Run(study.Run):
     """One student; the last three fields are the map's.
 
     Raises ValueError, naming the known ones, for an unknown scale, model or method.
@@ -127,21 +121,17 @@ class Run:
     temperature: float = 1.0  # the student learns from softmax(z / temperature)
 
     def __post_init__(self) -> None:
-        setting(self.scale)
-        for kind, name, known in (
-            ("teacher", self.teacher, (*TEACHERS, NONE)),
-            ("student", self.student, tuple(ZOO)),
-            ("method", self.method, (*objectives.METHODS, *REFERENCES)),
-        ):
-            if name not in known:
-                raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
+        named(SETTINGS, self.scale, "scale")
+        named(dict.fromkeys((*TEACHERS, NONE)), self.teacher, "teacher")
+        named(ZOO, self.student, "student")
+        named(dict.fromkeys((*objectives.METHODS, *REFERENCES)), self.method, "method")
 
     def __str__(self) -> str:
         return f"{self.method} {self.teacher} {self.task} seed {self.seed} lr {self.learning_rate:g}"
 
     @property
     def task(self) -> str:
-        """Where the run differs from Table 6: the row's task, "base" where it does not."""
+        """Where the run differs from Table 6: the task of its rows, "base" where it does not."""
         if self.student != STUDENT:
             return self.student
         if self.pace != 1:
@@ -149,22 +139,20 @@ class Run:
         return "base" if self.temperature == 1 else f"τ = {self.temperature:g}"
 
     @property
-    def training(self) -> Training:
-        settings = setting(self.scale).distil
-        return replace(settings, steps=round(self.pace * settings.steps), learning_rate=self.learning_rate)
+    def setting(self) -> Setting:
+        return SETTINGS[self.scale]
 
     @property
-    def options(self) -> dict:
+    def training(self) -> Training:
+        return replace(super().training, steps=round(self.pace * self.setting.distil.steps))
+
+    @property
+    def options(self) -> dict[str, Any]:
         """TAID's α, with α · N that of the paper's Table 1: for Table 6 an assumption of ours."""
         if self.method != "taid":
             return {}
-        alpha = schedule.scale_alpha(5e-4, self.training.steps, instruction_tuning.PAPER_UPDATES)
+        alpha = schedule.scale_alpha(PAPER_ALPHA, self.training.steps, PAPER_UPDATES)
         return {"t_start": T_START, "alpha": alpha}
-
-    def config(self) -> dict:
-        """Everything that decides the run's numbers, plain JSON."""
-        settings = results.config_hash(asdict(setting(self.scale)) | {"zoo": ZOO})
-        return asdict(self) | {"setting": settings, "options": self.options}
 
 
 def variants(run: Run) -> list[Run]:
@@ -174,6 +162,13 @@ def variants(run: Run) -> list[Run]:
         *(replace(run, pace=pace) for pace in (0.5, 2.0)),
         *(replace(run, temperature=temperature) for temperature in (0.5, 2.0)),
     ]
+
+
+def matters(run: Run, variant: Run) -> bool:
+    """A teacher changes with the temperature alone, an untrained student with its size alone."""
+    if run.method == "teacher":
+        return variant.temperature != run.temperature
+    return run.method != "untrained" or variant.student != run.student
 
 
 def model(name: str, vocab_size: int, window: int, tokenizer, seed: int) -> PreTrainedModel:
@@ -188,7 +183,7 @@ def documents(limit: int) -> dict[str, list[str]]:
     return prose.corpus(SHARES, training=("train", "distil"), limit=limit)
 
 
-def spread(items: Sequence[dict], count: int) -> list[dict]:
+def evenly(items: Sequence[dict], count: int) -> list[dict]:
     """`count` examples, evenly spaced, numbered anew. Raises ValueError where there are fewer."""
     if len(items) < count:
         raise ValueError(f"asked for {count} examples of {len(items)}: ask for fewer, or for more documents")
@@ -216,43 +211,43 @@ def softened(logits_of: Logits, temperature: float) -> Logits:
     return logits_of if temperature == 1 else lambda batch: logits_of(batch) / temperature
 
 
-class Bench:
-    """The data of one setting in one process: tokeniser, examples, and the way to each cached model."""
+class ScaleModels(study.Source):
+    """Public prose, and models of Pythia's class trained on it from scratch."""
 
-    def __init__(self, settings: Setting):
-        self.settings = settings
-        key = results.config_hash(asdict(settings) | {"zoo": ZOO})
-        self.folder = cache_dir() / "capacity" / f"{settings.scale}-{key}"
-        self.documents = documents(settings.documents)
+    def __init__(self, setting: Setting, folder: Path):
+        self.setting, self.folder = setting, folder
+        self.documents = documents(setting.documents)
         self.collator = Collator(self.tokenizer.pad_token_id)
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
+    def tokenizer(self) -> PreTrainedTokenizerFast:  # type: ignore[override]  # made when it is asked for
         folder = self.folder / "tokenizer"
         if not folder.exists():
-            save_whole(train_tokenizer(self.documents["train"], self.settings.vocab_size), None, folder)
+            save_whole(train_tokenizer(self.documents["train"], self.setting.vocab_size), None, folder)
         return PreTrainedTokenizerFast.from_pretrained(folder)
-
-    @cached_property
-    def train(self) -> list[dict]:
-        """Windows for pre-training."""
-        return pack(self.tokenizer, self.documents["train"], self.settings.window)
 
     @cached_property
     def windows(self) -> dict[str, list[dict]]:
         """Windows to "distil" on, and held-out ones for "validation" and "test"."""
-        window, held_out = self.settings.window, self.settings.held_out
-        sizes = {"distil": self.settings.pool, "validation": held_out, "test": held_out}
-        return {s: spread(pack(self.tokenizer, self.documents[s], window), n) for s, n in sizes.items()}
+        window, held_out = self.setting.window, self.setting.held_out
+        sizes = {"distil": self.setting.pool, "validation": held_out, "test": held_out}
+        return {s: evenly(pack(self.tokenizer, self.documents[s], window), n) for s, n in sizes.items()}
+
+    def pretraining(self) -> list[dict]:
+        """Windows for teachers and students before distillation."""
+        return pack(self.tokenizer, self.documents["train"], self.setting.window)
+
+    def examples(self, split: str) -> list[dict]:
+        return self.windows[split]
 
     def last_words(self, split: str) -> list[dict]:
-        """All of a split; the test asks `spread(…, last_words)` of them."""
-        longest = self.settings.longest_word
-        return last_words(self.tokenizer, self.documents[split], self.settings.window - longest, longest)
+        """All of a split; the test asks `evenly(…, last_words)` of them."""
+        longest = self.setting.longest_word
+        return last_words(self.tokenizer, self.documents[split], self.setting.window - longest, longest)
 
     @cached_property
     def items(self) -> list[dict]:
-        return spread(self.last_words("test"), self.settings.last_words)
+        return evenly(self.last_words("test"), self.setting.last_words)
 
     def chance(self) -> float:
         """Share of the test's words that are the most frequent one of the validation documents [percent]."""
@@ -260,98 +255,50 @@ class Bench:
         ((word, _),) = words.most_common(1)
         return 100 * mean(tuple(item["response_ids"]) == word for item in self.items)
 
-    def batches(self, examples: Sequence[dict], size: int = 128) -> Iterable[dict]:
-        return (self.collator(examples[at : at + size]) for at in range(0, len(examples), size))
-
     def student(self, name: str, seed: int) -> PreTrainedModel:
-        """The pre-trained student of a seed (initialisation and order of data), not yet distilled."""
-        return self._pretrained(name, seed, self.settings.pretrain_student)
+        """Pre-trained from a seed (initialisation and order of data)."""
+        return self._model(name, seed, self.setting.pretrain_student)
 
     def teacher(self, name: str) -> PreTrainedModel:
-        return self._pretrained(name, 0, self.settings.teacher_training(name))
+        return self._model(name, 0, self.setting.teacher_training(name))
 
-    def _pretrained(self, name: str, seed: int, training: Training) -> PreTrainedModel:
-        def train():
-            fresh = model(name, len(self.tokenizer), self.settings.window, self.tokenizer, seed)
-            title = f"{name} seed {seed}"
-            fit(fresh, self.train, self.collator, training, seed=seed, checkpoints=work, title=title)
-            return fresh, None
+    def _model(self, name: str, seed: int, training: Training) -> PreTrainedModel:
+        def fresh() -> PreTrainedModel:
+            return model(name, len(self.tokenizer), self.setting.window, self.tokenizer, seed)
 
-        work = self.folder / "work" / f"{name}-{seed}"
-        pretrained = cached_model(self.folder / "models" / f"{name}-{seed}", train)
-        shutil.rmtree(work, ignore_errors=True)  # the checkpoints of a run that was not killed
-        return pretrained
-
-    @cache
-    def teacher_logits(self, name: str, split: str) -> Logits:
-        """The teacher with its logits on the windows of a split from disk."""
-        folder = self.folder / "logits" / f"{name}-{split}"
-        return cached_teacher(self.teacher(name), self.windows[split], self.collator, folder)
-
-    def distilled(self, run: Run) -> tuple[PreTrainedModel, float]:
-        """(student, seconds of its training) of a run, trained now unless cached."""
-
-        def train():
-            student = self.student(run.student, run.seed)
-            objective, teacher = objectives.objective(run.method, **run.options), None
-            if objective.uses_teacher:
-                teacher = softened(self.teacher_logits(run.teacher, "distil"), run.temperature)
-            started = time.perf_counter()
-            fit(
-                student,
-                self.windows["distil"],
-                self.collator,
-                run.training,
-                seed=run.seed,
-                objective=objective,
-                teacher=teacher,
-                tokenizer=self.tokenizer,
-            )
-            return student, {"seconds": time.perf_counter() - started}
-
-        folder = self.folder / "runs" / results.config_hash(run.config())
-        student = cached_model(folder, train)
-        return student, json.loads((folder / "record.json").read_text())["seconds"]
+        phases = [(training, self.pretraining)]
+        return pretrained(self.folder, f"{name}-{seed}", seed, fresh, phases, collator=self.collator)
 
 
-@cache
-def bench(scale: str) -> Bench:
-    """One Bench per process and scale."""
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    return Bench(setting(scale))
+class Capacity(study.Study[Run]):
+    """Table 6 and the map around it."""
 
+    name = "capacity"
+    settings: ClassVar[Mapping[str, Setting]] = SETTINGS
+    training_split = "distil"
 
-def prepare(scale: str, kind: str, name: str, which: int | str) -> None:
-    """A job: train and cache a "student" (`which`: its seed), a "teacher", or its "logits" (a split)."""
-    here = bench(scale)
-    if kind == "student":
-        here.student(name, int(which))
-    elif kind == "teacher":
-        here.teacher(name)
-    else:
-        here.teacher_logits(name, str(which))
+    def run_folder(self, run: Run) -> Path:
+        return self.folder / "runs" / results.config_hash(run.config())
 
+    def target(self, run: Run) -> Logits:
+        return softened(super().target(run), run.temperature)
 
-def measure(run: Run, split: str) -> tuple[dict[str, float], float]:
-    """A job: ({metric: value}, seconds) of a run on a split; "teacher" and "untrained" are references."""
-    started = time.perf_counter()
-    here, teacher, values = bench(run.scale), None, {}
-    if run.method == "teacher":
-        logits_of = softened(LiveTeacher(here.teacher(run.teacher)), run.temperature)
-    elif run.method == "untrained":
-        logits_of = LiveTeacher(here.student(run.student, run.seed))
-        values["last_word_chance"] = here.chance()
-    else:
-        student, values["train_seconds"] = here.distilled(run)
-        logits_of = LiveTeacher(student)
-    if run.teacher != NONE and run.method != "teacher":
-        teacher = softened(here.teacher_logits(run.teacher, split), run.temperature)
-    values |= text_scores(logits_of, teacher, here.batches(here.windows[split]))
-    # validation only chooses, by held-out loss; a temperature changes no teacher's likeliest word
-    if split == "test" and (run.method != "teacher" or run.temperature == 1):
-        values |= last_word_scores(logits_of, here.batches(here.items))
-    return values, time.perf_counter() - started
+    def values(self, model: PreTrainedModel, run: Run, split: str) -> dict[tuple[str, str], float]:
+        """Validation only chooses, by held-out loss; a temperature changes no teacher's likeliest word."""
+        logits_of, teacher = LiveTeacher(model), None
+        if run.method == "teacher":
+            logits_of = softened(logits_of, run.temperature)
+        elif run.teacher != NONE:
+            teacher = softened(self.teacher_logits(run.teacher, split), run.temperature)
+        values = text_scores(logits_of, teacher, self.batches(self.source.examples(split)))
+        if split == "test" and (run.method != "teacher" or run.temperature == 1):
+            values |= last_word_scores(logits_of, self.batches(self.source.items))
+        if run.method == "untrained":
+            values["last_word_chance"] = self.source.chance()
+        return {(metric, run.task): value for metric, value in values.items()}
+
+    def batches(self, examples: Sequence[dict], size: int = 128) -> Iterable[dict]:
+        return (self.collator(examples[at : at + size]) for at in range(0, len(examples), size))
 
 
 UNITS = {  # metric -> (unit, whether higher is better); entropy is neither good nor bad
@@ -363,9 +310,6 @@ UNITS = {  # metric -> (unit, whether higher is better); entropy is neither good
     "entropy": ("nats/token", False),
     "train_seconds": ("seconds", False),
 }
-
-
-def rows(run: Run, experiment: str, values: dict[str, float], seconds: float) -> list[results.Row]:
-    """The rows of one cell."""
-    by_task = {(metric, run.task): value for metric, value in values.items()}
-    return study.rows(run, experiment, by_task, seconds, UNITS, student=run.student)
+at = partial(study.at, Capacity)
+measure = partial(study.measure, Capacity)
+rows = partial(study.rows, units=UNITS)

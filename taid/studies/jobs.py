@@ -3,28 +3,74 @@
 Small models gain nothing from a second thread: two processes of one thread beat one of two.
 """
 
-import argparse
 import os
 import time
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 from taid import results
 
+REFERENCE = Path(__file__).parents[2] / "results"  # the committed rows
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
-def arguments(description: str, scales: Iterable[str], seeds: int) -> tuple[str, int, int, Path]:
-    """(scale, number of seeds, workers, folder of the rows) from a study's command line; `seeds` is its default."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--scale", choices=[*scales], default="cpu")
-    parser.add_argument("--seeds", type=int, default=seeds, help="seeds 0 … n − 1")
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the rows")
-    given = parser.parse_args()
-    return given.scale, given.seeds, given.workers, given.results
+class Refused(ValueError):
+    """What cannot be done as asked; the message is the sentence that says what to do."""
+
+
+class Arguments(NamedTuple):
+    """What a command was given."""
+
+    scale: str
+    seeds: int  # 0 … seeds − 1
+    workers: int
+    results: Path
+
+
+def parser(description: str, scales: Iterable[str], seeds: int = 0, workers: int = 0) -> ArgumentParser:
+    """The command line of whatever writes rows; without a default, `seeds` and `workers` are not asked for."""
+    made = ArgumentParser(description=description)
+    made.add_argument("--scale", choices=[*scales], default="cpu")
+    made.add_argument("--results", type=Path, help="folder of the rows (default: runs/<scale>)")
+    if seeds:
+        made.add_argument("--seeds", type=positive, default=seeds, help=f"seeds 0 … n − 1 (default: {seeds})")
+    if workers:
+        made.add_argument("--workers", type=positive, default=workers, help="processes of one thread")
+    return made
+
+
+def command(
+    main: Callable, description: str, scales: Iterable[str], seeds: int = 0, workers: int = 2
+) -> None:
+    """Run main(*Arguments) as the command line says; ends with a sentence where that makes no sense."""
+    made = parser(description, scales, seeds, workers)
+    given = made.parse_args()
+    folder = rows_folder(made, given.scale, given.results)
+    try:
+        main(*Arguments(given.scale, vars(given).get("seeds", 0), vars(given).get("workers", 1), folder))
+    except (Refused, results.Damaged) as error:
+        made.exit(2, f"{made.prog}: {error}\n")
+
+
+def rows_folder(made: ArgumentParser, scale: str, given: Path | None) -> Path:
+    """The folder of the rows. Ends the command where smoke rows, which mean nothing, would join reference rows."""
+    folder = given or Path("runs") / scale
+    if scale == "smoke" and folder.resolve() == REFERENCE:
+        made.error(f"rows of the scale smoke mean nothing: they do not go into {folder}, but into runs/smoke")
+    if folder.exists() and not folder.is_dir():
+        made.error(f"{folder} is no folder: --results names the folder that the rows go into")
+    return folder
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
 
 
 def run(
@@ -87,6 +133,14 @@ def measured(path: Path, runs: Iterable, experiment: str, metric: str, task: str
     values = {r.config_hash: r.value for r in results.read(path) if (r.metric, r.task) == (metric, task)}
     hashes = {run: results.config_hash(run.config() | {"experiment": experiment}) for run in runs}
     return {run: values[h] for run, h in hashes.items() if h in values}
+
+
+def best(found: Mapping, cell: Callable, order: Callable) -> dict:
+    """{cell(run): learning rate} of the best run of each cell, from {run: value}; `order` is min or max."""
+    cells: dict = {}
+    for run in found:
+        cells.setdefault(cell(run), []).append(run)
+    return {name: order(runs, key=found.__getitem__).learning_rate for name, runs in cells.items()}
 
 
 def clock(seconds: float) -> str:

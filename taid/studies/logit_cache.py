@@ -4,9 +4,10 @@ On Table 2's models: the healed student of seed 0 against the teacher.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from torch import Tensor
 from taid import losses
 from taid.logits import response_logits
 from taid.studies import continued_pretraining, study
+from taid.studies.continued_pretraining import ContinuedPretraining
+from taid.studies.study import Logits
+from taid.studies.training import fit
 from taid.teacher import FullLogits, HiddenStates, LiveTeacher, TopLogits
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (student's, teacher's logits) [n, V] -> [n], as in `taid.losses`
@@ -21,7 +25,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # (student's, teacher's logits) [n, V
 STORES = {"full": FullLogits(), "hidden": HiddenStates(), "top-64": TopLogits(64)}
 TOP = (4, 16, 64, 256)
 STEPS = {"smoke": 2, "cpu": 10}  # of training, by each teacher
-LOSSES = {
+PROBED = {
     name: losses.LOSSES[name] for name in continued_pretraining.TABLE2 if name not in ("sft", "taid")
 } | {f"taid, t = {t}": partial(losses.taid_kl, t=t) for t in (0.4, 0.7, 0.9)}
 UNITS = {
@@ -34,7 +38,7 @@ UNITS = {
 
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(study.Run):
     """The measurement of one scale, as a cell of the results."""
 
     scale: str
@@ -45,10 +49,18 @@ class Probe:
         return "the teacher's cache"
 
     @property
-    def teacher(self) -> str:
-        return continued_pretraining.setting(self.scale).teacher
+    def setting(self) -> continued_pretraining.Setting:
+        return continued_pretraining.setting(self.scale)
 
-    def config(self) -> dict:
+    @property
+    def teacher(self) -> str:
+        return self.setting.teacher
+
+    @property
+    def student(self) -> str:
+        return self.setting.student
+
+    def config(self) -> dict[str, Any]:
         """Everything that decides the numbers, but for the machine's speed; plain JSON."""
         student = continued_pretraining.Run(self.scale, "untrained", self.seed, 0.0, 0).config()
         return student | {"method": self.method, "top": list(TOP), "steps": STEPS[self.scale]}
@@ -57,38 +69,52 @@ class Probe:
 def measure(probe: Probe) -> tuple[dict[tuple[str, str], float], float]:
     """A job: ({(metric, task): value}, seconds); tasks name the teacher's form, or the loss and its k."""
     started = time.perf_counter()
-    here = continued_pretraining.bench(probe.scale)
+    here = continued_pretraining.at(probe.scale)
     values = speed(here, STEPS[probe.scale]) | biases(here)
     return values, time.perf_counter() - started
 
 
-def speed(here: continued_pretraining.Bench, steps: int) -> dict[tuple[str, str], float]:
+def speed(here: ContinuedPretraining, steps: int) -> dict[tuple[str, str], float]:
     """Training steps of KL with the live teacher and with each form of its cache, one after the other."""
-    training = replace(here.settings.distil, steps=steps)
-    windows = here.train[: steps * training.batch_size]
-    teachers = {"live": LiveTeacher(here.teacher)}
+    training, source = replace(here.setting.distil, steps=steps), here.source
+    windows = source.examples("train")[: steps * training.batch_size]
+    teachers: dict[str, Logits] = {"live": LiveTeacher(source.teacher(here.setting.teacher))}
     values: dict[tuple[str, str], float] = {}
     for name, store in STORES.items():
-        teachers[name] = here.cache_of(windows, f"speed-{name}", store)
-        values["bytes_per_token", name] = teachers[name].shards.bytes_per_token
-    tokens = len(windows) * here.settings.window
+        cached = here.cache_of(windows, f"speed-{name}", store)
+        teachers[name] = cached
+        values["bytes_per_token", name] = cached.shards.bytes_per_token
+    tokens = len(windows) * here.setting.window
+    run = continued_pretraining.Run(here.setting.scale, "kl", 0, training.learning_rate, steps)
     for name, teacher in teachers.items():
-        trainer = here.fit(here.student(0), windows, training, seed=0, objective="kl", teacher=teacher)
+        trainer = fit(
+            source.student(run.student, run.seed),
+            windows,
+            here.collator,
+            training,
+            seed=run.seed,
+            objective=run.objective(),
+            teacher=teacher,
+            tokenizer=source.tokenizer,
+            **here.fit_options(run),
+        )
         values["tokens_per_second", name] = tokens / trainer.state.log_history[-1]["train_runtime"]
     live = values["tokens_per_second", "live"]
     return values | {("speed_up", name): values["tokens_per_second", name] / live for name in teachers}
 
 
 @torch.no_grad()
-def biases(here: continued_pretraining.Bench, windows: int = 8) -> dict[tuple[str, str], float]:
+def biases(here: ContinuedPretraining, windows: int = 8) -> dict[tuple[str, str], float]:
     """Errors of each loss and its gradient for each k, on validation windows."""
-    batch = here.collator(here.validation[:windows])
-    teacher, student = here.cached_teacher("validation")(batch), response_logits(here.student(0), batch)[0]
+    source, setting = here.source, here.setting
+    batch = here.collator(source.examples("validation")[:windows])
+    teacher = here.teacher_logits(setting.teacher, "validation")(batch)
+    student, _ = response_logits(source.student(setting.student, 0), batch)
     values = {}
     for k in TOP:
         store = TopLogits(k)
         stored = store.expand(store.compress(teacher), teacher.shape[-1])
-        for name, loss in LOSSES.items():
+        for name, loss in PROBED.items():
             with torch.enable_grad():
                 errors = bias(loss, student, teacher, stored)
             for metric, error in zip(("value_error", "gradient_error"), errors, strict=True):
@@ -114,8 +140,4 @@ def _value_and_gradient(loss: Loss, student: Tensor, teacher: Tensor) -> tuple[f
     return mean.item(), gradient
 
 
-def rows(probe: Probe, experiment: str, values: Mapping[tuple[str, str], float], seconds: float):
-    """The rows of the measurement."""
-    return study.rows(
-        probe, experiment, values, seconds, UNITS, student=continued_pretraining.setting(probe.scale).student
-    )
+rows = partial(study.rows, units=UNITS)

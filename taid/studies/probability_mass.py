@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taid import results
 from taid.evaluation.mass import log_mean_probability, mass_by_rank, probability_mass
 from taid.logits import response_logits
-from taid.studies import instruction_tuning
+from taid.studies import instruction_tuning, study
 
 CLAIMED = ("kl", "rkl", "taid")  # the paper's Table 3
 BATCH = 256  # examples
@@ -28,26 +27,13 @@ def ranks(vocab_size: int, count: int = 40) -> list[int]:
     return sorted({round(rank) for rank in np.geomspace(1, vocab_size, count)})
 
 
-def learning_rates(rows: Sequence[results.Row], scale: str, teacher: str) -> dict[tuple[str, int], float]:
-    """(method, seed) -> the learning rate of the students of this teacher that Table 1 has trained.
-
-    Raises ValueError if one of the methods of the paper's Table 3 has no student at all.
-    """
-    table1 = [row for row in rows if (row.experiment, row.scale, row.teacher) == ("table1", scale, teacher)]
-    rates = {(row.method, row.seed): row.config["learning_rate"] for row in table1}
-    if missing := set(CLAIMED) - {method for method, _ in rates}:
-        names = ", ".join(sorted(missing))
-        raise ValueError(f"Table 1 has no learning rate for {names}: run `make table1 SCALE={scale}` first")
-    return rates
-
-
 def measure(run: instruction_tuning.Run) -> tuple[dict[tuple[str, str], float], float]:
     """A job: ({(metric, task): value}, seconds) of a run's student, or of the teacher ("teacher")."""
     started = time.perf_counter()
-    here = instruction_tuning.bench(run.scale)
-    model = here.teacher(run.teacher) if run.method == "teacher" else here.distilled(run)[0]
-    batches = [here.collator(here.test[at : at + BATCH]) for at in range(0, len(here.test), BATCH)]
-    values = masses(model, here.cached_teacher(run.teacher, "test"), batches, len(here.tokenizer))
+    here = instruction_tuning.at(run.scale)
+    model, examples = here.model(run)[0], here.source.examples("test")
+    batches = [here.collator(examples[at : at + BATCH]) for at in range(0, len(examples), BATCH)]
+    values = masses(model, here.teacher_logits(run.teacher, "test"), batches, len(here.source.tokenizer))
     return values, time.perf_counter() - started
 
 
@@ -84,4 +70,4 @@ UNITS = dict.fromkeys(
     ("mass_at_rank", *(part + by for part in ("head", "tail") for by in ("", "_own", "_marginal"))),
     ("probability", False),
 )
-rows = partial(instruction_tuning.rows, units=UNITS)
+rows = partial(study.rows, units=UNITS)

@@ -11,7 +11,9 @@ over the vocabulary, less those of the pre-trained student: what learned nothing
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,16 +23,16 @@ from transformers import PreTrainedModel
 from taid import losses, results, theory
 from taid.logits import response_logits
 from taid.studies import instruction_tuning, study, zoo
+from taid.studies.study import Logits
+from taid.studies.training import fit
 from taid.teacher import LiveTeacher
-
-Logits = Callable[[dict], Tensor]  # of a batch, as in `taid.teacher`
 
 TEACHER, ROUNDS = "stablelm-zephyr", 6
 BATCH = 256  # examples, in measuring
 VARIANTS = {  # λ_0 … λ_{T−1}
     "self_distillation": (0.0,) * ROUNDS,
     "taid": tuple(theory.linear_schedule(ROUNDS)[:-1].tolist()),  # λ_T = 1 would be plain distillation
-    "constant": (instruction_tuning.PAPER_T_START[TEACHER],) * ROUNDS,
+    "constant": (zoo.PAIRS[TEACHER].t_start,) * ROUNDS,
 }
 UNITS = {  # metric -> (unit, whether higher is better); entropy and support are neither good nor bad
     "entropy": ("nats", False),
@@ -49,14 +51,14 @@ UNITS = {  # metric -> (unit, whether higher is better); entropy and support are
 
 
 @dataclass(frozen=True)
-class Chain:
+class Chain(study.Run):
     """All rounds of one variant and seed; a round is Table 1's run `kl`, on other targets."""
 
     variant: str
     kl: instruction_tuning.Run
 
     def __str__(self) -> str:
-        return f"{self.variant} seed {self.kl.seed} lr {self.kl.learning_rate:g}"
+        return f"{self.variant} seed {self.seed} lr {self.learning_rate:g}"
 
     @property
     def scale(self) -> str:
@@ -71,25 +73,29 @@ class Chain:
         return self.kl.teacher
 
     @property
+    def student(self) -> str:
+        return self.kl.student
+
+    @property
     def seed(self) -> int:
         return self.kl.seed
 
-    def config(self) -> dict:
+    @property
+    def learning_rate(self) -> float:
+        return self.kl.learning_rate
+
+    @property
+    def setting(self) -> instruction_tuning.Setting:
+        return self.kl.setting
+
+    def config(self) -> dict[str, Any]:
         """Everything that decides the chain's numbers, plain JSON."""
         return self.kl.config() | {"method": self.variant, "weights": list(VARIANTS[self.variant])}
 
 
-def learning_rate(rows: Sequence[results.Row], scale: str) -> float:
+def learning_rate(rows: Iterable[results.Row], scale: str) -> float:
     """The rate that Table 1 chose for KL on this pair. Raises ValueError where it has not."""
-    rates = [
-        row.config["learning_rate"]
-        for row in rows
-        if (row.experiment, row.scale, row.method, row.teacher) == ("table1", scale, "kl", TEACHER)
-    ]
-    if not rates:
-        missing = f"Table 1 has no learning rate for KL with {TEACHER}"
-        raise ValueError(f"{missing}: run `make table1 SCALE={scale}` first")
-    return rates[-1]
+    return study.chosen_rates(rows, scale, TEACHER, ("kl",))["kl"]
 
 
 def targets(previous: Logits, teacher: Logits, weight: float) -> Logits:
@@ -172,43 +178,34 @@ def centred(logits: Tensor) -> Tensor:
 def measure(job: Chain) -> tuple[dict[tuple[str, str], float], float]:
     """A job: ({(metric, task): value}, seconds) of a chain on the validation split."""
     started = time.perf_counter()
-    here, kl, weights = instruction_tuning.bench(job.kl.scale), job.kl, VARIANTS[job.variant]
-    training = replace(here.settings.distil, learning_rate=kl.learning_rate)
-    examples = here.validation
+    here, run = instruction_tuning.at(job.scale), job.kl
+    source, examples = here.source, here.source.examples("validation")
     batches = [here.collator(examples[at : at + BATCH]) for at in range(0, len(examples), BATCH)]
 
     def fresh() -> PreTrainedModel:
-        return here.student(zoo.PAIRS[kl.teacher], kl.seed)
+        return source.student(run.student, run.seed)
 
     def train(student: PreTrainedModel, target: Logits) -> None:
-        instruction_tuning.fit(
+        fit(
             student,
-            here.stream,
+            source.stream,
             here.collator,
-            training,
-            seed=kl.seed,
-            objective=kl.method,
+            run.training,
+            seed=run.seed,
+            objective=run.objective(),
             teacher=target,
-            tokenizer=here.tokenizer,
+            tokenizer=source.tokenizer,
         )
 
     def logits(model: Logits) -> Tensor:
         return torch.cat([model(batch) for batch in batches])
 
-    students = chain(fresh, here.cached_teacher(kl.teacher, "train"), weights, train)
+    weights, teacher = VARIANTS[job.variant], here.teacher_logits(run.teacher, "train")
+    students = [logits(LiveTeacher(student)) for student in chain(fresh, teacher, weights, train)]
     labels = torch.cat([response_logits(fresh(), batch)[1] for batch in batches])
-    values = trajectory(
-        (logits(LiveTeacher(student)) for student in students),
-        logits(here.cached_teacher(kl.teacher, "validation")),
-        logits(LiveTeacher(fresh())),
-        labels,
-        weights,
-    )
+    teachers = logits(here.teacher_logits(run.teacher, "validation"))
+    values = trajectory(students, teachers, logits(LiveTeacher(fresh())), labels, weights)
     return values, time.perf_counter() - started
 
 
-def rows(
-    job: Chain, experiment: str, values: dict[tuple[str, str], float], seconds: float
-) -> list[results.Row]:
-    """The rows of one chain."""
-    return study.rows(job, experiment, values, seconds, UNITS, student=zoo.PAIRS[job.teacher])
+rows = partial(study.rows, units=UNITS)

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taid.files import cache_dir
+from taid.studies.jobs import Refused
 
 
-class SourceUnavailable(RuntimeError):
+class SourceUnavailable(Refused):
     """A source could not be had; the message lists what was tried and the command that gets it."""
 
 

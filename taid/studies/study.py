@@ -1,192 +1,301 @@
-"""What the studies share: one phase of training, and models that are made once and kept."""
+"""What the studies share: a study is its data, its models and its measures, and all else is here.
 
-import hashlib
+    Setting   everything that decides a study at one scale, and where that scale has data and models from
+    Source    data and models of a scale: made here from public texts, or taken from a hub
+    Run       one student: a cell of a table
+    Study     a setting at work in one process: models that are made once and kept, and what is measured of them
+
+What is expensive is kept below `taid.files.cache_dir()` under a digest of what made it, whole or not at all,
+and found again by every process.
+"""
+
 import json
-import os
-import shutil
-import tempfile
 import time
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-import torch
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PrinterCallback,
-    TrainerCallback,
-    TrainingArguments,
-)
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from taid import objectives, results
-from taid.files import write_whole
+from taid.data import Collator
+from taid.files import cache_dir
+from taid.results import digest
 from taid.studies import jobs
-from taid.trainer import DistillationTrainer, last_checkpoint
+from taid.studies.training import Training, cached_model, fit
+from taid.teacher import cached_teacher
+
+Logits = Callable[[dict], Tensor]  # of a batch, as in `taid.teacher`
+Values = Mapping[tuple[str, str], float]  # (metric, task) → value
+Units = Mapping[str, tuple[str, bool]]  # metric → (unit, whether higher is better)
+Named = TypeVar("Named")
+R = TypeVar("R", bound="Run")
+
+# 207,865 conversations of UltraChat 200k train_sft, 5 epochs, batch 64: the updates that we assume of Table 1's runs.
+PAPER_UPDATES = 207_865 * 5 // 64
+PAPER_ALPHA = 5e-4
+REFERENCES = (
+    "teacher",
+    "untrained",
+)  # measured beside the methods: the teacher; the student before distillation
 
 
-@dataclass(frozen=True)
-class Training:
-    """One phase of training: AdamW, cosine to zero, as in the official code."""
+# --- Setting, source, run -----------------------------------------------------------------------------------
 
-    steps: int
-    batch_size: int
+
+def named(known: Mapping[str, Named], name: str, kind: str) -> Named:
+    """known[name]. Raises ValueError that names the known ones."""
+    if name not in known:
+        raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
+    return known[name]
+
+
+class Source(ABC):
+    """Where a scale has its data and models from."""
+
+    tokenizer: PreTrainedTokenizerBase
+
+    @abstractmethod
+    def examples(self, split: str) -> list[dict]:
+        """The examples of a split, as of `taid.data`: those to distil on, "validation" or "test"."""
+
+    @abstractmethod
+    def teacher(self, name: str) -> PreTrainedModel:
+        """A teacher, ready to teach."""
+
+    @abstractmethod
+    def student(self, name: str, seed: int) -> PreTrainedModel:
+        """The student of a seed, not yet distilled."""
+
+
+class Setting(ABC):
+    """Base of the frozen dataclasses that hold everything that decides a study at one scale."""
+
+    scale: str
+    distil: Training  # its learning rate is replaced by each of the grid
+    learning_rates: tuple[float, ...]
+
+    @property
+    def digest(self) -> str:
+        """The setting's name in a run's config, and of its folder in the cache."""
+        return digest(asdict(self))  # type: ignore[call-overload]  # a dataclass, see above
+
+    @abstractmethod
+    def source(self, folder: Path) -> Source:
+        """Data and models of this scale, kept below `folder`."""
+
+
+class Run(ABC):
+    """Base of the frozen dataclasses that name one student: what `config_hash` sees of it."""
+
+    scale: str
+    method: str
+    seed: int
     learning_rate: float
-    warmup_steps: int = 0
+    if TYPE_CHECKING:  # fields in some studies, properties in others
+
+        @property
+        def teacher(self) -> str: ...
+        @property
+        def student(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def setting(self) -> Setting:
+        """The setting of its scale."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The hyperparameters of the method, plain JSON."""
+        return {}
+
+    @property
+    def task(self) -> str:
+        """Of the rows about the run as a whole."""
+        return "average"
+
+    @property
+    def training(self) -> Training:
+        """The phase of training: the setting's, at the run's learning rate."""
+        return replace(self.setting.distil, learning_rate=self.learning_rate)
+
+    def objective(self) -> objectives.Objective:
+        """What the student is trained on, fresh."""
+        return objectives.objective(self.method, **self.options)
+
+    def config(self) -> dict[str, Any]:
+        """Everything that decides the run's numbers, plain JSON."""
+        return asdict(self) | {"setting": self.setting.digest, "options": self.options}  # type: ignore[call-overload]
 
 
-def fit(
-    model,
-    examples,
-    collator,
-    training: Training,
-    *,
-    seed: int,
-    objective: objectives.Objective | str = "sft",
-    teacher=None,
-    tokenizer=None,
-    validation=None,
-    validations: int = 1,
-    checkpoints: Path | None = None,
-    title: str = "",
-    bf16: bool = False,
-) -> DistillationTrainer:
-    """Train `model` in place for one phase; with `checkpoints`, a killed run resumes from there; with a
-    `title`, it tells its progress four times; `bf16` is mixed precision."""
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = TrainingArguments(
-            output_dir=str(checkpoints or scratch),
-            seed=seed,
-            max_steps=training.steps,
-            per_device_train_batch_size=training.batch_size,
-            learning_rate=training.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=training.warmup_steps,
-            max_grad_norm=1.0,
-            weight_decay=0.0,
-            save_strategy="steps" if checkpoints else "no",
-            save_steps=max(training.steps // 4, 1),
-            save_total_limit=2,
-            eval_strategy="no" if validation is None else "steps",
-            eval_steps=max(training.steps // validations, 1),
-            per_device_eval_batch_size=256,
-            prediction_loss_only=True,
-            logging_steps=max(training.steps // 10, 1),
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            use_cpu=not torch.cuda.is_available(),
-            bf16=bf16,
-        )
-        trainer = DistillationTrainer(
-            model,
-            teacher,
-            objective,
-            args=arguments,
-            train_dataset=examples,
-            eval_dataset=validation,
-            data_collator=collator,
-            processing_class=tokenizer,
-            teacher_processing_class=tokenizer,
-        )
-        resume = last_checkpoint(arguments.output_dir) if checkpoints else None
-        trainer.remove_callback(PrinterCallback)
-        if title:
-            trainer.add_callback(_Progress(title))
-        trainer.train(resume_from_checkpoint=resume)
-    return trainer
+# --- Study --------------------------------------------------------------------------------------------------
 
 
-def bf16_is_fast(cpuinfo: str) -> bool:
-    """Whether a processor, described as in Linux' /proc/cpuinfo, has instructions for bfloat16.
+class Study(ABC, Generic[R]):
+    """A setting at work in one process. A study says what its students learn on, and what it measures."""
 
-    They are AMX's and AVX-512's. Without them PyTorch emulates it, 15 times slower than fp32.
-    """
-    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(cpuinfo.split())
+    name: ClassVar[str]  # of its folder in the cache
+    settings: ClassVar[Mapping[str, Any]]  # scale → setting
+    training_split: ClassVar[str] = "train"  # students are distilled on it
+
+    def __init__(self, setting: Any):
+        self.setting = setting
+        self.folder = cache_dir() / self.name / f"{setting.scale}-{setting.digest}"
+        self.source = setting.source(self.folder)
+        self.collator = Collator(self.source.tokenizer.pad_token_id)
+        self._teachers: dict[tuple[str, str], Logits] = {}
+
+    # what a study may have otherwise
+
+    def run_folder(self, run: R) -> Path:
+        """Where the student of a run is kept."""
+        return self.folder / "runs" / digest(run.config())
+
+    def training_examples(self) -> list[dict]:
+        """What students are distilled on."""
+        return self.source.examples(self.training_split)
+
+    def target(self, run: R) -> Logits:
+        """What the student of a run learns from."""
+        return self.teacher_logits(run.teacher, self.training_split)
+
+    def fit_options(self, run: R) -> dict[str, Any]:
+        """Further arguments of `fit`."""
+        return {}
+
+    def keep_logits(self, name: str, split: str) -> Logits:
+        """The teacher with what is kept of it at the examples of a split, computed now unless it is there."""
+        folder = self.folder / "logits" / f"{name}-{split}"
+        return cached_teacher(self.source.teacher(name), self.source.examples(split), self.collator, folder)
+
+    @abstractmethod
+    def values(self, model: PreTrainedModel, run: R, split: str) -> Values:
+        """What is measured of a model on "validation", to choose by, or on "test"."""
+
+    # what all have
+
+    def teacher_logits(self, name: str, split: str) -> Logits:
+        """`keep_logits`, opened once for each process."""
+        if (name, split) not in self._teachers:
+            self._teachers[name, split] = self.keep_logits(name, split)
+        return self._teachers[name, split]
+
+    def distilled(self, run: R) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """(student, record) of a run, trained now unless kept. The record: "seconds" of training, the
+        objective's last "logs" and "state"."""
+
+        def train() -> tuple[PreTrainedModel, dict[str, Any]]:
+            student, objective = self.source.student(run.student, run.seed), run.objective()
+            teacher = self.target(run) if objective.uses_teacher else None
+            started = time.perf_counter()
+            trainer = fit(
+                student,
+                self.training_examples(),
+                self.collator,
+                run.training,
+                seed=run.seed,
+                objective=objective,
+                teacher=teacher,
+                tokenizer=self.source.tokenizer,
+                **self.fit_options(run),
+            )
+            seconds, objective = time.perf_counter() - started, trainer.objective
+            return student, {"seconds": seconds, "logs": objective.logs(), "state": objective.state_dict()}
+
+        folder = self.run_folder(run)
+        return cached_model(folder, train), json.loads((folder / "record.json").read_text())
+
+    def model(self, run: R) -> tuple[PreTrainedModel, dict[str, float]]:
+        """(model, values of its training) of a run: its student, or one of the REFERENCES."""
+        if run.method == "teacher":
+            return self.source.teacher(run.teacher), {}
+        if run.method == "untrained":
+            return self.source.student(run.student, run.seed), {}
+        student, record = self.distilled(run)
+        return student, {"train_seconds": record["seconds"]}
+
+    def prepare(self, kind: str, name: str, which: int | str) -> None:
+        """Make and keep a "student" (`which`: its seed), a "teacher", or its "logits" (a split)."""
+        if kind == "student":
+            self.source.student(name, int(which))
+        elif kind == "teacher":
+            self.source.teacher(name)
+        else:
+            self.teacher_logits(name, str(which))
 
 
 @cache
-def precision() -> str:
-    """ "bf16" where this machine's processor is made for it, else "fp32"."""
-    path = Path("/proc/cpuinfo")
-    return "bf16" if path.exists() and bf16_is_fast(path.read_text()) else "fp32"
+def at(kind: type[Study], scale: str) -> Any:
+    """The study of a kind at a scale, one in each process. Raises ValueError that names the known scales."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    return kind(named(kind.settings, scale, f"scale of {kind.__name__}"))
 
 
-class _Progress(TrainerCallback):
-    """One line a quarter of a phase, with the time left."""
-
-    def __init__(self, title: str):
-        self.title, self.started, self.first_step = title, time.monotonic(), None
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.first_step is None:  # a resumed run does not start at 0
-            self.first_step = state.global_step - 1
-        if state.global_step % max(state.max_steps // 4, 1) == 0:
-            pace = (time.monotonic() - self.started) / (state.global_step - self.first_step)
-            left = jobs.clock(pace * (state.max_steps - state.global_step))
-            print(f"  {self.title}: step {state.global_step} of {state.max_steps}, {left} left", flush=True)
+# --- Jobs, cells, rows --------------------------------------------------------------------------------------
 
 
-def cached_model(folder: Path, train: Callable[[], tuple[PreTrainedModel, dict | None]]) -> PreTrainedModel:
-    """The model in `folder`; if there is none, or a damaged one, the model and record that `train` makes, kept there."""
-    if folder.exists():
-        try:
-            return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
-        except Exception as error:  # whatever the loader finds wrong
-            warnings.warn(f"the model in {folder} is damaged ({error}): training it again", stacklevel=2)
-            shutil.rmtree(folder)
-    save_whole(*train(), folder)
-    return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+def prepare(kind: type[Study], scale: str, *what) -> None:
+    """A job: `Study.prepare` at a scale."""
+    at(kind, scale).prepare(*what)
 
 
-def save_whole(thing, record: dict | None, folder: Path) -> None:
-    """`save_pretrained` into a temporary folder, then rename: a kill leaves a whole model or none."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        thing.save_pretrained(Path(scratch) / "whole")
-        if record is not None:
-            write_whole(Path(scratch) / "whole" / "record.json", json.dumps(record))
-        if not folder.exists():
-            os.replace(Path(scratch) / "whole", folder)
+def prepare_all(
+    kind: type[Study], scale: str, workers: int, models: Iterable[tuple], logits: Iterable[tuple]
+) -> None:
+    """Make and keep models, (kind, name, seed), then teachers' logits, (name, split), in the order given."""
+    at(kind, scale)  # the data, before any worker wants them
+    todo = {"models": models, "teacher logits": [("logits", *which) for which in logits]}
+    for title, which in todo.items():
+        list(jobs.run(prepare, [(kind, scale, *what) for what in which], workers, title))
 
 
-def rows(
-    run,
-    experiment: str,
-    values: Mapping[tuple[str, str], float],
-    seconds: float,
-    units: Mapping[str, tuple[str, bool]],
-    student: str,
-) -> list[results.Row]:
-    """The rows of one cell, {(metric, task): value}; `units`: metric → (unit, whether higher is better)."""
-    config = run.config() | {"experiment": experiment}
-    shared = dict(
+def measure(kind: type[Study], run: Run, split: str) -> tuple[dict[tuple[str, str], float], float]:
+    """A job: ({(metric, task): value}, seconds) of one run on a split; REFERENCES stand for themselves."""
+    started = time.perf_counter()
+    here = at(kind, run.scale)
+    model, values = here.model(run)
+    of_training = {(metric, run.task): value for metric, value in values.items()}
+    return here.values(model, run, split) | of_training, time.perf_counter() - started
+
+
+def rows(run: Run, experiment: str, values: Values, seconds: float, units: Units) -> list[results.Row]:
+    """The rows of one cell."""
+    each = (
+        {"metric": metric, "task": task, "value": value}
+        | dict(zip(("unit", "higher_is_better"), units[metric], strict=True))
+        for (metric, task), value in values.items()
+    )
+    return results.cell_rows(
+        each,
+        run.config() | {"experiment": experiment},
         experiment=experiment,
         scale=run.scale,
         method=run.method,
         teacher=run.teacher,
-        student=student,
+        student=run.student,
         seed=run.seed,
-        config=config,
-        config_hash=results.config_hash(config),
         seconds=round(seconds, 2),
-        **asdict(results.provenance()),
     )
-    return [
-        results.Row(
-            task=task,
-            metric=metric,
-            value=value,
-            unit=units[metric][0],
-            higher_is_better=units[metric][1],
-            **shared,
+
+
+def chosen_rates(
+    rows: Iterable[results.Row], scale: str, teacher: str, needed: Iterable[str]
+) -> dict[str, float]:
+    """Method → the learning rate that Table 1 chose for it with a teacher, by its validation score.
+
+    Raises jobs.Refused if it has chosen none for one of the methods that are `needed`.
+    """
+    table1 = [row for row in rows if (row.experiment, row.scale, row.teacher) == ("table1", scale, teacher)]
+    rates = {row.method: row.config["learning_rate"] for row in table1}
+    if missing := sorted(set(needed) - rates.keys()):
+        names = ", ".join(missing)
+        raise jobs.Refused(
+            f"Table 1 has no learning rate for {names} with {teacher}: run `make table1 SCALE={scale}` first"
         )
-        for (metric, task), value in values.items()
-    ]
-
-
-def digest(config: dict) -> str:
-    """The name of what a config makes: 12 hex digits."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True, default=list).encode()).hexdigest()[:12]
+    return rates

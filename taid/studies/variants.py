@@ -109,7 +109,7 @@ def truncated(logits: Tensor, k: int, tail: bool) -> Tensor:
     return rest.scatter(-1, where, values)
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
+BLENDS: dict[str, Callable[..., Tensor]] = {
     "taid": taid,
     "cross_entropy_signal": cross_entropy_signal,
     "reverse": reverse,
@@ -122,7 +122,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 
 
 class Blend(objectives.TAID):
-    """TAID's schedule around a `loss` of LOSSES."""
+    """TAID's schedule around a `loss` of BLENDS."""
 
     def __init__(self, loss: Callable[..., Tensor], schedule: Linear | Replayed):
         super().__init__(schedule)

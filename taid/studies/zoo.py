@@ -1,7 +1,7 @@
 """The zoo: the paper's models at two scales, students cut out of a teacher, and a real pre-trained teacher.
 
-`SCALE_MODELS` keeps the paper's architectures (transformers' own classes) and the size ratios within each pair at
-about 1/5000 of the parameters; `HUB_MODELS` names the paper's checkpoints. At our scale embeddings are tied, since
+`MODELS` names the paper's checkpoints and keeps their architectures (transformers' own classes) and the size ratios
+within each of the `PAIRS` at about 1/5000 of the parameters. At our scale embeddings are tied, since
 otherwise they would be all there is; `scale_model` says what else differs.
 """
 
@@ -20,17 +20,8 @@ from transformers import (
 
 from taid.files import cache_dir
 from taid.studies.sources import fetch
-from taid.studies.study import cached_model, save_whole
-
-# The paper, Table 1: teacher -> student. Ratios of parameters: 3.5, 6.1, 6.8.
-PAIRS = {"phi-3-mini": "tinyllama", "llama-2": "tinyllama", "stablelm-zephyr": "pythia"}
-HUB_MODELS = {
-    "phi-3-mini": "microsoft/Phi-3-mini-4k-instruct",  # 3.8B
-    "llama-2": "meta-llama/Llama-2-7b-chat-hf",  # 6.7B
-    "stablelm-zephyr": "stabilityai/stablelm-zephyr-3b",  # 2.8B
-    "tinyllama": "TinyLlama/TinyLlama_v1.1",  # 1.1B
-    "pythia": "EleutherAI/pythia-410m-deduped",  # 0.4B
-}
+from taid.studies.study import named
+from taid.studies.training import cached_model, save_whole
 
 
 class Shape(NamedTuple):
@@ -44,15 +35,41 @@ class Shape(NamedTuple):
     key_value_heads: int
 
 
-SCALE_MODELS = {
-    "phi-3-mini": Shape("phi3", 112, 248, 4, 4, 4),
-    "llama-2": Shape("llama", 144, 300, 5, 4, 4),
-    "stablelm-zephyr": Shape("stablelm", 96, 240, 4, 4, 4),
-    "tinyllama": Shape("llama", 64, 176, 2, 4, 2),
-    "pythia": Shape("gpt_neox", 32, 128, 2, 4, 4),
-    "judge": Shape("qwen2", 176, 448, 5, 4, 2),  # the zoo's largest, of a family that no pair uses
+class Model(NamedTuple):
+    """A model of the paper, at its scale and at ours."""
+
+    hub: str
+    shape: Shape
+    padding: int = 0  # entries of the vocabulary beyond the tokenizer's
+
+
+class Pair(NamedTuple):
+    """A pair of the paper's Table 1, and what the paper sets for each."""
+
+    teacher: str
+    student: str
+    t_start: float  # paper, section 6.1
+    distillm_loss: str  # official code
+
+
+MODELS = {
+    "phi-3-mini": Model(  # 3.8B; Phi-3 pads its vocabulary from 32,000 to 32,064
+        "microsoft/Phi-3-mini-4k-instruct", Shape("phi3", 112, 248, 4, 4, 4), padding=64
+    ),
+    "llama-2": Model("meta-llama/Llama-2-7b-chat-hf", Shape("llama", 144, 300, 5, 4, 4)),  # 6.7B
+    "stablelm-zephyr": Model("stabilityai/stablelm-zephyr-3b", Shape("stablelm", 96, 240, 4, 4, 4)),  # 2.8B
+    "tinyllama": Model("TinyLlama/TinyLlama_v1.1", Shape("llama", 64, 176, 2, 4, 2)),  # 1.1B
+    "pythia": Model("EleutherAI/pythia-410m-deduped", Shape("gpt_neox", 32, 128, 2, 4, 4)),  # 0.4B
 }
-PADDED_ENTRIES = {"phi-3-mini": 64}  # Phi-3 pads its vocabulary from 32,000 to 32,064
+JUDGE = Shape("qwen2", 176, 448, 5, 4, 2)  # the zoo's largest, of a family that no pair uses
+PAIRS = {  # by the teacher; ratios of parameters in the paper: 3.5, 6.1, 6.8
+    pair.teacher: pair
+    for pair in (
+        Pair("phi-3-mini", "tinyllama", 0.4, "skew_kl"),
+        Pair("llama-2", "tinyllama", 0.2, "skew_rkl"),
+        Pair("stablelm-zephyr", "pythia", 0.2, "skew_kl"),
+    )
+}
 
 
 def scale_model(name: str, vocab_size: int, tokenizer, seed: int, max_length: int = 256) -> PreTrainedModel:
@@ -60,11 +77,8 @@ def scale_model(name: str, vocab_size: int, tokenizer, seed: int, max_length: in
 
     Raises ValueError for an unknown name.
     """
-    if name not in SCALE_MODELS:
-        raise ValueError(f"unknown scale model {name!r}; known: {', '.join(SCALE_MODELS)}")
-    return fresh_model(
-        SCALE_MODELS[name], vocab_size + PADDED_ENTRIES.get(name, 0), tokenizer, seed, max_length
-    )
+    model = named(MODELS, name, "scale model")
+    return fresh_model(model.shape, vocab_size + model.padding, tokenizer, seed, max_length)
 
 
 def fresh_model(shape: Shape, vocab_size: int, tokenizer, seed: int, max_length: int) -> PreTrainedModel:
@@ -89,11 +103,9 @@ def fresh_model(shape: Shape, vocab_size: int, tokenizer, seed: int, max_length:
         return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
 
-def hub_model(name: str) -> tuple[PreTrainedModel, object]:
+def hub_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """(model, tokenizer) of the paper from the hub, as safetensors and without remote code."""
-    if name not in HUB_MODELS:
-        raise ValueError(f"unknown hub model {name!r}; known: {', '.join(HUB_MODELS)}")
-    where = HUB_MODELS[name]
+    where = named(MODELS, name, "hub model").hub
     model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.bfloat16, use_safetensors=True)
     return model, AutoTokenizer.from_pretrained(where)
 

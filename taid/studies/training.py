@@ -1,0 +1,181 @@
+"""One phase of training, and models that are trained once and kept, whole or not at all."""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from taid import objectives
+from taid.files import write_whole
+from taid.studies import jobs
+from taid.trainer import DistillationTrainer, last_checkpoint
+
+
+@dataclass(frozen=True)
+class Training:
+    """One phase of training: AdamW, cosine to zero, as in the official code."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int = 0
+
+
+def fit(
+    model: PreTrainedModel,
+    examples,
+    collator,
+    training: Training,
+    *,
+    seed: int,
+    objective: objectives.Objective | str = "sft",
+    teacher=None,
+    tokenizer=None,
+    validation=None,
+    validations: int = 1,
+    checkpoints: Path | None = None,
+    title: str = "",
+    bf16: bool = False,
+) -> DistillationTrainer:
+    """Train `model` in place for one phase; with `checkpoints`, a killed run resumes from there; with a
+    `title`, it tells its progress four times; `bf16` is mixed precision."""
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            output_dir=str(checkpoints or scratch),
+            seed=seed,
+            max_steps=training.steps,
+            per_device_train_batch_size=training.batch_size,
+            learning_rate=training.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=training.warmup_steps,
+            max_grad_norm=1.0,
+            weight_decay=0.0,
+            save_strategy="steps" if checkpoints else "no",
+            save_steps=max(training.steps // 4, 1),
+            save_total_limit=2,
+            eval_strategy="no" if validation is None else "steps",
+            eval_steps=max(training.steps // validations, 1),
+            per_device_eval_batch_size=256,
+            prediction_loss_only=True,
+            logging_steps=max(training.steps // 10, 1),
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            use_cpu=not torch.cuda.is_available(),
+            bf16=bf16,
+        )
+        trainer = DistillationTrainer(
+            model,
+            teacher,
+            objective,
+            args=arguments,
+            train_dataset=examples,
+            eval_dataset=validation,
+            data_collator=collator,
+            processing_class=tokenizer,
+            teacher_processing_class=tokenizer,
+        )
+        resume = last_checkpoint(arguments.output_dir) if checkpoints else None
+        trainer.remove_callback(PrinterCallback)
+        if title:
+            trainer.add_callback(_Progress(title))
+        trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def bf16_is_fast(cpuinfo: str) -> bool:
+    """Whether a processor, described as in Linux' /proc/cpuinfo, has instructions for bfloat16.
+
+    They are AMX's and AVX-512's. Without them PyTorch emulates it, 15 times slower than fp32.
+    """
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(cpuinfo.split())
+
+
+@cache
+def precision() -> str:
+    """ "bf16" where this machine's processor is made for it, else "fp32"."""
+    path = Path("/proc/cpuinfo")
+    return "bf16" if path.exists() and bf16_is_fast(path.read_text()) else "fp32"
+
+
+class _Progress(TrainerCallback):
+    """One line a quarter of a phase, with the time left."""
+
+    def __init__(self, title: str):
+        self.title, self.started, self.first_step = title, time.monotonic(), None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.first_step is None:  # a resumed run does not start at 0
+            self.first_step = state.global_step - 1
+        if state.global_step % max(state.max_steps // 4, 1) == 0:
+            pace = (time.monotonic() - self.started) / (state.global_step - self.first_step)
+            left = jobs.clock(pace * (state.max_steps - state.global_step))
+            print(f"  {self.title}: step {state.global_step} of {state.max_steps}, {left} left", flush=True)
+
+
+# --- Kept models --------------------------------------------------------------------------------------------
+
+
+def cached_model(folder: Path, train: Callable[[], tuple[PreTrainedModel, dict | None]]) -> PreTrainedModel:
+    """The model in `folder`; if there is none, or a damaged one, the model and record that `train` makes, kept there."""
+    if folder.exists():
+        try:
+            return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+        except Exception as error:  # whatever the loader finds wrong
+            warnings.warn(f"the model in {folder} is damaged ({error}): training it again", stacklevel=2)
+            shutil.rmtree(folder)
+    save_whole(*train(), folder)
+    return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+
+
+def save_whole(thing, record: dict | None, folder: Path) -> None:
+    """`save_pretrained` into a temporary folder, then rename: a kill leaves a whole model or none."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        thing.save_pretrained(Path(scratch) / "whole")
+        if record is not None:
+            write_whole(Path(scratch) / "whole" / "record.json", json.dumps(record))
+        if not folder.exists():
+            os.replace(Path(scratch) / "whole", folder)
+
+
+def pretrained(
+    folder: Path,
+    name: str,
+    seed: int,
+    fresh: Callable[[], PreTrainedModel],
+    phases: Sequence[tuple[Training, Callable[[], Sequence[dict]]]],
+    **options,
+) -> PreTrainedModel:
+    """The model kept as `folder`/models/`name`.
+
+    If it is not there, `fresh()` is trained by each phase on the examples that it makes, in the order of
+    `seed`, and resumes after a kill; `options` are those of `fit`.
+    """
+    work = folder / "work" / name
+
+    def train() -> tuple[PreTrainedModel, None]:
+        model = fresh()
+        for number, (training, examples) in enumerate(phases):
+            title, here = f"{name}, phase {number + 1} of {len(phases)}", work / str(number)
+            fit(model, examples(), training=training, seed=seed, checkpoints=here, title=title, **options)
+        return model, None
+
+    model = cached_model(folder / "models" / name, train)
+    shutil.rmtree(work, ignore_errors=True)  # the checkpoints of a run that was not killed
+    return model
