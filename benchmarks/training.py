@@ -28,7 +28,7 @@ from taid.data import Collator
 from taid.rollouts import sample_responses
 from taid.schedule import scale_alpha
 from taid.studies import zoo
-from taid.studies.instruction_tuning import PAPER_UPDATES
+from taid.studies.study import PAPER_UPDATES
 from taid.trainer import DistillationTrainer
 
 TEACHER, STUDENT = "llama-2", "tinyllama"

@@ -14,7 +14,7 @@ from analysis import ablations as page
 from analysis import rows as analysis_rows
 from taid import losses, results, schedule
 from taid.objectives import TAID
-from taid.studies import ablations, instruction_tuning, sources, variants
+from taid.studies import ablations, instruction_tuning, sources, study, variants
 
 ROOT = Path(__file__).parents[1]
 RUN = ablations.Run("cpu", "taid", ablations.TEACHER, seed=0, learning_rate=1e-2)
@@ -132,12 +132,12 @@ def test_all_but_one_logit_with_the_tail_is_all_of_them():
     close(gradient(variants.top_k, 0.5, k=10, tail=True), gradient(variants.taid, 0.5))
 
 
-@pytest.mark.parametrize("name", variants.LOSSES)
+@pytest.mark.parametrize("name", variants.BLENDS)
 def test_half_precision_is_computed_in_single(name):
     options = {"with_data": {"ratio": 0.5}, "top_k": {"k": 3, "tail": True}, "matched": {"direction": "kl"}}
     half = STUDENT.bfloat16(), TEACHER.bfloat16()
     found, expected = (
-        variants.LOSSES[name](*(x.to(kind) for x in half), LABELS, 0.5, **options.get(name, {}))
+        variants.BLENDS[name](*(x.to(kind) for x in half), LABELS, 0.5, **options.get(name, {}))
         for kind in (torch.bfloat16, torch.float64)
     )
     assert found.dtype == torch.float32
@@ -200,8 +200,8 @@ def test_schedules_are_the_variants(monkeypatch):
 
 def test_warm_up_is_a_share_of_the_steps():
     steps = instruction_tuning.CPU.distil.steps
-    assert replace(RUN, method="kl_warmup_0.1").training().warmup_steps == steps // 10
-    assert RUN.training() == replace(instruction_tuning.CPU.distil, learning_rate=1e-2)
+    assert replace(RUN, method="kl_warmup_0.1").training.warmup_steps == steps // 10
+    assert RUN.training == replace(instruction_tuning.CPU.distil, learning_rate=1e-2)
 
 
 def test_an_unknown_variant_names_the_known_ones():
@@ -219,7 +219,7 @@ def test_learning_rates_are_table_1s_choice():
     rates = ablations.learning_rates([*table1, *others], "cpu")
     chosen = {run.method: run.learning_rate for run in ablations.runs("cpu", 0, rates)}
     assert chosen == dict.fromkeys(ablations.VARIANTS, 0.01) | {"sft": 0.003}
-    with pytest.raises(ValueError, match="for sft: run `make table1 SCALE=cpu` first"):
+    with pytest.raises(ValueError, match="for sft with phi-3-mini: run `make table1 SCALE=cpu` first"):
         ablations.learning_rates(table1[:1], "cpu")
 
 
@@ -329,7 +329,7 @@ def test_tracing_leaves_table_1s_student_as_it_is_and_trains_once(tmp_path, monk
     which rounds elsewhere in fp32."""
     (tmp_path / "sources").symlink_to({sources.fetch(name).parent for name in sources.SOURCES}.pop())
     monkeypatch.setenv("TAID_CACHE", str(tmp_path))
-    instruction_tuning.bench.cache_clear()
+    study.at.cache_clear()
     run = replace(RUN, scale="smoke")
     values, _ = ablations.measure(run)
     table1, _ = instruction_tuning.measure(
@@ -338,11 +338,11 @@ def test_tracing_leaves_table_1s_student_as_it_is_and_trains_once(tmp_path, monk
     same = {key: value for key, value in table1.items() if key in values and key[0] != "train_seconds"}
     assert ("score", "average") in same
     assert {key: values[key] for key in same} == pytest.approx(same, rel=1e-5)
-    monkeypatch.setattr(instruction_tuning, "fit", None)  # nothing trains again
+    monkeypatch.setattr(study, "fit", None)  # nothing trains again
     assert ablations.measure(run)[0] == values
     curves, _ = ablations.curves(run)
     assert {"t", "loss", "noise_variance", "t_paper_constant", "t_paper_measured"} <= {
         metric for metric, _ in curves
     }
     assert curves["t", "1.0000"] == curves["t_paper_constant", "1.0000"] == 1.0
-    instruction_tuning.bench.cache_clear()
+    study.at.cache_clear()

@@ -17,7 +17,7 @@ from taid import objectives, results
 from taid.data import Collator, train_tokenizer
 from taid.evaluation import likelihood
 from taid.evaluation.last_words import last_word_scores, last_words
-from taid.studies import capacity, jobs, sources
+from taid.studies import capacity, jobs, sources, study, training
 from taid.studies.capacity import NONE, STUDENT, TEACHERS, ZOO, Run
 from taid.studies.zoo import parameters
 from taid.teacher import LiveTeacher
@@ -83,14 +83,14 @@ def cache(tmp_path_factory):
             texts = {f"{kind} {i}": document(kind.split("_")[0], i) for i in range(30)}
             patch.setattr(sources, kind, lambda texts=texts: texts)
         patch.setitem(capacity.SETTINGS, "smoke", TINY)
-        capacity.bench.cache_clear()
+        study.at.cache_clear()
         yield folder
-    capacity.bench.cache_clear()
+    study.at.cache_clear()
 
 
 @pytest.fixture(scope="module")
-def bench(cache):
-    return capacity.bench("smoke")
+def here(cache):
+    return capacity.at("smoke")
 
 
 @pytest.fixture
@@ -101,27 +101,30 @@ def batches():
 # --- data
 
 
-def test_no_document_is_in_two_splits(bench):
+def test_no_document_is_in_two_splits(here):
     """By each document's own word: in one split alone, and in no other split's decoded examples."""
     words = {marker(kind, i) for kind in ("austen", "moby", "sotu") for i in range(30)}
-    of = {s: {w for w in words if any(w in text for text in texts)} for s, texts in bench.documents.items()}
+    of = {
+        s: {w for w in words if any(w in text for text in texts)}
+        for s, texts in here.source.documents.items()
+    }
     assert set(of) == {"train", "distil", "validation", "test"} and all(of.values())
     assert sum(map(len, of.values())) == len(set.union(*of.values()))
 
-    examples = {"train": bench.train, "words": bench.items, **bench.windows}
+    examples = {"train": here.source.pretraining(), "words": here.source.items, **here.source.windows}
     for split, chosen in examples.items():
         home = of["test" if split == "words" else split]
-        text = " ".join(bench.tokenizer.decode(e["prompt_ids"] + e["response_ids"]) for e in chosen)
+        text = " ".join(here.source.tokenizer.decode(e["prompt_ids"] + e["response_ids"]) for e in chosen)
         found = {word for word in words if word in text}
         assert found and found <= home, f"{split} has text of other splits: {found - home}"
 
 
-def test_a_document_that_quotes_a_held_out_one_is_not_trained_on(bench, monkeypatch):
+def test_a_document_that_quotes_a_held_out_one_is_not_trained_on(here, monkeypatch):
     """Twenty words of a test document, in another case and punctuation, in one document of each part."""
-    quoted = ", ".join(bench.documents["test"][0].upper().split()[5:25])
+    quoted = ", ".join(here.source.documents["test"][0].upper().split()[5:25])
     texts = sources.austen()
     chosen = {
-        split: next(n for n in texts if " ".join(texts[n].split()) in bench.documents[split])
+        split: next(n for n in texts if " ".join(texts[n].split()) in here.source.documents[split])
         for split in ("train", "distil")
     }
     monkeypatch.setattr(
@@ -133,22 +136,22 @@ def test_a_document_that_quotes_a_held_out_one_is_not_trained_on(bench, monkeypa
     )
     again = capacity.documents(TINY.documents)
     for split in ("train", "distil"):
-        left_out = set(bench.documents[split]) - set(again[split])
+        left_out = set(here.source.documents[split]) - set(again[split])
         assert left_out == {" ".join(texts[chosen[split]].split())}
         assert not any(quoted in text for text in again[split])
-    assert again["test"] == bench.documents["test"]
+    assert again["test"] == here.source.documents["test"]
 
 
-def test_the_tokeniser_sees_training_documents_alone(bench):
-    again = train_tokenizer(bench.documents["train"], TINY.vocab_size)
-    assert bench.tokenizer.get_vocab() == again.get_vocab()
+def test_the_tokeniser_sees_training_documents_alone(here):
+    again = train_tokenizer(here.source.documents["train"], TINY.vocab_size)
+    assert here.source.tokenizer.get_vocab() == again.get_vocab()
 
 
-def test_last_words_are_whole_words_in_their_context(bench):
+def test_last_words_are_whole_words_in_their_context(here):
     """Oracle: the text up to the word's end, tokenised on its own; which words, by splitting at spaces."""
     context = TINY.window - TINY.longest_word
-    texts = bench.documents["test"]
-    items = last_words(bench.tokenizer, texts, context, TINY.longest_word)
+    texts = here.source.documents["test"]
+    items = last_words(here.source.tokenizer, texts, context, TINY.longest_word)
     expected = []
     for text in texts:
         words = text.split()
@@ -156,8 +159,8 @@ def test_last_words_are_whole_words_in_their_context(bench):
             bare = word.rstrip(".!?")
             if bare == word or len(bare) < 3:
                 continue
-            ids = bench.tokenizer(" ".join([*words[:i], bare]))["input_ids"]
-            before = bench.tokenizer(" ".join(words[:i]))["input_ids"]
+            ids = here.source.tokenizer(" ".join([*words[:i], bare]))["input_ids"]
+            before = here.source.tokenizer(" ".join(words[:i]))["input_ids"]
             target = ids[len(before) :]
             if len(before) >= context and len(target) <= TINY.longest_word:
                 expected.append((before[-context:], target))
@@ -165,29 +168,31 @@ def test_last_words_are_whole_words_in_their_context(bench):
     assert [item["index"] for item in items] == list(range(len(items)))
 
 
-def test_a_word_too_long_or_too_early_is_left_out(bench):
-    tokens = len(bench.tokenizer(" extraordinarily")["input_ids"])
+def test_a_word_too_long_or_too_early_is_left_out(here):
+    tokens = len(here.source.tokenizer(" extraordinarily")["input_ids"])
     early, late = "It was extraordinarily.", "It was all that they had ever seen, extraordinarily."
     for longest, found in ((tokens, 1), (tokens - 1, 0)):
-        assert len(last_words(bench.tokenizer, [late], 8, longest)) == found
-        assert not last_words(bench.tokenizer, [early], 8, longest)
-    assert not last_words(bench.tokenizer, [late.replace("extraordinarily", "Mrs")], 8, tokens)
+        assert len(last_words(here.source.tokenizer, [late], 8, longest)) == found
+        assert not last_words(here.source.tokenizer, [early], 8, longest)
+    assert not last_words(here.source.tokenizer, [late.replace("extraordinarily", "Mrs")], 8, tokens)
 
 
-def test_spread_is_even_and_numbers_anew():
+def test_examples_are_taken_evenly_and_numbers_anew():
     items = [{"index": i, "value": i} for i in range(10)]
-    assert [item["value"] for item in capacity.spread(items, 4)] == [0, 2, 5, 7]
-    assert [item["index"] for item in capacity.spread(items, 4)] == [0, 1, 2, 3]
+    assert [item["value"] for item in capacity.evenly(items, 4)] == [0, 2, 5, 7]
+    assert [item["index"] for item in capacity.evenly(items, 4)] == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="11 examples of 10: ask for fewer"):
-        capacity.spread(items, 11)
+        capacity.evenly(items, 11)
 
 
-def test_chance_is_the_share_of_validations_most_frequent_word(bench):
-    counted = Counter(tuple(item["response_ids"]) for item in bench.last_words("validation"))
+def test_chance_is_the_share_of_validations_most_frequent_word(here):
+    counted = Counter(tuple(item["response_ids"]) for item in here.source.last_words("validation"))
     most = max(counted.values())
     candidates = [word for word, number in counted.items() if number == most]
-    shares = [sum(tuple(item["response_ids"]) == word for item in bench.items) for word in candidates]
-    assert any(bench.chance() == pytest.approx(100 * share / len(bench.items)) for share in shares)
+    shares = [sum(tuple(item["response_ids"]) == word for item in here.source.items) for word in candidates]
+    assert any(
+        here.source.chance() == pytest.approx(100 * share / len(here.source.items)) for share in shares
+    )
 
 
 # --- zoo
@@ -342,7 +347,7 @@ def filled(cache, script, tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jobs, "run", in_this_process)
-        patch.setattr(capacity, "METHODS", ("taid", "skew_kl"))
+        patch.setattr(script, "METHODS", ("taid", "skew_kl"))
         patch.setattr(script, "MAP_METHODS", ("taid",))
         script.main("smoke", 1, 1, folder)
     return folder, results.read(folder / "table6.jsonl")
@@ -387,14 +392,15 @@ def test_the_learning_rate_is_the_grids_best_on_validation(filled):
 def test_a_second_run_trains_nothing_and_adds_nothing(filled, script, monkeypatch):
     folder, _ = filled
     before = (folder / "table6.jsonl").read_bytes()
-    capacity.bench.cache_clear()  # as in a new process
+    study.at.cache_clear()  # as in a new process
 
     def refuse(*args, **kwargs):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(capacity, "fit", refuse)
+    for module in (study, training):
+        monkeypatch.setattr(module, "fit", refuse)
     monkeypatch.setattr(jobs, "run", in_this_process)
-    monkeypatch.setattr(capacity, "METHODS", ("taid", "skew_kl"))
+    monkeypatch.setattr(script, "METHODS", ("taid", "skew_kl"))
     monkeypatch.setattr(script, "MAP_METHODS", ("taid",))
     script.main("smoke", 1, 1, folder)
     assert (folder / "table6.jsonl").read_bytes() == before
@@ -403,10 +409,10 @@ def test_a_second_run_trains_nothing_and_adds_nothing(filled, script, monkeypatc
 def test_all_methods_of_a_seed_see_one_stream_and_another_seed_another(cache, monkeypatch):
     """What the teacher is asked for, in order, by the examples' numbers; and from equal students."""
     seen, starts = [], []
-    live = capacity.Bench.teacher_logits
+    live = capacity.Capacity.teacher_logits
 
-    def spy(bench, name, split):
-        teacher = live(bench, name, split)
+    def spy(here, name, split):
+        teacher = live(here, name, split)
 
         def asked(batch):
             seen.append(batch["index"].tolist())
@@ -414,18 +420,18 @@ def test_all_methods_of_a_seed_see_one_stream_and_another_seed_another(cache, mo
 
         return asked
 
-    fit = capacity.fit
-    monkeypatch.setattr(capacity.Bench, "teacher_logits", spy)
+    fit = study.fit
+    monkeypatch.setattr(capacity.Capacity, "teacher_logits", spy)
     monkeypatch.setattr(
-        capacity,
+        study,
         "fit",
         lambda student, *a, **k: (
             starts.append(next(student.parameters()).detach().clone()),
             fit(student, *a, **k),
-        ),
+        )[1],
     )
-    here, streams = capacity.bench("smoke"), {}
-    here.student(STUDENT, 1)
+    here, streams = capacity.at("smoke"), {}
+    here.source.student(STUDENT, 1)
     starts.clear()
     for method, teacher, seed in (("kl", TEACHERS[0], 0), ("rkl", TEACHERS[-1], 0), ("kl", TEACHERS[0], 1)):
         seen.clear()
@@ -436,13 +442,13 @@ def test_all_methods_of_a_seed_see_one_stream_and_another_seed_another(cache, mo
     assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
 
 
-def test_rows_say_what_was_measured(bench):
+def test_rows_say_what_was_measured(here):
     run = replace(RUN, temperature=2.0)
     values, seconds = capacity.measure(run, "test")
-    assert set(values) == set(capacity.UNITS) - {"last_word_chance"}
+    assert {metric for metric, _ in values} == set(capacity.UNITS) - {"last_word_chance"}
     assert all(math.isfinite(value) for value in values.values()) and seconds > 0
     rows = capacity.rows(run, "table6_map", values, seconds)
-    assert {row.metric: row.value for row in rows} == values
+    assert {(row.metric, row.task): row.value for row in rows} == values
     for row in rows:
         assert (row.method, row.teacher, row.student, row.task) == ("taid", "pythia-1b", STUDENT, "τ = 2")
         assert (row.unit, row.higher_is_better) == capacity.UNITS[row.metric]

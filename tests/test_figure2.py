@@ -10,7 +10,7 @@ from analysis import figure2 as page
 from analysis import rows as analysis_rows
 from analysis.claims import FIGURE2
 from taid import results
-from taid.studies import ablations, adaptivity, instruction_tuning
+from taid.studies import ablations, adaptivity, instruction_tuning, study
 
 RUN = ablations.Run("cpu", "taid", ablations.TEACHER, seed=0, learning_rate=1e-2)
 STEPS = instruction_tuning.CPU.distil.steps
@@ -50,8 +50,8 @@ def test_points_lie_on_their_curves(curves):
     tasks = [f"{share:.4f}" for share in np.linspace(0, 1, ablations.POINTS)]
     for metric, updates in (
         ("t", STEPS),
-        ("t_paper_constant", instruction_tuning.PAPER_UPDATES),
-        ("t_paper_measured", instruction_tuning.PAPER_UPDATES),
+        ("t_paper_constant", study.PAPER_UPDATES),
+        ("t_paper_measured", study.PAPER_UPDATES),
     ):
         t = adaptivity.predicted(instruction_tuning.CPU.alpha * STEPS / updates, updates, 0.4)
         expected = np.interp(np.linspace(0, 1, ablations.POINTS), np.linspace(0, 1, updates + 1), t)

@@ -15,8 +15,8 @@ import pytest
 from taid import results
 from taid.evaluation.likelihood import held_out_loss
 from taid.objectives import METHODS, TABLE1
-from taid.studies import instruction_tuning, sources, zoo
-from taid.studies.instruction_tuning import SETTINGS, SMOKE, UNITS, Run, method_options
+from taid.studies import instruction_tuning, sources, study, training, zoo
+from taid.studies.instruction_tuning import SETTINGS, SMOKE, UNITS, Run
 from taid.studies.instructions import CATEGORIES, JUDGED
 
 ROOT = Path(__file__).parents[1]
@@ -30,9 +30,9 @@ def cache(tmp_path_factory):
     (folder / "sources").symlink_to({sources.fetch(name).parent for name in sources.SOURCES}.pop())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TAID_CACHE", str(folder))
-        instruction_tuning.bench.cache_clear()
+        study.at.cache_clear()
         yield folder
-    instruction_tuning.bench.cache_clear()
+    study.at.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,8 @@ def no_training(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(instruction_tuning, "fit", refuse)
+    monkeypatch.setattr(training, "fit", refuse)
+    monkeypatch.setattr(study, "fit", refuse)
 
 
 # --- what is measured
@@ -69,7 +70,7 @@ def test_every_named_metric_is_measured(measured):
 
 
 def test_a_second_call_trains_nothing_and_says_the_same(measured, no_training):
-    instruction_tuning.bench.cache_clear()  # as in a new process: only what is on disk is left
+    study.at.cache_clear()  # as in a new process: only what is on disk is left
     assert instruction_tuning.measure(RUN, "test")[0] == measured[0]
 
 
@@ -83,12 +84,14 @@ def test_the_teacher_is_its_own_teacher(measured):
 
 def test_the_judges_scale_is_that_of_the_human_responses(measured):
     """Oracle: minus the held-out loss of the judge on the data's own responses."""
-    here = instruction_tuning.bench("smoke")
+    here = instruction_tuning.at("smoke")
     judge = here.judge_of("pythia", 0, "test")
     assert set(judge.human) == set(judge.untrained) == set(JUDGED)
     for category in JUDGED:
         losses = held_out_loss(
-            judge.model, here.encode([i for i in here.data.test if i.category == category]), here.collator
+            judge.model,
+            here.source.encode([i for i in here.source.data.test if i.category == category]),
+            here.collator,
         )
         assert judge.human[category] == pytest.approx(-sum(losses) / len(losses), rel=1e-5)
 
@@ -97,24 +100,30 @@ def test_the_judges_scale_is_that_of_the_human_responses(measured):
 
 
 def test_copies_of_a_question_share_its_place_in_the_cache(cache):
-    here = instruction_tuning.bench("smoke")
-    assert [e["index"] for e in here.train] == list(range(len(here.train)))
-    count = {i: sum(e["index"] == i for e in here.stream) for i in range(len(here.train))}
-    for i, (item, example) in enumerate(zip(here.data.train, here.train, strict=True)):
+    here = instruction_tuning.at("smoke")
+    assert [e["index"] for e in here.source.examples("train")] == list(
+        range(len(here.source.examples("train")))
+    )
+    count = {
+        i: sum(e["index"] == i for e in here.source.stream) for i in range(len(here.source.examples("train")))
+    }
+    for i, (item, example) in enumerate(
+        zip(here.source.data.train, here.source.examples("train"), strict=True)
+    ):
         fits = (
             len(example["prompt_ids"]) <= SMOKE.longest[0]
             and len(example["response_ids"]) <= SMOKE.longest[1]
         )
         assert count[i] == fits * (SMOKE.question_copies if item.answers else 1)
-    assert all(e is here.train[e["index"]] for e in here.stream)
+    assert all(e is here.source.examples("train")[e["index"]] for e in here.source.stream)
 
 
 def test_pretraining_mixes_the_dictionary_in(cache, monkeypatch):
-    here = instruction_tuning.bench("smoke")
-    text = here.data.text | {"train": here.data.text["train"][:2000]}  # all of it takes seconds
-    monkeypatch.setattr(here, "data", replace(here.data, text=text))
-    windows = here.windows("train")
-    prose = instruction_tuning.pack(here.tokenizer, here.data.text["train"], SMOKE.window)
+    here = instruction_tuning.at("smoke")
+    text = here.source.data.text | {"train": here.source.data.text["train"][:2000]}  # all of it takes seconds
+    monkeypatch.setattr(here.source, "data", replace(here.source.data, text=text))
+    windows = here.source.windows("train")
+    prose = instruction_tuning.pack(here.source.tokenizer, here.source.data.text["train"], SMOKE.window)
     assert 1 - len(prose) / len(windows) == pytest.approx(SMOKE.dictionary_share, abs=1e-3)
     assert all(len(w["prompt_ids"] + w["response_ids"]) == SMOKE.window for w in windows)
 
@@ -122,20 +131,24 @@ def test_pretraining_mixes_the_dictionary_in(cache, monkeypatch):
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_text_survives_the_tokenizer(cache, split):
     """A verified answer that came back changed could never be right."""
-    here = instruction_tuning.bench("smoke")
-    for item, example in zip(getattr(here.data, split), getattr(here, split), strict=True):
+    here = instruction_tuning.at("smoke")
+    for item, example in zip(here.source.items(split), here.source.examples(split), strict=True):
         assert (
-            here.tokenizer.decode(example["response_ids"], skip_special_tokens=True).strip() == item.response
+            here.source.tokenizer.decode(example["response_ids"], skip_special_tokens=True).strip()
+            == item.response
         )
-        assert here.tokenizer.decode(example["prompt_ids"], skip_special_tokens=True).strip() == item.prompt
+        assert (
+            here.source.tokenizer.decode(example["prompt_ids"], skip_special_tokens=True).strip()
+            == item.prompt
+        )
 
 
 # --- the cache
 
 
 def test_a_damaged_model_is_trained_again_with_a_warning(measured, cache):
-    (weights,) = (instruction_tuning.bench("smoke").folder / "runs").glob(
-        f"{instruction_tuning.digest(RUN.config())}/*.safetensors"
+    (weights,) = (instruction_tuning.at("smoke").folder / "runs").glob(
+        f"{results.digest(RUN.config())}/*.safetensors"
     )
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
@@ -156,7 +169,7 @@ def test_a_kill_while_saving_leaves_no_model(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        instruction_tuning.save_whole(Cut(), None, tmp_path / "models" / "a")
+        training.save_whole(Cut(), None, tmp_path / "models" / "a")
     assert list((tmp_path / "models").iterdir()) == []
 
 
@@ -164,13 +177,10 @@ def test_a_kill_while_saving_leaves_no_model(tmp_path):
 
 
 def test_an_unknown_scale_or_teacher_names_the_known_ones():
+    with pytest.raises(ValueError, match="unknown scale of InstructionTuning 'huge'; known: smoke, cpu"):
+        instruction_tuning.at("huge")
     with pytest.raises(
-        ValueError, match="unknown scale 'huge' for the instruction-tuning study; known: smoke, cpu"
-    ):
-        instruction_tuning.setting("huge")
-    with pytest.raises(
-        ValueError,
-        match="unknown teacher 'gpt-4'; known pairs: phi-3-mini → tinyllama, llama-2 → tinyllama, stablelm",
+        ValueError, match="unknown teacher of a pair 'gpt-4'; known: phi-3-mini, llama-2, stablelm"
     ):
         replace(RUN, teacher="gpt-4")
     with pytest.raises(ValueError, match="unknown method 'tiad'; known: sft, kl, .*taid"):
@@ -212,22 +222,20 @@ def test_a_run_is_named_by_what_it_is():
 @pytest.mark.parametrize("teacher", zoo.PAIRS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_its_options(method, teacher):
-    instruction_tuning.objectives.objective(
-        method, **method_options(replace(RUN, method=method, teacher=teacher))
-    )
+    replace(RUN, method=method, teacher=teacher).objective()
 
 
 def test_options_are_the_papers_per_pair():
     """Paper, section 6.1: t_start 0.4 for Phi-3, else 0.2. α · N as in its run of 16,239 updates at α = 5e-4."""
     t_start = {
-        t: method_options(Run("cpu", m, t, 0, 1e-3))["t_start"]
+        t: Run("cpu", m, t, 0, 1e-3).options["t_start"]
         for t in zoo.PAIRS
         for m in ("taid", "taid_no_adaptive")
     }
     assert t_start == {"phi-3-mini": 0.4, "llama-2": 0.2, "stablelm-zephyr": 0.2}
     for setting in SETTINGS.values():
         assert setting.alpha * setting.distil.steps == pytest.approx(5e-4 * 16_239)
-    skew = {t: method_options(Run("cpu", "distillm", t, 0, 1e-3))["loss"] for t in zoo.PAIRS}
+    skew = {t: Run("cpu", "distillm", t, 0, 1e-3).options["loss"] for t in zoo.PAIRS}
     assert skew == {"phi-3-mini": "skew_kl", "llama-2": "skew_rkl", "stablelm-zephyr": "skew_kl"}
 
 

@@ -81,35 +81,54 @@ def test_the_value_of_a_run_is_its_last_one_of_that_experiment_metric_and_task(t
     assert found == {first: 2.0, second: 3.0}
 
 
-def test_the_command_line_of_a_study(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["instruction_tuning.py"])
-    assert jobs.arguments("A instruction_tuning.", ["smoke", "cpu"], seeds=4) == (
-        "cpu",
-        4,
-        2,
-        Path("results"),
-    )
-    monkeypatch.setattr(
-        "sys.argv",
-        [
-            "instruction_tuning.py",
-            "--scale",
-            "smoke",
-            "--seeds",
-            "1",
-            "--workers",
-            "3",
-            "--results",
-            "runs/smoke",
-        ],
-    )
-    assert jobs.arguments("A instruction_tuning.", ["smoke", "cpu"], seeds=4) == (
-        "smoke",
-        1,
-        3,
-        Path("runs/smoke"),
-    )
-    monkeypatch.setattr("sys.argv", ["instruction_tuning.py", "--scale", "huge"])
-    with pytest.raises(SystemExit):
-        jobs.arguments("A instruction_tuning.", ["smoke", "cpu"], seeds=4)
-    assert "smoke" in capsys.readouterr().err, "the known scales are named"
+def given(monkeypatch, *arguments: str, **defaults) -> jobs.Arguments:
+    """What a command makes of its arguments."""
+    found: list[jobs.Arguments] = []
+    monkeypatch.setattr("sys.argv", ["study.py", *arguments])
+    jobs.command(lambda *a: found.append(jobs.Arguments(*a)), "A study.", ["smoke", "cpu"], **defaults)
+    return found[0]
+
+
+def test_the_command_line_of_a_study(monkeypatch):
+    assert given(monkeypatch, seeds=4) == ("cpu", 4, 2, Path("runs/cpu"))
+    arguments = ("--scale", "smoke", "--seeds", "1", "--workers", "3", "--results", "elsewhere")
+    assert given(monkeypatch, *arguments, seeds=4) == ("smoke", 1, 3, Path("elsewhere"))
+    assert given(monkeypatch, "--scale", "smoke", seeds=4).results == Path("runs/smoke")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--scale", "huge"), "invalid choice: 'huge' (choose from"),
+        (("--workers", "0"), "'0' is not a whole number from 1 on"),
+        (("--seeds", "-1"), "'-1' is not a whole number from 1 on"),
+        (("--seeds", "two"), "'two' is not a whole number from 1 on"),
+        (("--results", __file__), "is no folder"),
+        (("--scale", "smoke", "--results", str(jobs.REFERENCE)), "rows of the scale smoke mean nothing"),
+    ],
+)
+def test_a_command_that_makes_no_sense_ends_with_a_sentence(arguments, words, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        given(monkeypatch, *arguments, seeds=4)
+    assert end.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_what_is_refused_while_running_is_a_sentence_too(monkeypatch, capsys):
+    def main(*_):
+        raise jobs.Refused("run `make table1` first")
+
+    monkeypatch.setattr("sys.argv", ["study.py"])
+    with pytest.raises(SystemExit) as end:
+        jobs.command(main, "A study.", ["cpu"])
+    assert end.value.code == 2 and capsys.readouterr().err == "study.py: run `make table1` first\n"
+
+
+def test_the_best_rate_of_each_cell_by_hand():
+    runs = {
+        (method, rate): instruction_tuning.Run("cpu", method, "phi-3-mini", 0, rate)
+        for method in ("kl", "taid")
+        for rate in (1e-3, 1e-2)
+    }
+    found = dict(zip(runs.values(), (1.0, 2.0, 4.0, 3.0), strict=True))
+    assert jobs.best(found, lambda run: run.method, max) == {"kl": 1e-2, "taid": 1e-3}
+    assert jobs.best(found, lambda run: run.method, min) == {"kl": 1e-3, "taid": 1e-2}

@@ -16,7 +16,7 @@ from analysis.predicates import close, greater, holds_in_paper
 from taid import results
 from taid.data import Collator
 from taid.results import Provenance, Row
-from taid.studies import jobs, probability_mass
+from taid.studies import jobs, probability_mass, study
 from taid.teacher import LiveTeacher
 
 HERE = Provenance(commit="c0ffee", dirty=False, versions="python 3.11", device="cpu", date="2025-01-01")
@@ -98,12 +98,12 @@ def test_learning_rates_are_those_of_table_1():
     def chosen(method: str, rate: float, **fields) -> Row:
         return row(1.0, experiment="table1", method=method, config={"learning_rate": rate}, **fields)
 
-    rows = [chosen(method, 0.01) for method in ("kl", "rkl", "taid")] + [chosen("rkl", 0.003, seed=1)]
+    rows = [chosen("kl", 0.01), chosen("rkl", 0.003), chosen("taid", 0.01), chosen("rkl", 0.003, seed=1)]
     others = [chosen("kl", 9.0, scale="smoke"), chosen("kl", 9.0, teacher="llama-2"), row(1.0, method="kl")]
-    expected = {("kl", 0): 0.01, ("rkl", 0): 0.01, ("taid", 0): 0.01, ("rkl", 1): 0.003}
-    assert probability_mass.learning_rates(rows + others, "cpu", "phi-3-mini") == expected
-    with pytest.raises(ValueError, match="for kl, rkl: run `make table1 SCALE=cpu` first"):
-        probability_mass.learning_rates(rows[2:3] + others, "cpu", "phi-3-mini")
+    found = study.chosen_rates(rows + others, "cpu", "phi-3-mini", probability_mass.CLAIMED)
+    assert found == {"kl": 0.01, "rkl": 0.003, "taid": 0.01}
+    with pytest.raises(jobs.Refused, match="for kl, rkl with phi-3-mini: run `make table1 SCALE=cpu` first"):
+        study.chosen_rates(rows[2:3] + others, "cpu", "phi-3-mini", probability_mass.CLAIMED)
 
 
 # Finished cells

@@ -19,7 +19,7 @@ from analysis.predicates import holds_in_paper
 from taid import losses, results
 from taid.files import cache_dir
 from taid.results import Provenance, Row
-from taid.studies import continued_pretraining, lm_tasks, logit_cache, sources, study, zoo
+from taid.studies import continued_pretraining, lm_tasks, logit_cache, sources, study, training, zoo
 from taid.studies.continued_pretraining import TABLE2 as METHODS
 from taid.studies.continued_pretraining import UNITS, Run
 from taid.studies.logit_cache import bias
@@ -36,14 +36,14 @@ def cache(tmp_path_factory):
     (folder / "sources").symlink_to({sources.fetch(name).parent for name in sources.SOURCES}.pop())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TAID_CACHE", str(folder))
-        continued_pretraining.bench.cache_clear()
+        study.at.cache_clear()
         yield folder
-    continued_pretraining.bench.cache_clear()
+    study.at.cache_clear()
 
 
 @pytest.fixture(scope="module")
 def here(cache):
-    return continued_pretraining.bench("smoke")
+    return continued_pretraining.at("smoke")
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +54,24 @@ def measured(here):
 @pytest.fixture
 def fits(monkeypatch):
     """The calls of `fit` from now on: (examples, training, seed)."""
-    calls, fit = [], continued_pretraining.fit
+    calls, fit = [], training.fit
 
-    def recording(model, examples, collator, training, **options):
-        calls.append((examples, training, options["seed"]))
-        return fit(model, examples, collator, training, **options)
+    def recording(model, examples, *arguments, **options):
+        phase = options.get("training") or arguments[1]
+        calls.append((examples, phase, options["seed"]))
+        return fit(model, examples, *arguments, **options)
 
-    monkeypatch.setattr(study, "fit", recording)
+    for module in (study, training):
+        monkeypatch.setattr(module, "fit", recording)
     return calls
+
+
+def teacher_of(here):
+    return here.source.teacher(here.setting.teacher)
+
+
+def student_of(here, seed: int):
+    return here.source.student(here.setting.student, seed)
 
 
 def ids(examples: list[dict]) -> set[tuple]:
@@ -79,16 +89,20 @@ def test_windows_of_healing_distillation_and_tests_are_of_no_common_document(her
     """Windows of one document never stand on two sides, but for healing and distillation: of one split, and
     no window of one is of the other."""
     for split in ("validation", "test"):
-        assert len(ids(getattr(here, split))) == getattr(here.settings, split)
-        text = " ".join(here.tokenizer.decode(e["response_ids"]) for e in getattr(here, split))
+        assert len(ids(here.source.examples(split))) == getattr(here.setting, split)
+        text = " ".join(here.source.tokenizer.decode(e["response_ids"]) for e in here.source.examples(split))
         assert text.strip()
-        assert ids(getattr(here, split)).isdisjoint(ids(here.train) | ids(here.healing))
-    assert ids(here.train).isdisjoint(ids(here.healing))
-    assert [e["index"] for e in here.train] == list(range(len(here.train)))
+        assert ids(here.source.examples(split)).isdisjoint(
+            ids(here.source.examples("train")) | ids(here.source.healing)
+        )
+    assert ids(here.source.examples("train")).isdisjoint(ids(here.source.healing))
+    assert [e["index"] for e in here.source.examples("train")] == list(
+        range(len(here.source.examples("train")))
+    )
 
 
 def test_distillation_is_one_pass_over_the_data(here):
-    assert len(here.train) == here.settings.distil.steps * here.settings.distil.batch_size
+    assert len(here.source.examples("train")) == here.setting.distil.steps * here.setting.distil.batch_size
 
 
 def test_seeds_heal_on_other_windows_and_no_method_changes_a_healed_student(here, fits):
@@ -96,13 +110,13 @@ def test_seeds_heal_on_other_windows_and_no_method_changes_a_healed_student(here
         shutil.rmtree(
             here.folder / "models" / f"healed-{seed}-{continued_pretraining.precision()}", ignore_errors=True
         )
-    before = [p.clone() for p in here.student(0).parameters()]
-    here.student(1)
-    (first, training, _), (second, *_) = fits
-    assert training == here.settings.heal and ids(first) != ids(second)
+    before = [p.clone() for p in student_of(here, 0).parameters()]
+    student_of(here, 1)
+    (first, phase, _), (second, *_) = fits
+    assert phase == here.setting.heal and ids(first) != ids(second)
     here.distilled(replace(RUN, method="sft", learning_rate=1e-2))
     assert len(fits) == 3  # and it did train
-    assert all(map(torch.equal, before, here.student(0).parameters()))
+    assert all(map(torch.equal, before, student_of(here, 0).parameters()))
 
 
 def test_all_methods_see_the_same_batches_in_the_same_order(here, monkeypatch):
@@ -113,22 +127,22 @@ def test_all_methods_see_the_same_batches_in_the_same_order(here, monkeypatch):
         seen.append([e["index"] for e in examples])
         return collator(examples)
 
+    here.teacher_logits(here.setting.teacher, "train")  # collated as well
     orders = []
+    monkeypatch.setattr(here, "collator", recording)
     for method in ("sft", "kl", "tvd"):
-        student = here.student(0)
-        teacher = here.cached_teacher("train")
-        monkeypatch.setattr(here, "collator", recording)
-        here.fit(student, here.train, here.settings.distil, seed=3, objective=method, teacher=teacher)
-        monkeypatch.setattr(here, "collator", collator)
+        here.distilled(replace(RUN, method=method, seed=3, learning_rate=7e-3))
         orders.append(list(seen))
         seen.clear()
     assert orders[0] == orders[1] == orders[2]
-    assert sorted(i for batch in orders[0] for i in batch) == list(range(len(here.train)))  # each window once
+    assert sorted(i for batch in orders[0] for i in batch) == list(
+        range(len(here.source.examples("train")))
+    )  # each window once
 
 
 def test_the_student_is_cut_out_of_the_teacher(here):
-    layers = here.student(0).config.num_hidden_layers
-    assert layers == here.settings.kept_layers < here.teacher.config.num_hidden_layers
+    layers = student_of(here, 0).config.num_hidden_layers
+    assert layers == here.setting.kept_layers < teacher_of(here).config.num_hidden_layers
     assert continued_pretraining.setting("cpu").student == "smollm2-135m-6-layers"
 
 
@@ -153,9 +167,9 @@ def test_the_teacher_is_itself(here):
     """Oracle: KL(p ‖ p) = 0; and its loss on the windows from whole logits."""
     values, _ = continued_pretraining.measure(replace(RUN, method="teacher", steps=0), "validation")
     assert values["kl_to_teacher", "average"] == pytest.approx(0, abs=1e-6)
-    batch = here.collator(here.validation)
+    batch = here.collator(here.source.examples("validation"))
     with torch.no_grad():
-        logits = here.teacher(batch["input_ids"]).logits[:, :-1]
+        logits = teacher_of(here)(batch["input_ids"]).logits[:, :-1]
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["input_ids"][:, 1:].flatten())
     assert values["held_out_loss", "average"] == pytest.approx(expected.item(), rel=1e-5)
     assert not any(metric == "accuracy" for metric, _ in values)  # validation chooses a rate, no more
@@ -180,14 +194,14 @@ def test_a_run_is_named_by_everything_that_decides_it(monkeypatch):
         )
     ]
     hashes = [results.config_hash(run.config()) for run in changed]
-    monkeypatch.setattr(study, "precision", lambda: "another")
+    monkeypatch.setattr(continued_pretraining, "precision", lambda: "another")
     hashes.append(results.config_hash(RUN.config()))
     assert len(set(hashes)) == len(hashes)
 
 
 def test_alpha_times_the_number_of_updates_is_the_paper_s():
-    assert RUN.options()["alpha"] * 4 == pytest.approx(5e-4 * continued_pretraining.PAPER_UPDATES)
-    assert replace(RUN, method="kl").options() == {}
+    assert RUN.options["alpha"] * 4 == pytest.approx(5e-4 * continued_pretraining.PAPER_UPDATES)
+    assert replace(RUN, method="kl").options == {}
 
 
 @pytest.mark.parametrize("change", [{"method": "dkd"}, {"scale": "huge"}, {"scale": "paper"}])
@@ -208,7 +222,7 @@ def test_unknown_names_are_refused_and_known_ones_told(change):
     ],
 )
 def test_bf16_is_for_processors_that_have_it(flags, fast):
-    assert study.bf16_is_fast(f"processor : 0\n{flags}\n") is fast
+    assert training.bf16_is_fast(f"processor : 0\n{flags}\n") is fast
 
 
 def test_bf16_is_passed_on_to_training(tmp_path):
@@ -230,18 +244,18 @@ def logits(seed: int) -> torch.Tensor:
     return 3 * torch.randn(40, 48, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("name", logit_cache.LOSSES)
+@pytest.mark.parametrize("name", logit_cache.PROBED)
 def test_the_bias_of_the_exact_teacher_is_none(name):
-    assert bias(logit_cache.LOSSES[name], logits(0), logits(1), logits(1)) == (0.0, 0.0)
+    assert bias(logit_cache.PROBED[name], logits(0), logits(1), logits(1)) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("name", logit_cache.LOSSES)
+@pytest.mark.parametrize("name", logit_cache.PROBED)
 def test_the_bias_shrinks_as_more_is_kept(name):
     def stored(k: int) -> torch.Tensor:
         store = TopLogits(k)
         return store.expand(store.compress(logits(1)), 48)
 
-    loss = logit_cache.LOSSES[name]
+    loss = logit_cache.PROBED[name]
     value, gradient = zip(*(bias(loss, logits(0), logits(1), stored(k)) for k in (2, 12, 47)))
     assert gradient[0] > gradient[1] > gradient[2] and abs(value[0]) > abs(value[2])
     assert gradient[2] < 5e-3  # 47 of 48 kept, and so the 48th as well: fp16 alone
@@ -278,9 +292,9 @@ def test_the_cache_is_measured_in_one_run(here):
     assert stores == {"live", *logit_cache.STORES}
     assert values["speed_up", "live"] == 1
     assert values["bytes_per_token", "top-64"] == 64 * 6 + 4
-    assert values["bytes_per_token", "hidden"] == 4 * here.teacher.config.hidden_size
+    assert values["bytes_per_token", "hidden"] == 4 * teacher_of(here).config.hidden_size
     assert {task for metric, task in values if metric == "value_error"} == {
-        f"{name}, top {k}" for name in logit_cache.LOSSES for k in logit_cache.TOP
+        f"{name}, top {k}" for name in logit_cache.PROBED for k in logit_cache.TOP
     }
     assert all(math.isfinite(value) for value in values.values())
 
