@@ -10,7 +10,8 @@ from torch.nn.functional import pad
 from taid.data import IGNORE
 from taid.vocabulary import shared_vocabulary
 
-NOT_FOR_THE_MODEL = ("labels", "index", "sampled")
+NOT_FOR_THE_MODEL = ("labels", "shift_labels", "index", "sampled", "logits_to_keep", "num_items_in_batch")
+BEFORE_THE_CACHE = ("PREFIX_TUNING", "CARTRIDGE")  # PEFT's methods whose virtual tokens have no logits
 ENTRIES = 4096  # of a weight in half precision, converted at a time: 4 MB at H = 256
 PROBE, TOLERANCE = 64.0, 0.02  # of `response_head`; bf16 rounds by up to 0.004
 
@@ -24,11 +25,13 @@ class Head(NamedTuple):
 
 
 def response_logits(model, batch: dict) -> tuple[Tensor, Tensor]:
-    """(logits [n, V], labels [n]) of the n unmasked labels of a causal language model's batch.
+    """(logits [n, V], labels [n]) of the n unmasked labels of a language model's batch, as `targets` has them.
 
-    Position i predicts the label at i + 1, so a label in column 0 counts as masked. Only these n rows pass
-    through the head: all else that the model does to its logits (a soft-cap, a scale) it does to them. Of a
-    model without output embeddings, or that does not call them, they are selected from the whole logits.
+    Only these n rows pass through the head: all else that the model does to its logits (a soft-cap, a scale)
+    it does to them. Of a model without output embeddings, or that does not call them, they are selected from
+    the whole logits.
+
+    Raises ValueError for a model whose logits are not one row per label: which belong to which is not known.
     """
     _, logits, labels = response_states(model, batch)
     return logits, labels
@@ -42,34 +45,108 @@ def response_states(
     In its place `through(hidden)`, [m, H], passes the head. Where `hidden` is None there was no head to see,
     and the logits are those of all n labels.
     """
-    following = pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)  # [B, L]
+    following = targets(model, batch)  # [B, L]
     rows = (following != IGNORE).flatten().nonzero()[:, 0]  # [n]
-    seen = []
+    before = virtual_tokens(model)
+    shape = (len(following), before + following.shape[1])
+    hidden = passed = None
 
     @torch.compiler.disable  # a compiled model would compile itself anew for every batch's rows
     def select(head, inputs):
-        hidden, *others = inputs  # [B, L, H]
-        if hidden.shape[:2] != following.shape:
+        nonlocal hidden, passed
+        states, *others = inputs  # [B, L, H]
+        if states.shape[:2] != shape:
             return None
-        seen.append(hidden.flatten(0, 1).index_select(0, rows))
-        return through(seen[0])[None], *others
+        hidden = states[:, before:].flatten(0, 1).index_select(0, rows)
+        passed = through(hidden)
+        return passed[None], *others
 
     head = output_embeddings(model)
     hook = head.register_forward_pre_hook(select) if head is not None else None
     try:
-        inputs = {name: value for name, value in batch.items() if name not in NOT_FOR_THE_MODEL}
-        logits = model(**inputs, use_cache=False).logits.flatten(0, 1)  # [m, V] or [B · L, V]
+        output = model(**model_inputs(model, batch), use_cache=False)
     finally:
         if hook is not None:
             hook.remove()
-    hidden = seen[0] if seen else None
-    return hidden, logits if seen else logits[rows], following.flatten()[rows]
+    logits = getattr(output, "logits", None)
+    if logits is None:
+        raise ValueError(f"{_name(model)} returns no .logits: distil models for language (…ForCausalLM)")
+    if logits.dim() != 3 or logits.shape[:2] != (shape if hidden is None else (1, len(passed))):
+        raise ValueError(
+            f"{_name(model)} returns logits {list(logits.shape)} for {list(following.shape)} labels: which belong to "
+            "which is not known. Distil models that return one row of logits per input token (or per label of a "
+            "decoder), and no others."
+        )
+    if hidden is None:
+        return None, logits[:, before:].flatten(0, 1)[rows], following.flatten()[rows]
+    return hidden, logits[0], following.flatten()[rows]
+
+
+def targets(model, batch: dict) -> Tensor:
+    """[B, L] what each position of the model's logits is to predict, IGNORE where nothing.
+
+    In a causal model position i predicts the label at i + 1, so that a label in column 0 counts as masked; in
+    an encoder–decoder, position i of the decoder predicts label i. Raises ValueError for a label at position 0
+    of a later document of a packed row: the document before would learn it.
+    """
+    labels, positions = batch["labels"], batch.get("position_ids")
+    if is_encoder_decoder(model):
+        return labels
+    if "shift_labels" in batch:
+        return batch["shift_labels"]
+    if positions is not None and positions.shape == labels.shape:
+        if ((labels != IGNORE) & (positions == 0))[:, 1:].any():
+            raise ValueError(
+                "a label stands where position_ids begin anew, so that the document before it, or padding, would "
+                f"learn it: set the first label of each document to {IGNORE}, as DataCollatorWithFlattening does"
+            )
+    return pad(labels[:, 1:], (0, 1), value=IGNORE)
+
+
+def model_inputs(model, batch: dict) -> dict:
+    """What of a batch the model is called with; an encoder–decoder's `decoder_input_ids` are its labels, moved
+    on by one as it does itself, where the batch has none."""
+    inputs = {name: value for name, value in batch.items() if name not in NOT_FOR_THE_MODEL}
+    if is_encoder_decoder(model) and not inputs.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}:
+        shifted = getattr(inner(model), "prepare_decoder_input_ids_from_labels", None)
+        if shifted is None:
+            raise ValueError(f"{_name(model)} does not say how its decoder starts: collate decoder_input_ids")
+        inputs["decoder_input_ids"] = shifted(labels=batch["labels"])
+    return inputs
+
+
+def check_language_model(model, role: str) -> None:
+    """Raises ValueError for a model of transformers that predicts no next token: a classifier, a base without
+    a head, a masked language model."""
+    found = inner(model)
+    if type(found).__module__.startswith("transformers.models.") and not found.can_generate():
+        raise ValueError(
+            f"the {role} is a {_name(model)}, which predicts no next token: load it as …ForCausalLM, "
+            "…ForConditionalGeneration, or by AutoModelForCausalLM.from_pretrained"
+        )
+
+
+def is_encoder_decoder(model) -> bool:
+    """Whether position i of the model's logits belongs to label i, as of T5 and BART."""
+    return getattr(getattr(inner(model), "config", None), "is_encoder_decoder", False)
+
+
+def virtual_tokens(model) -> int:
+    """The number of positions that PEFT's prompt tuning puts before the input's, in the logits as well."""
+    config = getattr(inner(model), "active_peft_config", None)
+    prompt_learning = config is not None and config.is_prompt_learning and not is_encoder_decoder(model)
+    return config.num_virtual_tokens if prompt_learning and config.peft_type not in BEFORE_THE_CACHE else 0
+
+
+def inner(model):
+    """The model inside DistributedDataParallel, or the model."""
+    return getattr(model, "module", model)
 
 
 def output_embeddings(model) -> torch.nn.Module | None:
     """The head of a model, or of the model inside DistributedDataParallel; None if it names none."""
-    inner = getattr(model, "module", model)
-    return inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+    found = inner(model)
+    return found.get_output_embeddings() if hasattr(found, "get_output_embeddings") else None
 
 
 def head_logits(head: Head, rows: slice) -> Tensor:
@@ -121,7 +198,7 @@ def response_head(model, batch: dict) -> tuple[Head, Tensor]:
 
 
 def _name(model) -> str:
-    return type(getattr(model, "module", model)).__name__
+    return type(inner(model)).__name__
 
 
 def vocabulary(logits: Head | Tensor) -> int:

@@ -28,13 +28,15 @@ from taid.logits import (
     Head,
     align_vocabularies,
     check_labels,
+    check_language_model,
+    is_encoder_decoder,
     response_head,
     response_logits,
     response_states,
     vocabulary,
 )
 from taid.objectives import Objective, objective
-from taid.teacher import LiveTeacher
+from taid.teacher import LiveTeacher, check_teacher
 from taid.vocabulary import known_vocabularies, shared_vocabulary
 
 FEW = 4  # positions whose logits tell whether the student says something finite
@@ -87,12 +89,19 @@ class DistillationTrainer(Trainer):
                 f"{self.args.n_gpu} …, or show it a single one, CUDA_VISIBLE_DEVICES=0"
             )
         # compute_loss normalises over the labels of the whole optimizer step, but those in column 0
-        self.model_accepts_loss_kwargs = self._loss_shifts_labels = True
+        self.model_accepts_loss_kwargs = True
+        self._loss_shifts_labels = not is_encoder_decoder(self.model)
         self.args.average_tokens_across_devices = True
         self._vocabularies = known_vocabularies(
             self.model, self.processing_class, teacher, teacher_processing_class, vocab_size
         )
+        check_language_model(self.model, "student")
+        if self.objective.rollouts is not None and is_encoder_decoder(self.model):
+            raise ValueError(
+                "sampling is for causal models: distil an encoder–decoder without gkd or distillm"
+            )
         if isinstance(teacher, torch.nn.Module):
+            check_teacher(teacher, self.model)
             sizes = (model.config.get_text_config().vocab_size for model in (self.model, teacher))
             shared_vocabulary(*sizes, **self._vocabularies)
             teacher = LiveTeacher(teacher.to(self.args.device))

@@ -5,7 +5,7 @@ row by row, as `response_logits` orders them.
 """
 
 from taid.teacher.cache import CachedTeacher, OfflineTeacher, cached_teacher, write_offline
-from taid.teacher.live import LiveTeacher
+from taid.teacher.live import LiveTeacher, check_teacher
 from taid.teacher.stores import FullLogits, HiddenStates, Store, TopLogits
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "Store",
     "TopLogits",
     "cached_teacher",
+    "check_teacher",
     "write_offline",
 ]

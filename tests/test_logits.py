@@ -1,0 +1,222 @@
+"""Which row of logits belongs to which label: encoder–decoders, packed rows, virtual tokens, and what is refused."""
+
+import pytest
+import torch
+from conftest import END, PAD, VOCAB, tiny_examples, tiny_model, tiny_trainer
+from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    DataCollatorWithFlattening,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from transformers.modeling_outputs import CausalLMOutput
+
+from taid.data import IGNORE, Collator
+from taid.logits import response_head, response_logits, virtual_tokens
+from taid.losses import forward_kl
+from taid.teacher import LiveTeacher
+
+BATCH = Collator(PAD)(tiny_examples(4))
+DOCUMENTS = [
+    {
+        "input_ids": [*e["prompt_ids"], *e["response_ids"]],
+        "labels": [IGNORE] * len(e["prompt_ids"]) + e["response_ids"],
+    }
+    for e in tiny_examples(3, seed=2)
+]
+PAIRS = {  # of an encoder–decoder, of unequal lengths
+    "input_ids": torch.tensor([[5, 6, END, PAD], [7, 8, 9, END]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]),
+    "labels": torch.tensor([[10, 11, 12, 13, END], [14, END, IGNORE, IGNORE, IGNORE]]),
+}
+
+
+def t5(seed: int = 0, **options):
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "initializer_factor": 3.0}
+    tokens = {"pad_token_id": PAD, "eos_token_id": END, "decoder_start_token_id": PAD}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return T5ForConditionalGeneration(
+            T5Config(vocab_size=VOCAB, dropout_rate=0.0, **sizes, **tokens, **options)
+        )
+
+
+def bart(seed: int = 0):
+    layers = {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in
+              (("layers", 1), ("ffn_dim", 32), ("attention_heads", 2))}  # fmt: skip
+    tokens = {"pad_token_id": PAD, "eos_token_id": END, "bos_token_id": 2, "decoder_start_token_id": 3}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = BartConfig(vocab_size=VOCAB, d_model=16, dropout=0.0, init_std=0.3, **layers, **tokens)
+        return BartForConditionalGeneration(config)
+
+
+def prompt_tuned(config, **options):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return get_peft_model(tiny_model(**options), config(task_type="CAUSAL_LM", num_virtual_tokens=3))
+
+
+# Encoder–decoders
+
+
+@pytest.mark.parametrize(
+    "make", [t5, bart, lambda: t5(tie_word_embeddings=False)], ids=["t5", "bart", "untied t5"]
+)
+@pytest.mark.parametrize("collated", [False, True])
+def test_label_i_of_an_encoder_decoder_belongs_to_position_i(make, collated):
+    """Oracle: the loss that the model itself computes of the same batch, and its gradient."""
+    model, batch = make().eval(), dict(PAIRS)
+    expected = model(**batch).loss
+    gradients = torch.autograd.grad(expected, list(model.parameters()), allow_unused=True)
+    if collated:  # as DataCollatorForSeq2Seq(tokenizer, model=model) does
+        batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(batch["labels"])
+    logits, labels = response_logits(model, batch)
+    assert labels.tolist() == [10, 11, 12, 13, END, 14, END]
+    loss = cross_entropy(logits, labels)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_an_encoder_decoder_is_distilled_at_all_of_its_labels(tmp_path):
+    """Oracle: KL of the logits of both models, called by hand; the first label counts, unlike a causal model's."""
+    rows = [{name: PAIRS[name][row] for name in PAIRS} for row in range(2)]
+    trainer = tiny_trainer(
+        tmp_path, "kl", student=t5(0), teacher=t5(1), examples=rows, steps=1, batch=2, learning_rate=0.0,
+        collator=lambda rows: {name: torch.stack([row[name] for row in rows]) for name in rows[0]},
+    )  # fmt: skip
+    trainer.train()
+    mask = PAIRS["labels"] != IGNORE
+    student, teacher = (model.eval()(**PAIRS).logits[mask] for model in (t5(0), t5(1)))
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(
+        forward_kl(student, teacher).mean().item(), abs=1e-5
+    )
+
+
+def test_encoder_decoders_are_refused_where_they_cannot_be_distilled(tmp_path):
+    with pytest.raises(ValueError, match="one of student and teacher is an encoder–decoder"):
+        tiny_trainer(tmp_path, "kl", teacher=t5())
+    with pytest.raises(ValueError, match="sampling is for causal models"):
+        tiny_trainer(tmp_path, "gkd", student=t5(0), teacher=t5(1))
+
+
+# Packed rows
+
+
+def test_a_packed_row_is_its_documents(tmp_path):
+    """Numbers among the tensors of a padding-free batch reach both models. Oracle: each document by itself."""
+    packed = DataCollatorWithFlattening(return_flash_attn_kwargs=True)(DOCUMENTS)
+    assert type(packed["max_length_q"]) is int
+    alone = [{name: torch.tensor([row]) for name, row in document.items()} for document in DOCUMENTS]
+    for model in (tiny_model(seed=0), tiny_model(seed=1)):
+        expected = torch.cat([response_logits(model, document)[0] for document in alone])
+        torch.testing.assert_close(response_logits(model, packed)[0], expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(LiveTeacher(model)(packed), expected.detach(), atol=1e-5, rtol=0)
+    flat = DataCollatorWithFlattening(return_flash_attn_kwargs=True)
+    tiny_trainer(
+        tmp_path, "taid", examples=DOCUMENTS * 4, collator=flat, steps=1, validation=DOCUMENTS
+    ).train()
+
+
+def test_what_begins_a_document_is_not_learned_from_the_one_before():
+    packed = dict(DataCollatorWithFlattening()(DOCUMENTS))
+    first = len(DOCUMENTS[0]["input_ids"])
+    packed["labels"] = packed["labels"].index_fill(1, torch.tensor([first]), 5)
+    with pytest.raises(ValueError, match="label stands where position_ids begin anew"):
+        response_logits(tiny_model(), packed)
+
+
+def test_labels_that_the_collator_has_shifted_are_not_shifted_again():
+    shifted = {"shift_labels": torch.nn.functional.pad(BATCH["labels"][:, 1:], (0, 1), value=IGNORE)}
+    for found, expected in zip(
+        response_logits(tiny_model(), BATCH | shifted), response_logits(tiny_model(), BATCH)
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_request_to_keep_few_logits_is_not_passed_on():
+    """With `logits_to_keep` a model returns the last positions alone."""
+    expected = response_logits(tiny_model(), BATCH)[0]
+    torch.testing.assert_close(response_logits(tiny_model(), BATCH | {"logits_to_keep": 1})[0], expected)
+
+
+# Virtual tokens
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("config", [PromptTuningConfig, PrefixTuningConfig])
+def test_virtual_tokens_move_no_label(config, fuse):
+    """Oracle: the model's own loss, for which PEFT pads the labels itself; the tuned prompt is what learns."""
+    model = prompt_tuned(config)
+    assert virtual_tokens(model) == (3 if config is PromptTuningConfig else 0)
+    batch = {name: value for name, value in BATCH.items() if name not in ("index", "position_ids")}
+    expected = model(**batch).loss
+    (gradient,) = torch.autograd.grad(expected, model.prompt_encoder.parameters())
+    if fuse:
+        head, labels = response_head(model, batch)
+        logits = head.hidden @ head.weight.T
+    else:
+        logits, labels = response_logits(model, batch)
+    loss = cross_entropy(logits, labels)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    (found,) = (parameter.grad for parameter in model.prompt_encoder.parameters())
+    torch.testing.assert_close(found, gradient, atol=1e-6, rtol=1e-4)
+    assert gradient.abs().max() > 0
+
+
+def test_no_other_number_of_positions_is_read():
+    """A head that keeps the last position, one that adds an image's, one that gives a class per row."""
+
+    class Other(torch.nn.Module):
+        def __init__(self, positions):
+            super().__init__()
+            self.positions = positions
+
+        def forward(self, input_ids, **kwargs):
+            logits = torch.zeros(len(input_ids), input_ids.shape[1] + 4, VOCAB)
+            return CausalLMOutput(logits=logits[:, self.positions])
+
+    for positions in (slice(-1, None), slice(None), 0):
+        with pytest.raises(ValueError, match="which belong to which is not known"):
+            response_logits(Other(positions), BATCH)
+
+
+# What is no language model
+
+
+@pytest.mark.parametrize("auto", [AutoModel, AutoModelForSequenceClassification, AutoModelForMaskedLM])
+def test_a_model_that_predicts_no_next_token_is_refused(auto, tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    masked = auto is AutoModelForMaskedLM
+    model = auto.from_config(BertConfig(vocab_size=VOCAB, **sizes) if masked else tiny_model().config)
+    for given, role in (({"teacher": model}, "teacher"), ({"student": model}, "student")):
+        with pytest.raises(
+            ValueError, match=f"the {role} is a {type(model).__name__}, which predicts no next token"
+        ):
+            tiny_trainer(tmp_path, "kl", **given)
+    if not masked:
+        inputs = {name: value for name, value in BATCH.items() if name != "index"}
+        with pytest.raises(ValueError, match="returns no .logits|which belong to which is not known"):
+            response_logits(model, inputs)
+
+
+def test_modules_of_ones_own_are_told_what_they_lack(tmp_path):
+    with pytest.raises(ValueError, match="teacher is a Linear without a config"):
+        tiny_trainer(tmp_path, "kl", teacher=torch.nn.Linear(3, 3))
+
+    class Tuple(torch.nn.Module):
+        def forward(self, input_ids, **kwargs):
+            return (torch.zeros(*input_ids.shape, VOCAB),)
+
+    with pytest.raises(ValueError, match="Tuple returns no .logits"):
+        response_logits(Tuple(), BATCH)
