@@ -1,11 +1,13 @@
 """Every notebook runs from top to bottom in this interpreter, and was committed as it ran."""
 
 from pathlib import Path
+from pkgutil import resolve_name
 
 import nbformat
 import pytest
 from ipykernel.kernelspec import write_kernel_spec
 from nbclient import NotebookClient
+from test_architecture import OURS, imports_of
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
@@ -26,6 +28,13 @@ def test_notebook_runs(name, kernel):
     notebook = nbformat.read(FOLDER / name, as_version=4)
     folder = {"metadata": {"path": str(FOLDER)}}
     NotebookClient(notebook, timeout=600, kernel_name=kernel, resources=folder).execute()
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_what_a_notebook_imports_of_ours_is_there(name):
+    for imported in imports_of(FOLDER / name):
+        if imported.split(".")[0] in OURS:
+            resolve_name(imported)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
