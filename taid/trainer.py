@@ -105,7 +105,10 @@ class DistillationTrainer(Trainer):
             sizes = (model.config.get_text_config().vocab_size for model in (self.model, teacher))
             shared_vocabulary(*sizes, **self._vocabularies)
             teacher = LiveTeacher(teacher.to(self.args.device))
-        if hasattr(teacher, "check"):
+        elif hasattr(teacher, "check"):  # logits on disk
+            shared_vocabulary(
+                self.model.config.get_text_config().vocab_size, teacher.vocab_size, **self._vocabularies
+            )
             teacher.check(self.objective)
         self.teacher, self.fuse_head = teacher, fuse_head
         self._prepare_data(kwargs.get("data_collator"), max_length, packing)

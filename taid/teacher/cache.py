@@ -65,6 +65,8 @@ class OfflineTeacher:
 
     def check(self, objective) -> None:
         """Raises ValueError for an objective (`taid.objectives`) that these logits cannot teach."""
+        if not objective.uses_teacher:
+            return
         if self.live is None and objective.rollouts is not None:
             raise ValueError(
                 "this method trains on the student's own samples too, which no folder of logits holds: pass the "
