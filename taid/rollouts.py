@@ -6,6 +6,7 @@ on a draw from the replay buffer instead of the fresh sample.)
 """
 
 import random
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,6 +114,9 @@ class Rollouts(Protocol):
         """The batch to train on: the given one, or one with sampled responses (then with "sampled"), of the
         first `vocab_size` entries of the vocabulary."""
 
+    def on_train_begin(self, validations: int) -> None:
+        """Called before a run that has so many validations before its last step: the place to warn."""
+
     def on_validation(self, loss: float) -> None:
         """Told the validation loss [nats/token] whenever it is measured."""
 
@@ -138,6 +142,9 @@ class GKDRollouts:
         prompts = prompts_of(batch)
         responses = sample_responses(model, prompts, self.max_new_tokens, seed, vocab_size)
         return to_batch(prompts, responses, model.config.pad_token_id, batch["input_ids"].device)
+
+    def on_train_begin(self, validations):
+        """It needs none."""
 
     def on_validation(self, loss):
         """GKD's mixture is fixed."""
@@ -191,6 +198,16 @@ class DistiLLMRollouts:
             drawn = rng.sample(list(self.buffer), min(len(batch["input_ids"]), len(self.buffer)))
             prompts, responses = map(list, zip(*drawn, strict=True))
         return to_batch(prompts, responses, model.config.pad_token_id, batch["input_ids"].device)
+
+    def on_train_begin(self, validations):
+        if validations < 2 and self.threshold == 0:
+            warnings.warn(
+                "DistiLLM will sample nothing: its threshold starts at 0 and rises when the validation loss does not "
+                f"fall from one validation to the next, and this run has {validations} before its last step. Pass "
+                "eval_dataset=… and eval_strategy='steps' with smaller eval_steps, or a threshold above 0, "
+                "objective('distillm', threshold=0.5)",
+                stacklevel=2,
+            )
 
     def on_validation(self, loss):
         if loss >= self.previous_loss:

@@ -24,12 +24,15 @@ from taid.checkpoints import BUFFER, STATE, all_finite, last_checkpoint, read_bu
 from taid.data import IGNORE
 from taid.examples import Text, check_packing
 from taid.files import write_whole
+from taid.fused import forward_kl
 from taid.logits import (
+    NOT_FOR_THE_MODEL,
     Head,
     align_vocabularies,
     check_labels,
     check_language_model,
     is_encoder_decoder,
+    model_inputs,
     response_head,
     response_logits,
     response_states,
@@ -37,6 +40,7 @@ from taid.logits import (
 )
 from taid.objectives import Objective, objective
 from taid.teacher import LiveTeacher, check_teacher
+from taid.validation import Answered, Sums, only_rows, own_randomness, own_rows, validations
 from taid.vocabulary import known_vocabularies, shared_vocabulary
 
 FEW = 4  # positions whose logits tell whether the student says something finite
@@ -74,6 +78,7 @@ class DistillationTrainer(Trainer):
         teacher_processing_class=None,
         vocab_size: int | None = None,
         fuse_head: bool = False,
+        eval_kl: bool = True,
         max_length: int | None = None,
         packing: bool = False,
         **kwargs,
@@ -110,13 +115,14 @@ class DistillationTrainer(Trainer):
                 self.model.config.get_text_config().vocab_size, teacher.vocab_size, **self._vocabularies
             )
             teacher.check(self.objective)
-        self.teacher, self.fuse_head = teacher, fuse_head
+        self.teacher, self.fuse_head, self.eval_kl = teacher, fuse_head, eval_kl
         self._prepare_data(kwargs.get("data_collator"), max_length, packing)
         self._step_loss = torch.zeros((), device=self.args.device)  # this rank's share of the step's mean
         self._grad_norm: Tensor | float | None = None  # of the optimizer step, before clipping
         self._last_inputs: dict | None = None  # the last micro-batch that was trained on
         self._last_good: str | None = None  # this run's last checkpoint
-        self._validation = torch.zeros(2, device=self.args.device)  # this rank's losses and labels, summed
+        self._sums, self._validated = Sums(self.args.device), []
+        self._whole_logits = False  # whether somebody asks for the logits of a validation batch
         self.add_callback(_ObjectiveCallback(self))
 
     def _prepare_data(self, collator, max_length: int | None, packing: bool) -> None:
@@ -150,6 +156,8 @@ class DistillationTrainer(Trainer):
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         if len(batches) < num_batches and not has_length(self.train_dataset):
             return [], None  # a stream's pass ends with too few for a step: the Trainer would not take it
+        balanced = self.args.train_sampling_strategy == "batch_rebalance"  # ranks' batches differ in size
+        own = self._own_rows(batches[-1]) if batches and not balanced else None
         if self.objective.rollouts is not None:
             model = self.accelerator.unwrap_model(self.model)
             first = self.state.global_step * self.args.gradient_accumulation_steps
@@ -157,6 +165,9 @@ class DistillationTrainer(Trainer):
                 draw = (first + i) * self.args.world_size + self.args.process_index
                 seed = self.args.seed * 1_000_003 + draw
                 batches[i] = self.objective.rollouts(model, batch, self._progress(), seed, self._entries)
+        if own is not None:
+            batches[-1] = only_rows(batches[-1], own)
+        if own is not None or self.objective.rollouts is not None:
             count = self._get_num_items_in_batch(batches, device)
         if batches and count is None:
             raise ValueError(f"the batches have no labels: let the collator add them, {IGNORE} on prompts")
@@ -170,10 +181,7 @@ class DistillationTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The objective's mean, weighted by the batch's share of the labels of the optimizer step [nats]."""
         if not model.training:
-            logits, labels = response_logits(model, inputs)
-            losses = cross_entropy(logits.float(), labels, reduction="none")
-            self._validation += torch.stack([losses.sum(), losses.new_tensor(losses.numel())])
-            return (losses.mean(), {"loss": losses.mean()}) if return_outputs else losses.mean()
+            return self._validate(model, inputs, return_outputs)
         self._last_inputs = inputs
         student, labels = response_head(model, inputs) if self.fuse_head else response_logits(model, inputs)
         teacher = None
@@ -189,6 +197,29 @@ class DistillationTrainer(Trainer):
         self._step_loss += loss.detach()
         loss = loss * self.accelerator.num_processes  # for gradients are averaged over ranks
         return (loss, {"loss": loss}) if return_outputs else loss
+
+    def _validate(self, model, inputs, return_outputs):
+        """The cross-entropy on the labels [nats/token]; with whole logits, as the Trainer has them, if asked."""
+        inputs = only_rows(inputs, self._own_rows(inputs))
+        answered, outputs = model, {}
+        if self._whole_logits:
+            outputs = model(**model_inputs(model, inputs))
+            answered = Answered(self.model, outputs)
+        logits, labels = response_logits(answered, inputs)
+        losses = cross_entropy(logits.float(), labels, reduction="none")
+        knows = getattr(self.teacher, "knows", None)
+        kl = None
+        if self.eval_kl and knows is not None and knows(inputs):
+            kl = forward_kl(*align_vocabularies(logits, self.teacher(inputs), **self._vocabularies))
+        self._sums.add(losses, kl)
+        return (losses.mean(), outputs) if return_outputs else losses.mean()
+
+    def _own_rows(self, batch: dict) -> int | None:
+        """See `own_rows`; None where a batch is not filled up with rows of others."""
+        args = self.args
+        if args.world_size == 1 or args.dataloader_drop_last or "labels" not in batch:
+            return None
+        return own_rows(len(batch["labels"]), args.process_index, args.world_size)
 
     @property
     def _entries(self) -> int | None:
@@ -218,28 +249,32 @@ class DistillationTrainer(Trainer):
         """The Trainer's logs, and the objective's beside the training loss."""
         super().log(logs | self.objective.logs() if "loss" in logs else logs, start_time)
 
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        self._whole_logits = not prediction_loss_only
+        if "labels" not in inputs:
+            inputs = {name: value for name, value in inputs.items() if name not in NOT_FOR_THE_MODEL}
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
     def evaluation_loop(self, *args, metric_key_prefix="eval", **kwargs):
         """The Trainer's, but the loss is a mean over labels, not over batches of means."""
-        self._validation.zero_()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        total, count = self.accelerator.reduce(self._validation, "sum").tolist()
-        if count:
-            output.metrics[f"{metric_key_prefix}_loss"] = total / count
+        self._sums.reset()
+        with own_randomness(self.args.device):
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        means, labels = self._sums.means(self.accelerator)
+        self._validated.append((means, labels))
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
 
-    def evaluate(self, *args, **kwargs):
-        metrics = super().evaluate(*args, **kwargs)
-        if self.is_in_train and self.objective.rollouts is not None and "eval_loss" in metrics:
-            self.objective.rollouts.on_validation(metrics["eval_loss"])
+    def _evaluate(self, *args, **kwargs):
+        """The validation that a run has scheduled. DistiLLM's threshold hears of it: of the mean over the
+        labels of all validation sets."""
+        self._validated.clear()
+        metrics = super()._evaluate(*args, **kwargs)
+        measured = [(means["loss"], labels) for means, labels in self._validated if labels]
+        if self.objective.rollouts is not None and measured:
+            total = sum(loss * labels for loss, labels in measured)
+            self.objective.rollouts.on_validation(total / sum(labels for _, labels in measured))
         return metrics
-
-    def get_eval_dataloader(self, eval_dataset=None):
-        if not isinstance(eval_dataset, str):  # the name of one of several
-            eval_dataset = self._text.examples(eval_dataset, "eval_dataset")
-        return super().get_eval_dataloader(eval_dataset)
-
-    def get_test_dataloader(self, test_dataset):
-        return super().get_test_dataloader(self._text.examples(test_dataset, "test_dataset"))
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As the Trainer's; `resume_from_checkpoint=True` takes the last whole checkpoint, passing over one
@@ -417,8 +452,11 @@ class _ObjectiveCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
+        objective = self.trainer.objective
         if state.is_world_process_zero:
-            self.trainer.objective.on_train_begin(state.max_steps)
+            objective.on_train_begin(state.max_steps)
+            if objective.rollouts is not None:
+                objective.rollouts.on_train_begin(validations(args, state))
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.trainer._finish_step()

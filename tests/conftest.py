@@ -84,6 +84,7 @@ def tiny_trainer(
     vocab_size=None,
     optimizers=(None, None),
     fuse_head: bool = False,
+    eval_kl: bool = True,
     max_length: int | None = None,
     packing: bool = False,
     **arguments,
@@ -115,6 +116,7 @@ def tiny_trainer(
         vocab_size=vocab_size,
         optimizers=optimizers,
         fuse_head=fuse_head,
+        eval_kl=eval_kl,
         max_length=max_length,
         packing=packing,
     )

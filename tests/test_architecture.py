@@ -24,7 +24,7 @@ LAYERS = [  # of the library, lower first; within a layer imports make no circle
     {"data", "results", "vocabulary", "logits"},
     {"chat", "examples", "fused", "rollouts"},
     {"objectives", "teacher"},
-    {"checkpoints"},
+    {"checkpoints", "validation"},
     {"trainer", "evaluation", "toy", "toy_language"},
     {"studies"},
 ]

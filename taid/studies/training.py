@@ -89,6 +89,7 @@ def fit(
             data_collator=collator,
             processing_class=tokenizer,
             teacher_processing_class=tokenizer,
+            eval_kl=False,  # measured once, after training
         )
         resume = last_checkpoint(arguments.output_dir) if checkpoints else None
         trainer.remove_callback(PrinterCallback)

@@ -51,7 +51,7 @@ class OfflineTeacher:
     def __call__(self, batch: dict) -> Tensor:
         """Logits [n, V] at the n positions that predict a label, on the batch's device."""
         found = keys(one_a_row(batch))
-        unknown = sum(key.count > 0 and key.digest not in self.shards for key in found)
+        unknown = self._unknown(found)
         if unknown:
             raise ValueError(
                 f"{unknown} of {len(found)} examples are not in {self.shards.folder}: the examples are not its "
@@ -62,6 +62,16 @@ class OfflineTeacher:
         kept = {name: tensor.to(device) for name, tensor in self.shards.rows(found).items()}
         model = self.live.model if self.live else None
         return self.shards.store.decode(model, kept, self.vocab_size).to(device)
+
+    def knows(self, batch: dict) -> bool:
+        """Whether the logits of all examples of a batch are there; not of a batch whose examples it cannot tell."""
+        try:
+            return not self._unknown(keys(one_a_row(batch)))
+        except ValueError:
+            return False
+
+    def _unknown(self, found: Sequence[Key]) -> int:
+        return sum(key.count > 0 and key.digest not in self.shards for key in found)
 
     def check(self, objective) -> None:
         """Raises ValueError for an objective (`taid.objectives`) that these logits cannot teach."""

@@ -16,6 +16,10 @@ class LiveTeacher:
     def __call__(self, batch: dict) -> Tensor:
         return self.states(batch)[1].to(batch["labels"].device)
 
+    def knows(self, batch: dict) -> bool:
+        """Whether it can answer: always."""
+        return True
+
     @torch.no_grad()
     def states(self, batch: dict) -> tuple[Tensor | None, Tensor, Tensor]:
         """`response_states`, on the model's device."""
