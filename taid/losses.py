@@ -30,6 +30,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from taid.checks import (
+    boolean,
+    position_weights,
+    require_fraction,
+    require_labels,
+    require_logits,
+    require_t,
+    require_temperature,
+    require_weight,
+)
+
 
 def forward_kl(student_logits: Tensor, teacher_logits: Tensor, *, official: bool = False) -> Tensor:
     """KL(p ‖ q) = Σ p (log p − log q); its gradient with respect to the student's logits is q − p.
@@ -57,7 +68,7 @@ def jsd(student_logits: Tensor, teacher_logits: Tensor, teacher_weight: float = 
 
     β is `teacher_weight`, in (0, 1); at most the entropy of (β, 1 − β), so at most log 2.
     """
-    _require_fraction("teacher_weight", teacher_weight)
+    require_fraction("teacher_weight", teacher_weight)
     log_q, log_p = _log_probs(student_logits, teacher_logits)
     teacher_term = _kl(log_p, log_q, own=teacher_weight)
     student_term = _kl(log_q, log_p, own=1 - teacher_weight)
@@ -71,14 +82,14 @@ def skew_kl(
 
     `official`: the cross-entropy −Σ p log(λp + (1 − λ)q): the same gradient, higher by the teacher's entropy.
     """
-    _require_fraction("lam", lam)
+    require_fraction("lam", lam)
     log_q, log_p = _log_probs(student_logits, teacher_logits)
     return _kl(log_p, log_q, own=lam) + (_entropy(log_p) if official else 0.0)
 
 
 def skew_rkl(student_logits: Tensor, teacher_logits: Tensor, lam: float = 0.1) -> Tensor:
     """Skew reverse KL divergence KL(q ‖ (1 − λ)p + λq) (DistiLLM), λ = `lam` in (0, 1); at most −log λ."""
-    _require_fraction("lam", lam)
+    require_fraction("lam", lam)
     log_q, log_p = _log_probs(student_logits, teacher_logits)
     return _kl(log_q, log_p, own=lam)
 
@@ -96,7 +107,7 @@ def adaptive_kl(
     many *first entries of the vocabulary*: the value changes with the order of the vocabulary. NaN where q
     equals p.
     """
-    _require_fraction("mu", mu)
+    require_fraction("mu", mu)
     log_q, log_p = _log_probs(student_logits, teacher_logits)
     q, p = log_q.exp(), log_p.exp()
     gap = (p - q.detach()).abs()
@@ -128,10 +139,11 @@ def dkd(
     `labels [...]` holds y; at negative labels (ignored positions) the value is finite and means nothing:
     mask it. The official code differs only in the reduction: see `masked_mean(..., official=True)`.
     """
-    _require_logits(student_logits, teacher_logits)
-    _require_labels(labels, student_logits)
-    _require_temperature(temperature)
-    _require_weight("alpha", alpha), _require_weight("beta", beta)
+    require_logits(student_logits, teacher_logits)
+    require_labels(labels, student_logits)
+    require_temperature(temperature)
+    require_weight("alpha", alpha)
+    require_weight("beta", beta)
     target = labels.long().clamp(min=0).unsqueeze(-1)  # [..., 1]
     student, teacher = (_upcast(logits) / temperature for logits in (student_logits, teacher_logits))
     # −∞ on both sides: to the second term, the target does not exist
@@ -149,8 +161,8 @@ def ctkd(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | f
 
     `temperature`, a scalar, receives the full gradient, through both softmaxes and τ²: see `CTKDTemperature`.
     """
-    _require_logits(student_logits, teacher_logits)
-    _require_temperature(temperature)
+    require_logits(student_logits, teacher_logits)
+    require_temperature(temperature)
     log_q = _soften(student_logits, temperature).log_softmax(-1)
     log_p = _soften(teacher_logits.detach(), temperature).log_softmax(-1)
     return temperature**2 * _kl(log_p, log_q)
@@ -195,47 +207,44 @@ def interpolate(student_logits: Tensor, teacher_logits: Tensor, t: float) -> Ten
     A weight of zero removes its side altogether (0 · −∞ = 0): t = 0 gives s and t = 1 gives z, whatever the
     other side holds. Between them an entry that is −∞ on either side is −∞.
     """
-    _require_logits(student_logits, teacher_logits)
-    _require_t(t)
+    require_logits(student_logits, teacher_logits)
+    require_t(t)
     student, teacher = _upcast(student_logits.detach()), _upcast(teacher_logits.detach())
     if t in (0, 1):
         return teacher if t else student
     return torch.add((1 - t) * student, teacher, alpha=t)
 
 
-def masked_mean(values: Tensor, mask: Tensor, *, official: bool = False) -> Tensor:
-    """Mean of `values [...]` over the positions where the boolean `mask [...]` is true; 0 for an empty mask.
+def masked_mean(
+    values: Tensor, mask: Tensor, weights: Tensor | None = None, *, official: bool = False
+) -> Tensor:
+    """Σ w · value / Σ w of `values [...]`, both sums over the positions where `mask [...]` is true (1); 0 where the
+    mask is empty or all its weights are 0. `weights [...]`, finite and not negative, are all 1 if None.
 
-    What stands elsewhere, NaN and infinities too, reaches neither the mean nor the gradient of `values`.
-    Behind them, 0 · NaN is NaN: where masked *logits* may be NaN, select rows first, `loss(student[mask],
-    teacher[mask])`.
+    `mask` holds booleans, or 0 and 1 in any type. What stands elsewhere and at weight 0, NaN and infinities too,
+    reaches neither the mean nor the gradient of `values`. Behind them, 0 · NaN is NaN: where masked *logits* may be
+    NaN, select rows first, `loss(student[mask], teacher[mask])`.
 
     `official`: the sum over the mask divided by all positions, the reduction of DKD in the official code.
     """
-    if values.shape != mask.shape:
-        raise ValueError(f"values {tuple(values.shape)} and mask {tuple(mask.shape)} must have one shape")
-    count = mask.numel() if official else mask.sum().clamp(min=1)
-    return torch.where(mask, values, 0).sum() / count
+    mask = boolean(mask, values)
+    if weights is None:
+        count = mask.numel() if official else mask.sum().clamp(min=1)
+        return torch.where(mask, values, 0).sum() / count
+    if official:
+        raise ValueError("the official mean has no weights: leave out one of them")
+    weights = torch.where(mask, position_weights(weights, values), 0).to(values.dtype)
+    total = weights.sum()
+    return (torch.where(weights > 0, values, 0) * weights).sum() / torch.where(total > 0, total, 1)
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
-    "kl": forward_kl,
-    "rkl": reverse_kl,
-    "tvd": tvd,
-    "adaptive_kl": adaptive_kl,
-    "gjs": jsd,
-    "gkd": jsd,
-    "skew_kl": skew_kl,
-    "skew_rkl": skew_rkl,
-    "distillm": skew_kl,
-    "ctkd": ctkd,
-    "dkd": dkd,
-    "taid": taid_kl,
-    "taid_no_adaptive": taid_kl,
+    loss.__name__: loss
+    for loss in (forward_kl, reverse_kl, tvd, jsd, skew_kl, skew_rkl, adaptive_kl, dkd, ctkd, taid_kl)
 }
-"""Per-token losses by the method names of the paper's tables.
+"""Per-token losses by their names; what trains with them under the names of the papers is `taid.objectives.METHODS`.
 
-`dkd` takes `labels`, `ctkd` a `temperature` and `taid_kl` a `t` as third argument; the others two arguments.
+`loss(student_logits, teacher_logits, …)`, then the loss's own parameters: `t` of `taid_kl`, `labels` of `dkd`.
 """
 
 
@@ -278,7 +287,7 @@ def _head_threshold(p: Tensor, mu: float, width: int = 8) -> Tensor:
 
 def _log_probs(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
     """log q and log p, [..., V]; the teacher's without gradient."""
-    _require_logits(student_logits, teacher_logits)
+    require_logits(student_logits, teacher_logits)
     student, teacher = _upcast(student_logits), _upcast(teacher_logits.detach())
     return student.log_softmax(-1), teacher.log_softmax(-1)
 
@@ -292,63 +301,3 @@ def _soften(logits: Tensor, temperature: Tensor | float) -> Tensor:
     logits = _upcast(logits)
     absent = logits == -math.inf
     return (logits.masked_fill(absent, 0.0) / temperature).masked_fill(absent, -math.inf)
-
-
-def _require_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    student, teacher = tuple(student_logits.shape), tuple(teacher_logits.shape)
-    if student != teacher:
-        raise ValueError(
-            f"student_logits {student} and teacher_logits {teacher} must have one shape; if the vocabularies "
-            "differ only in padding, cut the longer one, logits[..., :V], as DistillationTrainer does"
-        )
-    if not student or not student[-1]:
-        raise ValueError(f"logits must be [..., V] with at least one entry, got {student}")
-    if not (student_logits.is_floating_point() and teacher_logits.is_floating_point()):
-        types = f"{student_logits.dtype} and {teacher_logits.dtype}"
-        raise ValueError(f"logits must be floating point, got {types}: pass what the models return")
-    if student_logits.device != teacher_logits.device:
-        devices = f"{student_logits.device}, teacher_logits on {teacher_logits.device}"
-        raise ValueError(f"student_logits are on {devices}: move the teacher's to the student's")
-
-
-def _require_fraction(name: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise ValueError(f"{name} must lie strictly between 0 and 1, got {value}")
-
-
-def _require_t(t: float) -> None:
-    if not 0 <= t <= 1:
-        raise ValueError(f"t must lie in [0, 1], got {t}; take it from the state of a taid.schedule")
-
-
-def _require_labels(labels: Tensor | None, student_logits: Tensor, mask: Tensor | None = None) -> None:
-    """Integers below V, where the mask is true. Negative ones, of ignored positions, pass."""
-    expected, entries = tuple(student_logits.shape[:-1]), student_logits.shape[-1]
-    if labels is None or tuple(labels.shape) != expected:
-        got = "none" if labels is None else f"shape {tuple(labels.shape)}"
-        raise ValueError(f"dkd needs labels of shape {expected}, one target per position; got {got}")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"dkd needs labels that are integers, got {labels.dtype}")
-    if labels.device != student_logits.device:
-        raise ValueError(f"the labels are on {labels.device}, the logits on {student_logits.device}")
-    if entries < 2:
-        raise ValueError("dkd needs a target and others: logits of at least two entries, got one")
-    read = labels if mask is None else labels[mask]
-    if read.numel() and (largest := int(read.max())) >= entries:
-        raise ValueError(
-            f"the label {largest} is no entry of logits with {entries}; is the tokenizer another model's, or "
-            "the vocabulary cut? Ignored positions are −100"
-        )
-
-
-def _require_temperature(temperature: Tensor | float) -> None:
-    if isinstance(temperature, Tensor) and temperature.numel() != 1:
-        raise ValueError(f"temperature must be one number, got shape {tuple(temperature.shape)}")
-    value = float(temperature.detach() if isinstance(temperature, Tensor) else temperature)
-    if not 0 < value < math.inf:
-        raise ValueError(f"temperature must be positive and finite, got {value}")
-
-
-def _require_weight(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be finite and not negative, got {value}")

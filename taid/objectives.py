@@ -23,20 +23,6 @@ from taid.logits import Head
 from taid.rollouts import DistiLLMRollouts, GKDRollouts, Rollouts
 from taid.schedule import Adaptive, Linear, Replayed, State
 
-FUSED: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
-    losses.forward_kl: fused.forward_kl,
-    losses.reverse_kl: fused.reverse_kl,
-    losses.tvd: fused.tvd,
-    losses.jsd: fused.jsd,
-    losses.skew_kl: fused.skew_kl,
-    losses.skew_rkl: fused.skew_rkl,
-    losses.adaptive_kl: fused.adaptive_kl,
-    losses.dkd: fused.dkd,
-    losses.ctkd: fused.ctkd,
-    losses.taid_kl: fused.taid_kl,
-}
-"""Per-token loss -> its mean, value and gradient in one pass; all but the variants `official=True`."""
-
 
 class Objective:
     """Base of all objectives: no teacher, no state, no parameters, no sampling from the student."""
@@ -129,16 +115,21 @@ class Divergence(Objective):
         """Further arguments of the loss, by name, at positions with these labels [n]."""
         return self._options
 
+    @property
+    def fusable(self) -> bool:
+        """Whether `taid.fused` has the loss: all of `taid.losses`, but no official variant."""
+        return self.loss in losses.LOSSES.values() and not self._options.get("official")
+
     def __call__(self, student_logits, teacher_logits, labels):
-        if self.loss not in FUSED:
+        if not self.fusable:
             return super().__call__(student_logits, teacher_logits, labels)
-        return FUSED[self.loss](student_logits, teacher_logits, **self.options(labels))
+        return fused.mean(self.loss.__name__, student_logits, teacher_logits, **self.options(labels))
 
     def per_token(self, student_logits, teacher_logits, labels):
         return self.loss(student_logits, teacher_logits, **self.options(labels))
 
     def of_heads(self, student, teacher, labels):
-        if self.loss not in FUSED:
+        if not self.fusable:
             return super().of_heads(student, teacher, labels)
         return head.mean(self.loss.__name__, student, teacher, **self.options(labels))
 
@@ -249,9 +240,22 @@ METHODS: dict[str, Callable[..., Objective]] = {
     "skew_kl": partial(Divergence, losses.skew_kl),
     "skew_rkl": partial(Divergence, losses.skew_rkl),
 }
-"""The first eleven are Table 1's, in its order. Options are its own: `objective("taid", t_start=0.2)`."""
+"""Objectives by the names of the papers' tables. Options are their own: `objective("taid", t_start=0.2)`."""
 
-TABLE1 = tuple(METHODS)[:11]
+TABLE1 = (
+    "sft",
+    "kl",
+    "rkl",
+    "tvd",
+    "adaptive_kl",
+    "gkd",
+    "distillm",
+    "ctkd",
+    "dkd",
+    "taid_no_adaptive",
+    "taid",
+)
+"""The methods of the paper's Table 1, in its order."""
 
 
 def objective(method: str, **options) -> Objective:

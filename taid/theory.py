@@ -235,7 +235,7 @@ GRADIENTS: dict[str, Callable[[Array, Array], Array]] = {
     "skew_rkl": skew_rkl_gradient,
     "adaptive_kl": adaptive_kl_gradient,
 }
-"""Gradients by the names of `taid.losses.LOSSES`; those of CTKD, DKD and TAID take a third argument."""
+"""Gradients by the names of `taid.objectives.METHODS`; those of CTKD, DKD and TAID take a third argument."""
 
 
 def taid_expansion(student: Array, teacher: Array, t: float) -> Array:

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from taid import fused, losses
-from taid.fused import kernel
+from taid.fused import chunks, kernel
 
 INF = math.inf
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # Triton's programs run on either
@@ -253,6 +253,115 @@ def test_an_empty_mask_gives_zero_and_no_gradient(engine, name):
     assert value == 0 and (gradient == 0).all()
 
 
+# Masks and weights
+
+
+@every_loss
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_weights_are_those_of_the_weighted_mean(engine, name, dtype, inplace):
+    """Oracle: Σ w · loss / Σ w of the pure loss in fp64. Of fp16 under a loss scale."""
+    s, z = logits(dtype)
+    mask = torch.arange(ROWS) % 3 != 1
+    weights = 1e-3 * (1 + torch.arange(ROWS) % 5) ** 2
+    s64 = s.detach().double().requires_grad_()
+    values = getattr(losses, name)(s64, z.double(), **PARAMETERS[name])
+    expected = (weights * values)[mask].sum() / weights[mask].sum()
+    value = getattr(fused, name)(s * 1, z, **PARAMETERS[name], mask=mask, weights=weights, inplace=inplace)
+    assert value.item() == pytest.approx(expected.item(), rel=3e-6)
+    gradient = torch.autograd.grad(1024 * value, s)[0]
+    expected_gradient = torch.autograd.grad(1024 * expected, s64)[0]
+    assert (gradient[~mask] == 0).all() and error(gradient, expected_gradient) < allowed(dtype, engine)
+
+
+def test_a_row_of_weight_zero_is_never_read(engine):
+    s, z = logits()
+    weights = torch.arange(ROWS) % 4 / 4.0
+    expected, expected_gradient = mean_and_gradient("taid_kl", s, z, weights=weights)
+    s.detach()[::4] = math.nan
+    z[::4] = INF
+    value, gradient = mean_and_gradient("taid_kl", s, z, weights=weights)
+    assert torch.equal(value, expected) and torch.equal(gradient, expected_gradient)
+    labels = torch.where(weights > 0, LABELS, -100)
+    assert fused.dkd(*logits(), labels, weights=weights) == fused.dkd(*logits(), LABELS, weights=weights)
+    value, gradient = mean_and_gradient("taid_kl", s, z, weights=0 * weights)
+    assert value == 0 and (gradient == 0).all()
+
+
+@pytest.mark.parametrize("name", ["taid_kl", "ctkd"])
+def test_weights_count_by_their_ratios_alone(engine, name):
+    """Of any type and size: twice the weight is the row twice. Equal ones are a mask."""
+    s, z = logits()
+    twice = torch.cat([torch.arange(ROWS), torch.tensor([5])])
+    expected = fused.mean(name, s[twice], z[twice], **PARAMETERS[name])
+    for weights in (1 + (torch.arange(ROWS) == 5).long(), 1e-30 * (1.0 + (torch.arange(ROWS) == 5))):
+        value = fused.mean(name, s, z, weights=weights, **PARAMETERS[name])
+        assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+    mask = torch.arange(ROWS) % 3 != 1
+    same = fused.mean(name, s, z, weights=7.5 * mask, **PARAMETERS[name])
+    assert torch.equal(same, fused.mean(name, s, z, mask, **PARAMETERS[name]))
+
+
+def test_ctkd_differentiates_its_temperature_by_weight(engine):
+    s, z = logits(scale=1.0)
+    weights = torch.arange(ROWS) % 3 / 2.0
+    tau, exact = (torch.tensor(2.5).to(x).requires_grad_() for x in (torch.float32, torch.float64))
+    fused.ctkd(s, z, tau, weights=weights).backward()
+    values = losses.ctkd(s.detach().double(), z.double(), exact)
+    ((weights * values).sum() / weights.sum()).backward()
+    assert tau.grad.item() == pytest.approx(exact.grad.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32, torch.bfloat16])
+def test_a_mask_of_zeros_and_ones_is_one_of_booleans(engine, dtype):
+    """An attention mask is int64."""
+    s, z = logits()
+    mask = torch.arange(ROWS) % 3 != 1
+    expected, expected_gradient = mean_and_gradient("jsd", s, z, mask)
+    value, gradient = mean_and_gradient("jsd", s, z, mask.to(dtype))
+    assert torch.equal(value, expected) and torch.equal(gradient, expected_gradient)
+
+
+# Losses that an engine does not have
+
+
+def test_a_loss_without_a_kernel_runs_in_chunks(engine, monkeypatch):
+    """Differentiated by autograd, 5 rows at a time. Oracle: half the squared distance of log-probabilities, in fp64."""
+
+    def distance(student_logits, teacher_logits, power=2.0):
+        assert len(student_logits) <= 5
+        gap = student_logits.log_softmax(-1) - teacher_logits.log_softmax(-1)
+        return gap.abs().pow(power).sum(-1) / 2
+
+    monkeypatch.setitem(losses.LOSSES, "distance", distance)
+    monkeypatch.setitem(chunks.CHUNK, DEVICE, 5 * VOCABULARY)
+    s, z = logits(torch.bfloat16)
+    mask = torch.arange(ROWS) % 4 != 1
+    value = fused.distance(s, z, mask=mask)
+    gap = s.double().log_softmax(-1) - z.double().log_softmax(-1)
+    expected = gap.square().sum(-1)[mask].mean() / 2
+    assert value.item() == pytest.approx(expected.item(), rel=2e-6)
+    gradient, exact = (torch.autograd.grad(x, s, retain_graph=True)[0] for x in (value, expected))
+    assert error(gradient, exact.double()) < 3e-3
+    with torch.inference_mode():
+        assert fused.mean("distance", s.detach(), z, mask).item() == value.item()
+        _, again = fused.value_and_gradient("distance", s.detach(), z, scale=1 / 9)
+    assert torch.equal(again[mask], gradient[mask])
+
+
+def test_fused_losses_are_named_and_signed_as_the_losses():
+    import inspect
+
+    for name, loss in losses.LOSSES.items():
+        own = [p for p in inspect.signature(loss).parameters if p != "official"]
+        signature = inspect.signature(getattr(fused, name))
+        assert list(signature.parameters) == [*own, "mask", "inplace", "weights"]
+        assert getattr(fused, name) is getattr(fused, name) and getattr(fused, name).__name__ == name
+        assert inspect.getdoc(loss) in getattr(fused, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'forward'; its losses: forward_kl, reverse_kl"):
+        fused.forward  # noqa: B018
+
+
 # Shapes and layouts
 
 
@@ -346,7 +455,7 @@ class Allocations(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", ["taid_kl", "jsd", "adaptive_kl"])
 def test_nothing_of_the_logits_size_is_made_but_the_gradient(engine, name, monkeypatch):
-    monkeypatch.setitem(fused.CHUNK, DEVICE, 2 * VOCABULARY)
+    monkeypatch.setitem(chunks.CHUNK, DEVICE, 2 * VOCABULARY)
     s, z = (x.detach() for x in logits(torch.bfloat16, (4, 30, VOCABULARY)))
     mask = torch.arange(4 * 29).view(4, 29) % 5 != 0
     sliced = s.requires_grad_()[:, :-1]
@@ -421,7 +530,7 @@ def test_compiled_chunks_of_every_length():
     for rows, vocabulary, t in ((12, 300, 0.3), (7, 201, 0.6), (5, 20_011, 0.9)):
         s, z = logits(torch.bfloat16, (rows, vocabulary))
         with fused.using("compiled"), pytest.MonkeyPatch.context() as patch:
-            patch.setitem(fused.CHUNK, DEVICE, 5 * vocabulary)
+            patch.setitem(chunks.CHUNK, DEVICE, 5 * vocabulary)
             value, gradient = mean_and_gradient("taid_kl", s, z, t=t)
         expected, expected_gradient = oracle("taid_kl", s, z, t=t)
         assert value.item() == pytest.approx(expected.item(), rel=2e-6)
@@ -521,8 +630,21 @@ def test_a_gpu_program_reads_a_mask_of_any_stride():
         (lambda s, z: fused.adaptive_kl(s, z, math.nan), "mu"),
         (lambda s, z: fused.taid_kl(s, z, 1.5), "t must"),
         (lambda s, z: fused.dkd(s, z, LABELS[:2]), "labels"),
-        (lambda s, z: fused.tvd(s, z, torch.ones(ROWS)), "mask must be boolean"),
-        (lambda s, z: fused.tvd(s, z, torch.ones(2, dtype=torch.bool)), "mask must"),
+        (lambda s, z: fused.tvd(s, z, torch.ones(2, dtype=torch.bool)), r"mask must .* \(12,\), got \(2,\)"),
+        (
+            lambda s, z: fused.tvd(s, z, 0.5 * torch.ones(ROWS)),
+            "mask must hold booleans, or 0 and 1, got 0.5",
+        ),
+        (lambda s, z: fused.tvd(s, z, 2 * torch.ones(ROWS).long()), "0 and 1, got 2"),
+        (lambda s, z: fused.tvd(s, z, torch.full((ROWS,), -INF)), "0 and 1, got -inf"),
+        (lambda s, z: fused.tvd(s, z, torch.full((ROWS,), math.nan)), "0 and 1, got nan"),
+        (lambda s, z: fused.tvd(s, z, [True] * ROWS), "mask must be a tensor, got list"),
+        (lambda s, z: fused.tvd(s, z, weights=-torch.ones(ROWS)), "weights must be finite and not neg.* -1"),
+        (lambda s, z: fused.tvd(s, z, weights=torch.full((ROWS,), INF)), "weights must be finite"),
+        (lambda s, z: fused.tvd(s, z, weights=torch.full((ROWS,), math.nan)), "got nan"),
+        (lambda s, z: fused.tvd(s, z, weights=torch.ones(2)), r"weights must .* \(12,\), got \(2,\)"),
+        (lambda s, z: fused.tvd(s, z, weights=torch.ones(ROWS) > 0), "torch.bool: pass a mask"),
+        (lambda s, z: fused.tvd(s, z, weights=torch.ones(ROWS).requires_grad_()), "detach them"),
         (lambda s, z: fused.tvd(s, z, inplace=True), "leaf"),
         (lambda s, z: fused.tvd((2 * s)[:1].expand_as(z), z, inplace=True), "expanded"),
         (

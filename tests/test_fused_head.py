@@ -12,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from taid import fused, losses
 from taid.data import IGNORE, Collator
-from taid.fused import PER_TOKEN
+from taid.fused import chunks
 from taid.fused.head import ROWS, mean
 from taid.logits import Head, cut, response_head, response_logits
+from taid.losses import LOSSES
 from taid.objectives import METHODS, objective
 
 N, V = 2 * ROWS + 22, 300  # three chunks, the last one shorter
@@ -54,13 +55,13 @@ def difference(found: Head, expected: Head) -> float:
 
 
 @pytest.mark.parametrize("given", ["head", "logits"])
-@pytest.mark.parametrize("loss", PER_TOKEN)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_is_that_of_whole_logits(loss, given):
     """Oracle: autograd through `taid.losses` in fp64, times 3. The teacher gets no gradient."""
     student, teacher = heads()
     (reference, s), (_, z) = exact(student), exact(teacher)
     parameters = PARAMETERS.get(loss, {})
-    expected = PER_TOKEN[loss](s, z, **parameters).mean()
+    expected = LOSSES[loss](s, z, **parameters).mean()
     (3 * expected).backward()
     teacher = Head(*(x if x is None else x.requires_grad_() for x in teacher))
     target = teacher if given == "head" else z.float().requires_grad_()
@@ -115,6 +116,25 @@ def test_what_is_masked_is_never_read(loss, given):
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     gradients = [torch.autograd.grad(value, student[1:]) for value in (found, expected)]
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("given", ["head", "logits"])
+@pytest.mark.parametrize("loss", ["taid_kl", "ctkd"])
+def test_weights_are_those_of_the_weighted_mean(loss, given):
+    """Oracle: Σ w · loss / Σ w in fp64, under an int64 mask; rows of weight 0 hold NaN."""
+    student, teacher = heads()
+    weights, mask = torch.arange(N) % 4 / 3.0, (torch.arange(N) % 5 != 1).long()
+    read = (weights * mask > 0)[:, None]
+    (reference, s), (_, z) = exact(student), exact(teacher)
+    w = (weights * mask).double()
+    expected = (w * LOSSES[loss](s, z, **PARAMETERS[loss])).sum() / w.sum()
+    expected.backward()
+    holed = [head._replace(hidden=torch.where(read, head.hidden, math.nan)) for head in (student, teacher)]
+    target = holed[1] if given == "head" else linear(*holed[1])
+    found = mean(loss, holed[0], target, mask, weights, **PARAMETERS[loss])
+    found.backward()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert difference(student, reference) < 2e-6
 
 
 def test_an_empty_mask_gives_zero_with_zero_gradient():
@@ -205,7 +225,7 @@ def _tensors(tree) -> list[Tensor]:
 def test_no_logits_are_whole(dtype, given, monkeypatch):
     """Beyond the gradients (in fp32 as they are summed), at most 0.6 tensors of n · V logits, none whole."""
     monkeypatch.setitem(
-        fused.CHUNK, "cpu", 2**15
+        chunks.CHUNK, "cpu", 2**15
     )  # its few fp32 copies are as small beside these small logits
     n, entries, width = 1024, 2**14, 8
     generator = torch.Generator().manual_seed(0)

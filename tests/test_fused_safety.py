@@ -11,6 +11,7 @@ import torch
 
 from taid import fused, losses
 from taid.fused import kernel
+from taid.fused.rows import Rows
 
 ROOT = Path(__file__).parents[1]
 N, V = 8, 48
@@ -72,7 +73,7 @@ def test_the_kernel_itself_touches_nothing_for_such_a_label(label):
     s, z = (x.detach() for x in logits(1, V))
     out, values = torch.ones(1, V), torch.zeros(1)
     parameters = {"labels": torch.tensor([label]), "alpha": 1.0, "beta": 0.5, "temperature": 1.0}
-    kernel.run("dkd", s, z, out, values, None, None, 1.0, parameters)
+    kernel.run(Rows("dkd", s, z, parameters, values, out))
     assert values.isnan().all() and (out == 0).all()
 
 
@@ -82,7 +83,7 @@ def test_the_gpu_program_touches_nothing_for_such_a_label():
     s, z = (x.detach() for x in logits(2, V))
     out, values = torch.ones(2, V), torch.zeros(2)
     parameters = {"labels": torch.tensor([10**7, -1]), "alpha": 1.0, "beta": 0.5, "temperature": 1.0}
-    fused._gpu().run("dkd", s, z, out, values, None, None, 1.0, parameters)
+    fused._gpu().run(Rows("dkd", s, z, parameters, values, out))
     assert values.isnan().all()
 
 
@@ -95,7 +96,7 @@ def strided(size: int, stride: int) -> torch.Tensor:
 
 REFUSED = {
     "another device": (lambda s, z: fused.tvd(s, z.to(META)), "move the teacher's"),
-    "a mask elsewhere": (lambda s, z: fused.tvd(s, z, (LABELS > 2).to(META)), "the mask is on meta"),
+    "a mask elsewhere": (lambda s, z: fused.tvd(s, z, (LABELS > 2).to(META)), "mask is on meta"),
     "labels elsewhere": (lambda s, z: fused.dkd(s, z, LABELS.to(META)), "the labels are on meta"),
     "labels that are no integers": (
         lambda s, z: fused.dkd(s, z, LABELS.float()),
@@ -263,10 +264,10 @@ def sanitized(code: str, *arguments: str) -> subprocess.CompletedProcess:
 def test_the_sanitizers_see_a_write_beside_a_tensor():
     """So that the next test can fail: a job that claims a row more than there is."""
     ran = sanitized(
-        "import torch\nfrom taid.fused import kernel\n"
+        "import torch\nfrom taid.fused import kernel\nfrom taid.fused.rows import Rows\n"
         "s, z, out = (torch.zeros(4, 100) for _ in range(3))\nvalues = torch.zeros(4)\n"
         "class Liar:\n    def __getattr__(self, name): return getattr(s, name)\n    shape = (5, 100)\n"
-        "kernel.run('forward_kl', Liar(), z, out, values, None, None, 1.0, {})\n"
+        "kernel.run(Rows('forward_kl', Liar(), z, {}, values, out))\n"
     )
     assert ran.returncode != 0 and "heap-buffer-overflow" in ran.stderr, ran.stderr[-2000:]
 

@@ -10,6 +10,7 @@ import torch
 from scipy.special import rel_entr, softmax
 from torch.autograd import gradcheck
 
+from taid import losses
 from taid.losses import (
     LOSSES,
     CTKDTemperature,
@@ -26,6 +27,7 @@ from taid.losses import (
     taid_kl,
     tvd,
 )
+from taid.objectives import METHODS
 
 INF = math.inf
 ROWS, VOCABULARY = 24, 40
@@ -426,14 +428,41 @@ def test_an_empty_mask_gives_zero_and_no_gradient():
     assert mean == 0.0 and values.grad.tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32, torch.float16])
+def test_a_mask_may_be_of_zeros_and_ones(dtype):
+    """An attention mask is int64."""
+    values = torch.tensor([1.0, math.nan, 5.0])
+    assert masked_mean(values, torch.tensor([1, 0, 1]).to(dtype)) == 3.0
+    assert masked_mean(torch.tensor([1.0, 2.0]), torch.tensor([1, 0]).to(dtype), official=True) == 0.5
+
+
+@pytest.mark.parametrize("wrong", [2, -1, 0.5, math.nan, -INF])
+def test_any_other_mask_is_refused_by_its_number(wrong):
+    with pytest.raises(ValueError, match=f"booleans, or 0 and 1, got {wrong}"):
+        masked_mean(torch.ones(3), torch.tensor([1, 0, wrong]))
+
+
+def test_weighted_mean_is_divided_by_the_weights_under_the_mask():
+    """By hand: (1 · 2 + 3 · 4) / (1 + 3); the 8 is masked, the NaN has weight 0."""
+    values = torch.tensor([2.0, 8.0, 4.0, math.nan], requires_grad=True)
+    mean = masked_mean(values, torch.tensor([1, 0, 1, 1]), torch.tensor([1, 5, 3, 0]))
+    mean.backward()
+    assert mean == 3.5 and values.grad.tolist() == [0.25, 0.0, 0.75, 0.0]
+    assert masked_mean(values, torch.tensor([1, 0, 1, 1]), torch.zeros(4)) == 0
+
+
 # Names and errors
 
 
-def test_every_method_of_the_papers_tables_has_its_loss():
-    """But SFT, which has no teacher, and MLKD, which compares whole batches of predictions."""
+def test_every_method_of_the_papers_tables_is_there():
+    """But MLKD, which compares whole batches of predictions."""
     tables = Path(__file__).parents[1].glob("analysis/paper/*.csv")
     methods = {row.get("method") for table in tables for row in csv.DictReader(table.open())} - {None}
-    assert methods - {"sft", "mlkd"} == set(LOSSES)
+    assert methods - {"mlkd"} <= set(METHODS)
+
+
+def test_losses_have_their_own_names():
+    assert all(loss.__name__ == name and getattr(losses, name) is loss for name, loss in LOSSES.items())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -454,6 +483,16 @@ def test_shapes_that_differ_are_named(name):
         (lambda s, z: dkd(s, z, None), "needs labels"),
         (lambda s, z: dkd(s, z, LABELS[:2]), rf"\({ROWS},\).*\(2,\)"),
         (lambda s, z: masked_mean(s, torch.ones(ROWS, dtype=torch.bool)), "mask"),
+        (
+            lambda s, z: masked_mean(s[:, 0], LABELS > 2, -torch.ones(ROWS)),
+            "weights must be finite and not neg",
+        ),
+        (lambda s, z: masked_mean(s[:, 0], LABELS > 2, torch.ones(ROWS), official=True), "no weights"),
+        (lambda s, z: dkd(s, z, LABELS + VOCABULARY), "no entry of logits with 40"),
+        (lambda s, z: dkd(s, z, LABELS.float()), "integers"),
+        (lambda s, z: dkd(s, z, LABELS, temperature=0.0), "temperature"),
+        (lambda s, z: ctkd(s, z, torch.ones(2)), "one number"),
+        (lambda s, z: dkd(s, z, LABELS, beta=-1.0), "beta must be finite and not negative"),
     ],
 )
 def test_bad_arguments_are_named(call, says):

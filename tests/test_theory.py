@@ -13,6 +13,7 @@ from scipy.special import dawsn
 from scipy.stats import linregress
 
 from taid import losses, theory
+from taid.objectives import objective
 from taid.schedule import Adaptive
 
 NEVER = np.inf  # no collapse is expected
@@ -371,7 +372,7 @@ def test_phase_diagram_agrees_with_single_runs_and_with_the_theorem():
 
 TEMPERATURE, LABEL, T = 3.0, 4, 0.35
 CASES = {
-    **{name: (gradient, losses.LOSSES[name], ()) for name, gradient in theory.GRADIENTS.items()},
+    **{name: (gradient, objective(name).loss, ()) for name, gradient in theory.GRADIENTS.items()},
     "ctkd": (theory.ctkd_gradient, losses.ctkd, (TEMPERATURE,)),
     "dkd": (theory.dkd_gradient, losses.dkd, (LABEL,)),
     "taid": (theory.taid_gradient, losses.taid_kl, (T,)),

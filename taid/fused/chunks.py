@@ -11,7 +11,7 @@ normalisers.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from taid import losses
+from taid.fused.rows import Rows
 
 Chunk = tuple[Tensor, Tensor]
 
@@ -45,7 +46,7 @@ def forward_kl(s: Tensor, z: Tensor) -> Chunk:
     return _kl(student, teacher), student.p.sub_(teacher.p)
 
 
-def taid_kl(s: Tensor, z: Tensor, t: float | Tensor) -> Chunk:
+def taid_kl(s: Tensor, z: Tensor, t: float) -> Chunk:
     """0 < t < 1: the ends are `forward_kl`, towards the student itself or the teacher."""
     return forward_kl(s, z.mul_(t).add_(s, alpha=1 - t))
 
@@ -134,6 +135,50 @@ CORES: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     core.__name__: core
     for core in (forward_kl, taid_kl, reverse_kl, tvd, jsd, skew_kl, skew_rkl, adaptive_kl, dkd, ctkd)
 }
+"""Those written out here; any other loss of `taid.losses` is differentiated by autograd, chunk by chunk."""
+
+CHUNK = {  # elements: of a few fp32 copies of them
+    "cpu": 200_000,  # that fit into the cache
+    "cuda": 2**23,  # that keep a GPU busy, and are 0.2 GB
+}
+
+
+def run(rows: Rows, compiled: bool = False) -> None:
+    """The engine: rows that count, in chunks."""
+    _keep_freed_memory()
+    own_step = _compiled(rows.loss) if compiled else step
+    size = max(1, CHUNK.get(rows.student.device.type, CHUNK["cuda"]) // rows.student.shape[-1])
+    for chosen in _chunks(len(rows.student), size, rows.weights):
+        chunk = rows.of(chosen)
+        factor, parameters = chunk.factor, chunk.parameters
+        if compiled:  # numbers would have it compiled anew for each of them
+            factor, parameters = _tensor(factor, rows), {k: _tensor(v, rows) for k, v in parameters.items()}
+        core = CORES.get(rows.loss) or functools.partial(_by_autograd, losses.LOSSES[rows.loss])
+        value, gradient, *slope = own_step(
+            core, chunk.student, chunk.teacher, rows.values.dtype, factor, parameters
+        )
+        rows.values[chosen] = value
+        if rows.slopes is not None:
+            rows.slopes[chosen] = slope[0]
+        if rows.out is not None:
+            rows.out[chosen] = gradient
+    if rows.out is not None and rows.weights is not None:
+        rows.out.index_fill_(0, (rows.weights == 0).nonzero().squeeze(-1), 0.0)
+
+
+def _chunks(n: int, size: int, weights: Tensor | None) -> Iterator[slice | Tensor]:
+    """The rows that count, in chunks: slices where the rows follow each other, else their indices."""
+    if weights is None:
+        yield from (slice(at, min(at + size, n)) for at in range(0, n, size))
+        return
+    for rows in weights.nonzero().squeeze(-1).cpu().split(size):
+        if len(rows):
+            first, last = int(rows[0]), int(rows[-1])
+            yield slice(first, last + 1) if last - first + 1 == len(rows) else rows.to(weights.device)
+
+
+def _tensor(value: float | Tensor, rows: Rows) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=rows.values.dtype)
 
 
 def step(
@@ -141,38 +186,48 @@ def step(
     student: Tensor,
     teacher: Tensor,
     dtype: torch.dtype,
-    scale: float | Tensor,
+    factor: float | Tensor,
     parameters: dict,
 ) -> tuple[Tensor, ...]:
-    """One core on chunks [r, V] that stay as they are: values [r] in `dtype`, `scale` times the gradient
-    [r, V] in the dtype of the student, and what else the core gives."""
+    """One core on chunks [r, V] that stay as they are: values [r] in `dtype`, `factor`, a scalar or [r, 1], times the
+    gradient [r, V] in the dtype of the student, and what else the core gives."""
     s, z = student.to(dtype, copy=True), teacher.to(dtype, copy=True)
     values, gradient, *rest = core(s, z, **parameters)
-    return values, gradient.mul_(scale).to(student.dtype), *rest
+    return values, gradient.mul_(factor).to(student.dtype), *rest
+
+
+def _by_autograd(loss: Callable[..., Tensor], s: Tensor, z: Tensor, **parameters) -> Chunk:
+    with torch.inference_mode(False), torch.enable_grad():
+        s = s.clone().requires_grad_()
+        values = loss(s, z.clone(), **parameters)
+        [gradient] = torch.autograd.grad(values.sum(), s)
+    return values.detach(), gradient
 
 
 @functools.cache
-def keep_freed_memory() -> None:
+def _keep_freed_memory() -> None:
     """Let glibc keep a chunk's memory for the next: else it goes back to the system each time. Once a large
     block has been freed, twice its size is kept (mallopt(3), M_MMAP_THRESHOLD)."""
     torch.empty(16 * 2**20, dtype=torch.uint8)
 
 
 @functools.cache
-def compiled(loss: str) -> Callable[..., tuple[Tensor, ...]]:
+def _compiled(loss: str) -> Callable[..., tuple[Tensor, ...]]:
     """`step` by torch.compile, for all shapes; its numbers have to be tensors, or it is compiled for each.
 
     The conversions from and to half precision stay outside: on a CPU Inductor's take as long as all the
     rest. Dynamo limits how often one code object is compiled, so each loss has its own. adaptive_kl,
-    whose head depends on the data, is not compiled.
+    whose head depends on the data, is not compiled, nor is what autograd differentiates.
     """
-    if loss == "adaptive_kl":
+    if loss == "adaptive_kl" or loss not in CORES:
         return step
     own = FunctionType(step.__code__.replace(co_name=f"step_{loss}"), step.__globals__)
     inside = torch.compile(own, dynamic=True)
 
-    def converted(core, student, teacher, dtype, scale, parameters):
-        values, gradient, *rest = inside(core, student.to(dtype), teacher.to(dtype), dtype, scale, parameters)
+    def converted(core, student, teacher, dtype, factor, parameters):
+        values, gradient, *rest = inside(
+            core, student.to(dtype), teacher.to(dtype), dtype, factor, parameters
+        )
         return values, gradient.to(student.dtype), *rest
 
     return converted

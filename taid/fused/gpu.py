@@ -14,6 +14,7 @@ from torch import Tensor
 from triton import language as tl
 
 from taid.fused.kernel import arguments, readable
+from taid.fused.rows import Rows
 
 INTERPRETED = triton.knobs.runtime.interpret
 LOSSES = frozenset(
@@ -31,35 +32,37 @@ def available(*logits: Tensor) -> bool:
     return all((x.is_cuda or INTERPRETED) and readable(x) and x.shape[-1] < 2**31 - BLOCK for x in logits)
 
 
-def run(loss, student, teacher, out, values, slopes, mask, scale, parameters) -> None:
-    """What `taid.fused._run` does, for logits as `available` asks for and a loss of `LOSSES`."""
-    labels, tau, a, b = arguments(parameters)
-    scale, share = (
-        (1.0, scale) if isinstance(scale, Tensor) else (scale, None)
-    )  # a number, or where one will be
-    mask = None if mask is None else mask.contiguous()
-    rows, vocabulary = student.shape
-    if not rows:
+def has(loss: str) -> bool:
+    """Whether there is a program for the loss of this name."""
+    return loss in LOSSES
+
+
+def run(rows: Rows) -> None:
+    """The engine, for logits as `available` asks for and a loss that it `has`."""
+    student, teacher, out, weights, scale = rows.student, rows.teacher, rows.out, rows.weights, rows.scale
+    labels, tau, a, b = arguments(rows.parameters)
+    count, vocabulary = student.shape
+    if not count:
         return
     with torch.cuda.device_of(student):
-        _rows[(rows,)](
+        _rows[(count,)](
             student,
             teacher,
             out,
-            values,
-            slopes,
-            mask,
+            rows.values,
+            rows.slopes,
+            None if weights is None else weights.contiguous(),
             labels,
             student.stride(0),
             teacher.stride(0),
             0 if out is None else out.stride(0),
             vocabulary,
-            scale,
-            share,
+            1.0 if isinstance(scale, Tensor) else scale,  # a number, or where one will be
+            scale if isinstance(scale, Tensor) else None,
             float(a),
             float(b),
             float(tau),
-            LOSS=loss,
+            LOSS=rows.loss,
             BLOCK=min(BLOCK, triton.next_power_of_2(vocabulary)),
             num_warps=WARPS,
         )
@@ -88,7 +91,7 @@ def _rows(
     out,
     values,
     slopes,
-    mask,
+    weights,
     labels,
     student_stride,
     teacher_stride,
@@ -109,8 +112,10 @@ def _rows(
     teacher += row * teacher_stride
     if out is not None:
         out += row * out_stride
-    if mask is not None:
-        if tl.load(mask + row) == 0:
+    if weights is not None:
+        weight = tl.load(weights + row)
+        scale *= weight
+        if weight == 0:
             if out is not None:
                 for at in range(0, vocabulary, BLOCK):
                     j = at + tl.arange(0, BLOCK)

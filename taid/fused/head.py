@@ -13,6 +13,7 @@ matmuls in half precision are many times slower there; elsewhere in the weight's
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,14 +26,19 @@ ROWS = 64  # of a chunk, at least: with fewer, a matmul spends its time on readi
 
 
 def mean(
-    loss: str, student: Head, teacher: Head | Tensor, mask: Tensor | None = None, **parameters
+    loss: str,
+    student: Head,
+    teacher: Head | Tensor,
+    mask: Tensor | None = None,
+    weights: Tensor | None = None,
+    **parameters,
 ) -> Tensor:
-    """Mean over n rows of a loss by its name in `taid.losses`, a scalar; 0 for n = 0.
+    """The mean of a loss by its name in `taid.losses` over n rows, a scalar: Σ w · loss / Σ w, 0 for n = 0.
 
-    `mask [...]`, boolean, selects rows of the hidden states [..., H], teacher logits [..., V] and labels
-    [...]; the others are never read. Without it they are [n, H], [n, V] and [n]. `parameters` are the loss's
-    own, by name (`t=0.4`). The student's hidden states, weight and bias, and ctkd's temperature, receive
-    gradients, the teacher none.
+    `mask [...]`, of booleans or 0 and 1, selects rows of the hidden states [..., H], teacher logits [..., V], weights
+    w [...] (all 1 if None) and labels [...]; the others are never read, nor those of weight 0. Without it they are
+    [n, H], [n, V], [n] and [n]. `parameters` are the loss's own, by name (`t=0.4`). The student's hidden states,
+    weight and bias, and ctkd's temperature, receive gradients, the teacher none.
 
     Raises ValueError for an unknown loss, an official variant, vocabularies or rows of two sizes.
     """
@@ -51,31 +57,39 @@ def mean(
     if len(set(rows_of.values())) > 1:
         shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in rows_of.items())
         raise ValueError(f"rows differ: {shapes}; without a mask, flatten them to one dimension")
-    at = None
-    if mask is not None:
-        at = mask.nonzero(as_tuple=True)
-        student = student._replace(hidden=student.hidden[at])
+    counts = fused.row_weights(mask, weights, student.hidden[..., 0])
+    chosen = None if counts is None else counts.nonzero(as_tuple=True)
+    weights = None if counts is None or counts.dtype == torch.bool else counts[chosen]
+    if chosen is not None:
+        student = student._replace(hidden=student.hidden[chosen])
         if isinstance(teacher, Head):
-            teacher = teacher._replace(hidden=teacher.hidden[at])
+            teacher = teacher._replace(hidden=teacher.hidden[chosen])
         if "labels" in parameters:
-            parameters["labels"] = parameters["labels"][at]
-
-    def targets(rows: slice) -> Tensor:  # teacher logits [r, V]: never a copy of them all
-        if isinstance(teacher, Head):
-            return head_logits(teacher, rows)
-        return teacher[rows if at is None else tuple(i[rows] for i in at)]
-
+            parameters["labels"] = parameters["labels"][chosen]
     temperature = parameters.get("temperature")
     inputs = (*student, temperature if isinstance(temperature, Tensor) else None)
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
-    return _Mean.apply(*inputs, wanted, targets, loss, parameters)
+    return _Mean.apply(*inputs, wanted, _Targets(teacher, chosen), weights, loss, parameters)
+
+
+class _Targets(NamedTuple):
+    """The teacher of the chosen rows: never a copy of all its logits."""
+
+    teacher: Head | Tensor  # a head's hidden states are chosen already
+    chosen: tuple[Tensor, ...] | None
+
+    def logits(self, rows: slice) -> Tensor:
+        """[r, V], of some of the chosen rows."""
+        if isinstance(self.teacher, Head):
+            return head_logits(self.teacher, rows)
+        return self.teacher[rows if self.chosen is None else tuple(i[rows] for i in self.chosen)]
 
 
 class _Mean(torch.autograd.Function):
     """Its gradients are computed in the forward pass, and rounded to their types in the backward pass."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, temperature, wanted, targets, loss, parameters):
+    def forward(ctx, hidden, weight, bias, temperature, wanted, targets, weights, loss, parameters):
         inputs = (hidden, weight, bias, temperature)
         n, wide = len(hidden), torch.promote_types(hidden.dtype, torch.float32)
         sums = [torch.zeros_like(x, dtype=wide) if want else None for x, want in zip(inputs, wanted)]
@@ -85,31 +99,33 @@ class _Mean(torch.autograd.Function):
         total = torch.zeros((), dtype=wide, device=hidden.device)
         with torch.autocast("cpu", enabled=False):
             for rows in _chunks(n, hidden.dtype.itemsize):
-                s, z = head_logits(Head(hidden, weight, bias), rows), targets(rows)
+                s, z = head_logits(Head(hidden, weight, bias), rows), targets.logits(rows)
                 own = parameters | ({"labels": parameters["labels"][rows]} if "labels" in parameters else {})
+                w = None if weights is None else weights[rows]
                 slope = None if of_temperature is None else total.new_zeros(len(s))
-                values, g = fused.value_and_gradient(loss, s, z, out=s, slope=slope, **own)
-                total += values.sum()
+                values, g = fused.value_and_gradient(loss, s, z, out=s, weights=w, slope=slope, **own)
+                total += fused.weighted_sum(values, w)
                 if of_temperature is not None:
-                    of_temperature += slope.sum()
+                    of_temperature += fused.weighted_sum(slope, w)
                 if of_bias is not None:
                     of_bias += g.sum(0, dtype=wide)
                 h = hidden[rows].to(g.dtype)
-                for entries, w in weight_blocks(weight, g.dtype):
+                for entries, block in weight_blocks(weight, g.dtype):
                     if of_hidden is not None:
-                        _add_product(of_hidden[rows], g[:, entries], w)
+                        _add_product(of_hidden[rows], g[:, entries], block)
                     if of_weight is not None:
                         _add_product(of_weight[entries], g[:, entries].T, h)
                 del s, z, g  # before the next chunk's are made
         ctx.save_for_backward(*sums)
-        ctx.types, ctx.share = [None if x is None else x.dtype for x in inputs], 1 / max(n, 1)
+        ctx.types = [None if x is None else x.dtype for x in inputs]
+        ctx.share = fused.share(n, weights)
         return total * ctx.share
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
         factor, sums = grad_output * ctx.share, zip(ctx.saved_tensors, ctx.types, strict=True)
-        return *(None if x is None else x.mul_(factor).to(dtype) for x, dtype in sums), *[None] * 4
+        return *(None if x is None else x.mul_(factor).to(dtype) for x, dtype in sums), *[None] * 5
 
 
 def _chunks(n: int, itemsize: int) -> Iterator[slice]:

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <limits>
 #include <memory>
 #include <numeric>
@@ -41,7 +42,7 @@ constexpr float INF = std::numeric_limits<float>::infinity(), TINY = std::numeri
 struct Job {  // as taid/fused/kernel.py lays it out; strides in elements, between rows
     const void *student, *teacher;
     void *out;                // null: no gradient
-    const uint8_t *mask;      // null: every row
+    const float *weights;     // null: every row counts 1; a row that counts 0 is never read
     const int64_t *labels;    // dkd alone
     float *values, *slopes;   // slopes: null, or the derivatives with respect to ctkd's temperature
     int64_t student_stride, teacher_stride, out_stride, rows, vocabulary;
@@ -54,6 +55,8 @@ enum Loss {
     FORWARD_KL, REVERSE_KL, TOTAL_VARIATION, JENSEN_SHANNON, SKEW_KL, SKEW_RKL, ADAPTIVE_KL, DKD, CTKD,
     TAID_KL
 };
+const char *const NAMES[] = {"forward_kl", "reverse_kl", "tvd", "jsd", "skew_kl", "skew_rkl", "adaptive_kl", "dkd",
+                             "ctkd", "taid_kl"};  // in taid/losses.py
 
 // Elementary functions
 
@@ -512,7 +515,8 @@ void zero(const Job &job, int64_t i) {
 double value(const Job &job, int64_t i, const Softmax &s, const Softmax &z) {
     Row row{job, shifted(job.student, job.student_type, i * job.student_stride),
             shifted(job.teacher, job.teacher_type, i * job.teacher_stride),
-            shifted(job.out, job.student_type, i * job.out_stride), job.scale, -1, s, z, 0, 0};
+            shifted(job.out, job.student_type, i * job.out_stride),
+            job.weights ? job.scale * job.weights[i] : job.scale, -1, s, z, 0, 0};
     if (job.loss == DKD) {
         const int64_t label = job.labels[i];
         if (label >= 0 && label < job.vocabulary) return decoupled(row, label);
@@ -558,6 +562,12 @@ void ask_for_huge_pages(const Job &job) {
 #endif
 }
 
+extern "C" int32_t taid_loss(const char *name) {  // its number, or −1
+    const auto found = std::find_if(std::begin(NAMES), std::end(NAMES),
+                                    [&](const char *known) { return !std::strcmp(known, name); });
+    return found == std::end(NAMES) ? -1 : found - std::begin(NAMES);
+}
+
 extern "C" void taid_rows(const Job *job) {
     ask_for_huge_pages(*job);
 #pragma omp parallel num_threads(job->threads) if (job->threads > 1)
@@ -565,7 +575,7 @@ extern "C" void taid_rows(const Job *job) {
         Scratch scratch(job->vocabulary);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < job->rows; i++) {
-            if (!job->mask || job->mask[i])
+            if (!job->weights || job->weights[i] > 0)
                 job->values[i] = value(*job, i, scratch.s, scratch.z);
             else
                 zero(*job, i);

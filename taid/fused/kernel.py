@@ -16,22 +16,11 @@ import torch
 from torch import Tensor
 
 from taid.files import cache_dir
+from taid.fused.rows import Rows
 
 SOURCE = Path(__file__).with_name("kernel.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-Wno-psabi")
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Type
-LOSSES = (  # enum Loss
-    "forward_kl",
-    "reverse_kl",
-    "tvd",
-    "jsd",
-    "skew_kl",
-    "skew_rkl",
-    "adaptive_kl",
-    "dkd",
-    "ctkd",
-    "taid_kl",
-)
 
 
 class Job(ctypes.Structure):
@@ -40,7 +29,7 @@ class Job(ctypes.Structure):
     _fields_ = (
         [
             (name, ctypes.c_void_p)
-            for name in ["student", "teacher", "out", "mask", "labels", "values", "slopes"]
+            for name in ["student", "teacher", "out", "weights", "labels", "values", "slopes"]
         ]
         + [(f"{name}_stride", ctypes.c_int64) for name in ["student", "teacher", "out"]]
         + [(name, ctypes.c_int64) for name in ["rows", "vocabulary"]]
@@ -61,34 +50,52 @@ def readable(logits: Tensor) -> bool:
     return in_memory and not logits.is_neg() and logits.dtype in TYPES and logits.stride(-1) == 1
 
 
-def run(loss, student, teacher, out, values, slopes, mask, scale, parameters) -> None:
-    """What `taid.fused._run` does, for logits as `available` asks for; as many threads as torch has."""
-    labels, temperature, a, b = arguments(parameters)
-    mask = None if mask is None else mask.contiguous()
+def has(loss: str) -> bool:
+    """Whether the kernel, which is there, knows the loss of this name."""
+    return _number(loss) >= 0
+
+
+def run(rows: Rows) -> None:
+    """The engine, for logits as `available` asks for and a loss that it `has`; as many threads as torch has."""
+    labels, temperature, a, b = arguments(rows.parameters)
+    student, teacher, out = rows.student, rows.teacher, rows.out
+    weights = None if rows.weights is None else rows.weights.contiguous()
+    tensors = (student, teacher, out, weights, labels, rows.values, rows.slopes)
     job = Job(
-        *(None if x is None else x.data_ptr() for x in (student, teacher, out, mask, labels, values, slopes)),
+        *(None if x is None else x.data_ptr() for x in tensors),
         student.stride(0),
         teacher.stride(0),
         0 if out is None else out.stride(0),
         *student.shape,
-        LOSSES.index(loss),
+        _number(rows.loss),
         TYPES[student.dtype],
         TYPES[teacher.dtype],
         torch.get_num_threads(),
-        scale,
+        rows.scale,
         a,
         b,
         temperature,
     )
-    library().taid_rows(ctypes.byref(job))
+    _library().taid_rows(ctypes.byref(job))
 
 
 def arguments(parameters: dict) -> tuple[Tensor | None, float, float, float]:
-    """(labels, temperature, a, b) for a kernel: alpha and beta of dkd, at most one number a elsewhere."""
+    """(labels, temperature, a, b) for a kernel: a and b are what numbers a loss has besides, in their order."""
     own = {"temperature": 1.0} | parameters
     labels, temperature = own.pop("labels", None), own.pop("temperature")
-    labels = None if labels is None else labels.to(torch.int64).contiguous()
+    labels = None if labels is None else labels.contiguous()
     return labels, temperature, *(*own.values(), 0.0, 0.0)[:2]
+
+
+def _number(loss: str) -> int:
+    """The kernel's number for a loss, enum Loss; −1 for one that it does not have."""
+    return _library().taid_loss(loss.encode())
+
+
+def _library() -> ctypes.CDLL:
+    found = library()
+    assert found is not None, "see `available`"
+    return found
 
 
 @functools.cache

@@ -25,8 +25,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # (student's, teacher's logits) [n, V
 STORES = {"full": FullLogits(), "hidden": HiddenStates(), "top-64": TopLogits(64)}
 TOP = (4, 16, 64, 256)
 STEPS = {"smoke": 2, "cpu": 10}  # of training, by each teacher
-PROBED = {
-    name: losses.LOSSES[name] for name in continued_pretraining.TABLE2 if name not in ("sft", "taid")
+PROBED = {  # of Table 2's methods
+    "kl": losses.forward_kl,
+    "tvd": losses.tvd,
+    "adaptive_kl": losses.adaptive_kl,
+    "gjs": losses.jsd,
+    "skew_kl": losses.skew_kl,
+    "skew_rkl": losses.skew_rkl,
 } | {f"taid, t = {t}": partial(losses.taid_kl, t=t) for t in (0.4, 0.7, 0.9)}
 UNITS = {
     "tokens_per_second": ("tokens/s", True),

@@ -1,0 +1,112 @@
+"""What a loss may be given. Each check raises ValueError with what to pass instead."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def require_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    """Two floating-point tensors [..., V] of one shape on one device, V ≥ 1."""
+    student, teacher = tuple(student_logits.shape), tuple(teacher_logits.shape)
+    if student != teacher:
+        raise ValueError(
+            f"student_logits {student} and teacher_logits {teacher} must have one shape; if the vocabularies "
+            "differ only in padding, cut the longer one, logits[..., :V], as DistillationTrainer does"
+        )
+    if not student or not student[-1]:
+        raise ValueError(f"logits must be [..., V] with at least one entry, got {student}")
+    if not (student_logits.is_floating_point() and teacher_logits.is_floating_point()):
+        types = f"{student_logits.dtype} and {teacher_logits.dtype}"
+        raise ValueError(f"logits must be floating point, got {types}: pass what the models return")
+    if student_logits.device != teacher_logits.device:
+        devices = f"{student_logits.device}, teacher_logits on {teacher_logits.device}"
+        raise ValueError(f"student_logits are on {devices}: move the teacher's to the student's")
+
+
+def require_labels(labels: Tensor | None, student_logits: Tensor, mask: Tensor | None = None) -> None:
+    """Integers below V, where the mask is true. Negative ones, of ignored positions, pass."""
+    expected, entries = tuple(student_logits.shape[:-1]), student_logits.shape[-1]
+    if labels is None or tuple(labels.shape) != expected:
+        got = "none" if labels is None else f"shape {tuple(labels.shape)}"
+        raise ValueError(f"dkd needs labels of shape {expected}, one target per position; got {got}")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"dkd needs labels that are integers, got {labels.dtype}")
+    if labels.device != student_logits.device:
+        raise ValueError(f"the labels are on {labels.device}, the logits on {student_logits.device}")
+    if entries < 2:
+        raise ValueError("dkd needs a target and others: logits of at least two entries, got one")
+    read = labels if mask is None else labels[mask]
+    if read.numel() and (largest := int(read.max())) >= entries:
+        raise ValueError(
+            f"the label {largest} is no entry of logits with {entries}; is the tokenizer another model's, or "
+            "the vocabulary cut? Ignored positions are −100"
+        )
+
+
+def require_temperature(temperature: Tensor | float) -> None:
+    """One positive finite number."""
+    if isinstance(temperature, Tensor) and temperature.numel() != 1:
+        raise ValueError(f"temperature must be one number, got shape {tuple(temperature.shape)}")
+    value = float(temperature.detach() if isinstance(temperature, Tensor) else temperature)
+    if not 0 < value < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {value}")
+
+
+def require_fraction(name: str, value: float) -> None:
+    """A number in (0, 1)."""
+    if not 0 < value < 1:
+        raise ValueError(f"{name} must lie strictly between 0 and 1, got {value}")
+
+
+def require_weight(name: str, value: float) -> None:
+    """A number in [0, ∞)."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be finite and not negative, got {value}")
+
+
+def require_t(t: float) -> None:
+    """A number in [0, 1]."""
+    if not 0 <= t <= 1:
+        raise ValueError(f"t must lie in [0, 1], got {t}; take it from the state of a taid.schedule")
+
+
+def boolean(mask: Tensor, positions: Tensor) -> Tensor:
+    """The mask [...] as booleans, on the shape and device of `positions [...]`. It may consist of booleans, or of 0
+    and 1 in any type, as attention masks do."""
+    _require_place("mask", mask, positions)
+    if mask.dtype == torch.bool:
+        return mask
+    found = mask != 0
+    wrong = mask != found
+    if wrong.any():
+        raise ValueError(
+            f"mask must hold booleans, or 0 and 1, got {mask[wrong][0].item()}; numbers that positions are to "
+            "count for are `weights`"
+        )
+    return found
+
+
+def position_weights(weights: Tensor, positions: Tensor) -> Tensor:
+    """Finite numbers ≥ 0 without gradient [...], on the shape and device of `positions [...]`, as fp32 or wider."""
+    _require_place("weights", weights, positions)
+    if weights.dtype == torch.bool or weights.is_complex() or weights.requires_grad:
+        kind = (
+            "a gradient: detach them" if weights.requires_grad else f"{weights.dtype}: pass a mask, or floats"
+        )
+        raise ValueError(f"weights must be real numbers without gradient, got {kind}")
+    weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+    wrong = ~((weights >= 0) & (weights < math.inf))
+    if wrong.any():
+        raise ValueError(f"weights must be finite and not negative, got {weights[wrong][0].item()}")
+    return weights
+
+
+def _require_place(name: str, given: Tensor, positions: Tensor) -> None:
+    if not isinstance(given, Tensor):
+        raise ValueError(f"{name} must be a tensor, got {type(given).__name__}")
+    if given.shape != positions.shape:
+        found, expected = tuple(given.shape), tuple(positions.shape)
+        raise ValueError(f"{name} must have one entry per position, {expected}, got {found}")
+    if given.device != positions.device:
+        raise ValueError(f"{name} is on {given.device}, the positions on {positions.device}")
