@@ -1,17 +1,32 @@
 """Local tasks and the model behind lm-eval: what is asked, that nothing of it was read, and the numbers."""
 
+import itertools
 import json
+import logging
 import math
+import os
 import random
 import re
+import socket
+import subprocess
+import sys
 from collections import Counter
+from copy import deepcopy
 from functools import cache
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
-from conftest import END, FAMILIES, PAD, VOCAB, tiny_model, tiny_tokenizer
+from conftest import FAMILIES, VOCAB, tiny_model
 from lm_eval.models.huggingface import HFLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from taid.evaluation import harness
 from taid.studies import lm_tasks, prose, sources
@@ -210,7 +225,176 @@ def test_answers_with_the_same_beginning_cost_one_pass(tokenizer):
     )
     lm = harness.LocalModel(model, tokenizer)
     lm._loglikelihood_tokens([(("", ""), [5, 6, 7], [answer]) for answer in (8, 9, 10, 11)])
-    assert [batch.tolist() for batch in read] == [[[5, 6, 7, END]]]  # the last column is never attended to
+    assert [batch.tolist() for batch in read] == [[[5, 6, 7]]]
+
+
+class Ask:
+    """A request of lm-eval."""
+
+    def __init__(self, *args):
+        self.args = args
+
+
+@cache
+def byte_pairs() -> tokenizers.Tokenizer:
+    """GPT-2's kind of tokens, which take a space before them along; "the cat" is trained in."""
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    bpe.train_from_iterator(
+        ["the cat sat on the mat, and then the cat slept"] * 20,
+        tokenizers.trainers.BpeTrainer(
+            vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=bpe.pre_tokenizer.alphabet()
+        ),
+    )
+    return bpe
+
+
+def byte_tokenizer(adds: str | None = "<s>", **special) -> PreTrainedTokenizerFast:
+    """It puts `adds` before every text, as Llama's and Gemma's do."""
+    inner = tokenizers.Tokenizer.from_str(byte_pairs().to_str())
+    if adds:
+        number = inner.token_to_id(adds)
+        inner.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{adds} $A", special_tokens=[(adds, number)]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+
+
+BOS, BOTH = {"bos_token": "<s>"}, {"bos_token": "<s>", "eos_token": "</s>"}
+TOKENIZERS = {
+    "BOS added": lambda: byte_tokenizer(**BOTH),
+    "BOS known, not added": lambda: byte_tokenizer(None, **BOTH),
+    "no BOS": lambda: byte_tokenizer(None, eos_token="</s>"),
+    "EOS added": lambda: byte_tokenizer("</s>", **BOTH),
+    "with padding": lambda: byte_tokenizer(**BOTH, pad_token="</s>"),
+}
+OPTIONS = {
+    "as it is": {},
+    "BOS wanted": {"add_bos_token": True},
+    "BOS unwanted": {"add_bos_token": False},
+    "short": {"max_length": 7},
+    "another prefix": {"prefix_token_id": 5},
+}
+MODELS = {
+    "llama": lambda: tiny_model("llama", vocab_size=300).eval(),
+    "gpt2": lambda: AutoModelForCausalLM.from_config(
+        GPT2Config(vocab_size=300, n_embd=16, n_layer=2, n_head=2, n_positions=24, initializer_range=0.3)
+    ).eval(),
+}
+PAIRS = [
+    ("the cat", " sat"),
+    ("the cat", "nap"),
+    ("the cat ", "sat"),
+    ("the cat  ", " sat on"),
+    ("", "the mat"),
+    ("", " sat"),
+    ("<s>the cat", " slept"),
+    ("and", " then the cat slept on the mat"),
+    ("the cat sat on the mat, " * 6, "and then"),
+    ("the cat sat on the mat, " * 6, "the cat sat"),
+    ("the", "\n"),
+]
+
+
+@pytest.mark.parametrize(("tokenizer", "options"), itertools.product(TOKENIZERS, OPTIONS))
+@pytest.mark.parametrize("model", MODELS)
+def test_every_number_is_that_of_lm_eval_s_own_model(model, tokenizer, options):
+    """Oracle: HFLM, one at a time: spaces at the seam, empty and long contexts, special tokens; perplexities.
+
+    Without its `logits_cache`: where two requests share a beginning and score another number of tokens ("" with
+    "the mat", "the" with a line break), that gives the second the row of the first.
+    """
+    torch.manual_seed(0)
+    model, tokenizer, options = MODELS[model](), TOKENIZERS[tokenizer](), OPTIONS[options]
+    alone = {"batch_size": 1, "device": "cpu", "logits_cache": False}
+    theirs = HFLM(pretrained=model, tokenizer=deepcopy(tokenizer), **alone, **options)
+    pairs = [
+        p for p in PAIRS if len(tokenizer(p[1], add_special_tokens=False).input_ids) <= theirs.max_length
+    ]
+    requests = [Ask(*pair) for pair in pairs]
+    expected = theirs.loglikelihood(requests, disable_tqdm=True)
+    texts = [Ask("".join(pair)) for pair in PAIRS]
+    rolling = theirs.loglikelihood_rolling(texts, disable_tqdm=True)
+    for tokens, size in ((1, 1), (2048, 3)):
+        ours = harness.LocalModel(model, tokenizer, tokens, batch_size=size, **options)
+        found = ours.loglikelihood(requests, disable_tqdm=True)
+        assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], abs=1e-4)
+        assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+        assert ours.loglikelihood_rolling(texts, disable_tqdm=True) == pytest.approx(rolling, abs=1e-3)
+
+
+def test_a_context_too_long_by_hand():
+    """The last max_length tokens before the last one; here 7, of a context of 24 and an answer of 2."""
+    model, tokenizer = MODELS["llama"](), TOKENIZERS["no BOS"]()
+    context = [10 + i for i in range(24)]
+    [(found, _)] = harness.LocalModel(model, tokenizer, max_length=7)._loglikelihood_tokens(
+        [(None, context, [50, 60])]
+    )
+    with torch.no_grad():
+        log_p = model(torch.tensor([[*context[-6:], 50]])).logits[0].double().log_softmax(-1)
+    assert found == pytest.approx((log_p[5, 50] + log_p[6, 60]).item(), abs=1e-4)
+
+
+EMPTY = {
+    "no context": ([], [5]),
+    "nothing to score": ([5], []),
+    "more to score than is read": ([5], list(range(2, 27))),
+}
+
+
+@pytest.mark.parametrize("case", EMPTY)
+def test_what_has_no_likelihood_is_refused(case, tokenizer):
+    lm = harness.LocalModel(MODELS["gpt2"](), tokenizer)
+    with pytest.raises(ValueError, match="give one at least of each, and no more than the model reads"):
+        lm._loglikelihood_tokens([(None, *EMPTY[case])])
+    only_the_prefix = byte_tokenizer(**BOTH)  # "<s>" after an empty context is the context
+    with pytest.raises(ValueError, match="0 to score"):
+        harness.LocalModel(MODELS["llama"](), only_the_prefix).loglikelihood([Ask("", "<s>")])
+    with pytest.raises(ValueError, match="0 tokens of context"):  # spaces go to the answer
+        harness.LocalModel(MODELS["llama"](), TOKENIZERS["no BOS"]()).loglikelihood([Ask(" ", "cat")])
+
+
+def test_generation_and_chat_are_lm_eval_s_own(tokenizer):
+    model = MODELS["llama"]()
+    tokenizer = byte_tokenizer(**BOTH)
+    tokenizer.chat_template = "{% for m in messages %}<s>{{ m['role'] }} {{ m['content'] }}{% endfor %}"
+    theirs = HFLM(pretrained=model, tokenizer=deepcopy(tokenizer), batch_size=2, device="cpu")
+    ours = harness.LocalModel(model, tokenizer)
+    options = {"until": ["t"], "max_gen_toks": 6}
+    asked = [Ask("the cat", options), Ask("and then the", options), Ask("mat", options)]
+    assert ours.generate_until(asked, disable_tqdm=True) == theirs.generate_until(asked, disable_tqdm=True)
+    chat = [{"role": "user", "content": "the cat"}]
+    assert ours.apply_chat_template(chat) == theirs.apply_chat_template(chat) == "<s>user the cat"
+    assert ours.chat_template(True) == tokenizer.chat_template
+    assert tokenizer.pad_token is None  # HFLM gives its own copy one
+
+
+def test_models_with_an_encoder_are_refused(tokenizer):
+    model = T5ForConditionalGeneration(T5Config(vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=16, num_layers=1))
+    with pytest.raises(ValueError, match="has an encoder"):
+        harness.LocalModel(model, tokenizer)
+
+
+@pytest.mark.parametrize("shots", [0, 2])
+def test_shots_and_chat_templates_through_the_evaluation(shots, folder, tokenizer, monkeypatch):
+    """Oracle: HFLM in the same evaluation."""
+    word_tasks(folder, count=8)
+    model, manager = tiny_model().eval(), harness.local_tasks(folder)
+    protocol = {"cloze": (shots, "acc,none"), "last_word": (shots, "acc,none")}
+    models = (
+        harness.LocalModel(model, tokenizer),
+        HFLM(pretrained=model, tokenizer=tokenizer, batch_size=3, device="cpu"),
+    )
+    seen = []
+    for lm in models:
+        logged, own = [], lm._loglikelihood_tokens
+        monkeypatch.setattr(
+            lm, "_loglikelihood_tokens", lambda r, own=own, to=logged, **k: to.extend(r) or own(r, **k)
+        )
+        seen.append((harness.leaderboard(lm, manager, protocol), logged))
+    assert seen[0] == seen[1] and len(seen[0][1]) == 8 * 3 + 8
+    assert all(len(context) > 4 * shots for _, context, _ in seen[0][1])
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
@@ -235,15 +419,14 @@ def test_a_model_that_knows_the_answers_scores_one_and_one_that_avoids_them_zero
     lm_tasks.write({"cloze": succession, "last_word": words}, folder)
     successor = torch.full((VOCAB, VOCAB), 0.0)
     successor[torch.arange(VOCAB - 1), torch.arange(1, VOCAB)] = 50.0
+    model = tiny_model()
     for sign, score in ((1, 1.0), (-1, 0.0)):
 
-        class Successor(torch.nn.Module):
-            device = torch.device("cpu")
+        def succession(input_ids, attention_mask, use_cache, sign=sign):
+            return type("Output", (), {"logits": sign * successor[input_ids]})
 
-            def forward(self, input_ids, attention_mask, use_cache):
-                return type("Output", (), {"logits": sign * successor[input_ids]})  # noqa: B023
-
-        lm = harness.LocalModel(Successor(), tokenizer)
+        model.forward = succession
+        lm = harness.LocalModel(model, tokenizer)
         found = harness.evaluate(lm, harness.local_tasks(folder), ["cloze", "last_word"], "acc")
         assert [found[task].mean for task in found] == [score, score]
         assert [found[task].standard_error for task in found] == [0.0, 0.0]
@@ -294,9 +477,44 @@ def test_the_paper_s_protocol_is_the_open_llm_leaderboard():
     }
 
 
-def test_what_local_tasks_do_not_need_is_refused(tokenizer):
-    lm = harness.LocalModel(tiny_model(), tiny_tokenizer())
-    for call in (lm.generate_until, lm.loglikelihood_rolling):
-        with pytest.raises(NotImplementedError, match="HFLM|likelihood"):
-            call([])
-    assert lm.eot_token_id == END != PAD
+def test_a_task_that_nobody_knows_is_named(folder, tokenizer):
+    word_tasks(folder, count=3)
+    lm = harness.LocalModel(tiny_model(), tokenizer)
+    with pytest.raises(ValueError, match="no task arc_challenge"):
+        harness.leaderboard(lm, harness.local_tasks(folder), {"arc_challenge": (25, "acc_norm,none")})
+
+
+def test_local_tasks_need_no_network_and_nothing_is_set(folder, tokenizer, monkeypatch):
+    """The hub's switches are the user's, and a connection would raise. lm-eval speaks as loudly as before."""
+
+    def refuse(*args):
+        raise AssertionError(f"a connection to {args}")
+
+    word_tasks(folder, count=3)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    before = dict(os.environ), logging.getLogger("lm_eval").level
+    found = harness.evaluate(
+        harness.LocalModel(tiny_model(), tokenizer), harness.local_tasks(folder), ["cloze"], "acc"
+    )
+    assert found["cloze"].items == 3
+    assert (dict(os.environ), logging.getLogger("lm_eval").level) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", ["0", "1", None])
+def test_importing_the_harness_leaves_the_hub_as_the_user_has_it(value):
+    code = """if True:
+        import os, sys
+        given = dict(os.environ)
+        import taid.evaluation.harness
+        import datasets, huggingface_hub
+        names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+        print({name: os.environ.get(name) for name in names} == {name: given.get(name) for name in names},
+              huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_DATASETS_OFFLINE)"""
+    kept = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")}
+    switches = {} if value is None else {"HF_HUB_OFFLINE": value, "HF_DATASETS_OFFLINE": value}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=kept | switches, capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == ["True", *[str(value == "1")] * 2]

@@ -1,24 +1,24 @@
 """Task scores by lm-eval, the harness that the paper's leaderboard runs: its tasks, its prompts, its metrics.
 
-Local tasks (`taid.studies.lm_tasks`) need no network. The model is called through `taid.logits.response_logits`, so
-that no row of logits is computed but those of the choices, and once for all choices with the same beginning;
-on a CPU that is several times faster than lm-eval's own wrapper, with the same numbers.
+Tasks whose data are local files (`taid.studies.lm_tasks`) need no network. The model is called through
+`taid.logits.response_logits`, so that no row of logits is computed but those of the choices, and once for all
+choices with the same beginning; on a CPU that is several times faster than lm-eval's own class, HFLM, with the
+same numbers.
 """
 
 import io
 import logging
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-
-os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")  # read on import by what follows
 from lm_eval import evaluator
 from lm_eval.api.model import TemplateLM
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from taid.data import IGNORE, pad_right
@@ -44,29 +44,38 @@ class Score:
     items: int
 
 
-class LocalModel(TemplateLM):
-    """A causal language model as lm-eval wants it, for tasks that choose among answers or score one."""
+class LocalModel(HFLM):
+    """lm-eval's own model class, reading no more than is asked for.
 
-    def __init__(self, model, tokenizer, tokens_per_batch: int = 2048):
-        super().__init__()
-        self.model, self.tokenizer, self.tokens_per_batch = model.eval(), tokenizer, tokens_per_batch
+    `tokens_per_batch`: about as many tokens are read at once, padding among them. `options` are HFLM's, such as
+    `max_length`, `add_bos_token` and `batch_size` (of generate_until); softmax is in fp32 unless they say
+    otherwise. Everything but `loglikelihood` is HFLM's: special tokens, chat templates, perplexities, generation.
+    """
 
-    @property
-    def eot_token_id(self) -> int:
-        return self.tokenizer.eos_token_id
-
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs) -> list[int]:
-        return self.tokenizer.encode(string, add_special_tokens=bool(add_special_tokens))
-
-    def loglikelihood(self, requests, disable_tqdm: bool = True):
-        return super().loglikelihood(requests, disable_tqdm=True)
+    def __init__(self, model, tokenizer, tokens_per_batch: int = 2048, **options):
+        options = {"softmax_dtype": "float32", "batch_size": 8} | options
+        super().__init__(model, tokenizer=deepcopy(tokenizer), **options)  # which HFLM gives a padding token
+        self.tokens_per_batch = tokens_per_batch
+        if self.backend != "causal":
+            raise ValueError(
+                f"{type(model).__name__} has an encoder, and this class reads causal models: take HFLM"
+            )
 
     @torch.no_grad()
     def _loglikelihood_tokens(self, requests, **kwargs) -> list[tuple[float, bool]]:
-        """(log-likelihood [nats], whether it is what greedy decoding gives) of each continuation."""
+        """(log-likelihood [nats], whether it is what greedy decoding gives) of each continuation.
+
+        A context too long is cut on its left. Raises ValueError for an empty context or continuation, and for a
+        continuation longer than the model.
+        """
         sharing: dict[tuple[int, ...], list[int]] = {}  # what the model reads → requests that need it
-        for i, (_, context, continuation) in enumerate(requests):
-            sharing.setdefault(tuple(context + continuation[:-1]), []).append(i)
+        for i, (strings, context, continuation) in enumerate(requests):
+            if not context or not 0 < len(continuation) <= self.max_length:
+                raise ValueError(
+                    f"{len(context)} tokens of context and {len(continuation)} to score: give one at least of each, "
+                    f"and no more than the model reads ({self.max_length}), in {strings}"
+                )
+            sharing.setdefault(tuple((context + continuation[:-1])[-self.max_length :]), []).append(i)
         answers: dict[int, tuple[float, bool]] = {}
         for inputs in self._batches(sorted(sharing, key=len)):
             asked = [max(len(requests[i][2]) for i in sharing[ids]) for ids in inputs]  # rows of logits
@@ -74,10 +83,12 @@ class LocalModel(TemplateLM):
             for ids, rows in zip(inputs, log_p, strict=True):
                 greedy = rows.argmax(-1)
                 for i in sharing[ids]:
-                    tokens = torch.tensor(requests[i][2], device=rows.device)
-                    last = rows[-len(tokens) :]
-                    likelihood = last.gather(-1, tokens[:, None]).sum().item()
+                    strings, _, continuation = requests[i]
+                    tokens = torch.tensor(continuation, device=rows.device)
+                    likelihood = rows[-len(tokens) :].gather(-1, tokens[:, None]).sum().item()
                     answers[i] = likelihood, bool((greedy[-len(tokens) :] == tokens).all())
+                    if strings is not None:
+                        self.cache_hook.add_partial("loglikelihood", strings, answers[i])
         return [answers[i] for i in range(len(requests))]
 
     def _batches(self, inputs: Sequence[tuple[int, ...]]):
@@ -92,24 +103,22 @@ class LocalModel(TemplateLM):
             yield batch
 
     def _log_p(self, inputs: Sequence[tuple[int, ...]], asked: Sequence[int]) -> torch.Tensor:
-        """Log-probabilities after the last `asked` tokens of each input, [sum of asked, V], fp32."""
-        labels = [  # a label marks the position before it; what it is does not matter
-            [IGNORE] * (len(ids) + 1 - count) + [0] * count for ids, count in zip(inputs, asked, strict=True)
+        """Log-probabilities after the last `asked` tokens of each input, [sum of asked, V]."""
+        marks = [
+            [IGNORE] * (len(ids) - count) + [0] * count for ids, count in zip(inputs, asked, strict=True)
         ]
         batch = {
-            "input_ids": pad_right([[*ids, self.eot_token_id] for ids in inputs], self.eot_token_id),
-            "attention_mask": pad_right([[1] * len(ids) + [0] for ids in inputs], 0),
-            "labels": pad_right(labels, IGNORE),
+            "input_ids": pad_right(inputs, 0),
+            "attention_mask": pad_right([[1] * len(ids) for ids in inputs], 0),
+            "shift_labels": pad_right(
+                marks, IGNORE
+            ),  # says which rows to compute; what it is does not matter
         }
-        device = self.model.device
-        logits, _ = response_logits(self.model, {name: tensor.to(device) for name, tensor in batch.items()})
-        return logits.float().log_softmax(-1)
-
-    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False):
-        raise NotImplementedError("perplexities are measured by taid.evaluation.likelihood")
-
-    def generate_until(self, requests, disable_tqdm: bool = False):
-        raise NotImplementedError("no local task generates text: use lm-eval's HFLM for those that do")
+        batch |= {"labels": batch["shift_labels"]}
+        logits, _ = response_logits(
+            self.model, {name: tensor.to(self.device) for name, tensor in batch.items()}
+        )
+        return logits.log_softmax(-1, dtype=self.softmax_dtype)
 
 
 def local_tasks(folder: Path) -> TaskManager:
@@ -119,19 +128,36 @@ def local_tasks(folder: Path) -> TaskManager:
 
 def evaluate(lm: TemplateLM, manager: TaskManager, tasks: Sequence[str], metric: str) -> dict[str, Score]:
     """Scores of tasks by one metric, without shots (unless a task has its own)."""
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    with redirect_stderr(io.StringIO()):  # a progress bar for every task
+    with _quiet():
         found = evaluator.evaluate(lm, manager.load(list(tasks)), bootstrap_iters=0, log_samples=True)
     return {task: score([item[metric] for item in found["samples"][task]]) for task in tasks}
+
+
+@contextmanager
+def _quiet():
+    """Without lm-eval's warnings and its progress bar for every task."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def leaderboard(
     lm: TemplateLM, manager: TaskManager, tasks: Mapping[str, tuple[int, str]] = LEADERBOARD
 ) -> dict[str, float]:
-    """lm-eval's own results at given numbers of shots, the paper's protocol. For the paper's models:
+    """lm-eval's own results at given numbers of shots, the paper's protocol; lm-eval's own tasks come from the hub:
 
-    leaderboard(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16), TaskManager())
+    leaderboard(LocalModel(model, tokenizer), TaskManager())
+
+    Raises ValueError, naming it, for a task that `manager` does not know.
     """
+    unknown = set(tasks) - set(manager.all_tasks)
+    if unknown:
+        raise ValueError(f"no task {', '.join(sorted(unknown))}: TaskManager() knows lm-eval's own")
     scores = {}
     for task, (shots, metric) in tasks.items():
         found = evaluator.simple_evaluate(
