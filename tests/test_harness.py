@@ -380,6 +380,10 @@ def test_models_with_an_encoder_are_refused(tokenizer):
 def test_shots_and_chat_templates_through_the_evaluation(shots, folder, tokenizer, monkeypatch):
     """Oracle: HFLM in the same evaluation."""
     word_tasks(folder, count=8)
+    for path in folder.glob("*.yaml"):
+        config = json.loads(path.read_text())
+        del config["num_fewshot"]
+        path.write_text(json.dumps(config))
     model, manager = tiny_model().eval(), harness.local_tasks(folder)
     protocol = {"cloze": (shots, "acc,none"), "last_word": (shots, "acc,none")}
     models = (
@@ -482,6 +486,13 @@ def test_a_task_that_nobody_knows_is_named(folder, tokenizer):
     lm = harness.LocalModel(tiny_model(), tokenizer)
     with pytest.raises(ValueError, match="no task arc_challenge"):
         harness.leaderboard(lm, harness.local_tasks(folder), {"arc_challenge": (25, "acc_norm,none")})
+
+
+def test_shots_that_lm_eval_would_leave_out_are_refused(folder, tokenizer):
+    word_tasks(folder, count=3)  # whose files say: none
+    lm = harness.LocalModel(tiny_model(), tokenizer)
+    with pytest.raises(ValueError, match="sets num_fewshot: 0"):
+        harness.leaderboard(lm, harness.local_tasks(folder), {"cloze": (2, "acc,none")})
 
 
 def test_local_tasks_need_no_network_and_nothing_is_set(folder, tokenizer, monkeypatch):

@@ -153,7 +153,7 @@ def leaderboard(
 
     leaderboard(LocalModel(model, tokenizer), TaskManager())
 
-    Raises ValueError, naming it, for a task that `manager` does not know.
+    Raises ValueError, naming it, for a task that `manager` does not know, or whose own file sets its shots.
     """
     unknown = set(tasks) - set(manager.all_tasks)
     if unknown:
@@ -163,6 +163,11 @@ def leaderboard(
         found = evaluator.simple_evaluate(
             lm, tasks=[task], num_fewshot=shots, task_manager=manager, bootstrap_iters=0, log_samples=False
         )
+        given = found["n-shot"].get(task, shots)
+        if given != shots:
+            raise ValueError(
+                f"{task} sets num_fewshot: {given} in its file, which lm-eval prefers to {shots}"
+            )
         scores[task] = found["results"][task][metric]
     return scores
 
