@@ -10,6 +10,7 @@ split by document before anything is cut from it.
 
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from taid.studies import sources
@@ -99,59 +100,85 @@ class Size:
     test: int
 
 
-def _facts(words: int) -> dict[str, list[tuple[str, tuple[str, ...]]]]:
-    """{verified category: [(word, accepted answers, the first one is taught)]}, the most frequent words first."""
-    synsets, senses, counts = sources.wordnet()
+Fact = tuple[str, tuple[str, ...]]  # a word and its accepted answers, of which the first is taught
 
-    def by_frequency(parts: str) -> list[tuple[str, str]]:
-        plain = [
-            key for key in counts if key[0] in parts and key in senses and re.fullmatch("[a-z]{3,12}", key[1])
-        ]
-        return sorted(plain, key=lambda key: (-counts[key], key))
 
-    def first_sense(key):
-        return synsets[key[0], senses[key][0]]
+class _Lexicon:
+    """WordNet's plain words, the most frequent first, and what it says of them."""
 
-    def plain_words(synset):
-        return tuple(w.lower() for w in synset.words if re.fullmatch("[a-z]{3,12}", w))
+    def __init__(self) -> None:
+        self.synsets, self.senses, self.counts = sources.wordnet()
 
-    facts = {category: [] for category in VERIFIED}
-    for key in by_frequency("n"):
-        synset = first_sense(key)
-        gloss = synset.gloss.split(";")[0].strip().lower()
-        parents = [
-            plain_words(synsets["n", offset]) for symbol, offset, _, _ in synset.pointers if symbol == "@"
-        ]
-        if (
-            len(gloss.split()) > GLOSS_WORDS
-            or not re.fullmatch("[a-z ,'-]+", gloss)
-            or not parents
-            or not parents[0]
-        ):
-            continue
-        facts["define"].append((key[1], (gloss,)))
-        facts["kind"].append((key[1], tuple(w for parent in parents for w in parent)))
-        facts["category"].append((key[1], (synset.category,)))
-    for key in by_frequency("nva"):
-        if others := tuple(w for w in plain_words(first_sense(key)) if w != key[1]):
-            facts["synonym"].append((key[1], others))
-    for key in by_frequency("nvar"):
-        opposites = []
-        for offset in senses[key]:
-            synset = synsets[key[0], offset]
+    def by_frequency(self, parts: str) -> list[tuple[str, str]]:
+        """(part of speech, word) of some parts of speech."""
+        plain = [k for k in self.counts if k[0] in parts and k in self.senses and _plain(k[1])]
+        return sorted(plain, key=lambda key: (-self.counts[key], key))
+
+    def first_sense(self, key: tuple[str, str]) -> sources.Synset:
+        return self.synsets[key[0], self.senses[key][0]]
+
+    def kinds(self, synset: sources.Synset) -> list[tuple[str, ...]]:
+        """The plain words of each synset that a noun's is a kind of."""
+        above = (offset for symbol, offset, _, _ in synset.pointers if symbol == "@")
+        return [_plain_words(self.synsets["n", offset]) for offset in above]
+
+    def opposites(self, key: tuple[str, str]) -> Iterator[str]:
+        """Of all senses of a word."""
+        for synset in (self.synsets[key[0], offset] for offset in self.senses[key]):
             for symbol, other, part, link in synset.pointers:
-                source, target = int(link[:2], 16) - 1, int(link[2:], 16) - 1
+                source, target = int(link[:2], 16) - 1, int(link[2:], 16) - 1  # words of the two synsets
                 if symbol == "!" and synset.words[source].lower() == key[1]:
-                    opposites.append(synsets["a" if part == "s" else part, other].words[target].lower())
-        if opposites and re.fullmatch("[a-z]{3,14}", opposites[0]):
-            facts["opposite"].append((key[1], tuple(opposites)))
-    for category, found in facts.items():
-        unique = list({word: (word, answers) for word, answers in reversed(found)}.values())[::-1]
+                    yield self.synsets["a" if part == "s" else part, other].words[target].lower()
+
+
+def _plain(word: str, longest: int = 12) -> bool:
+    return re.fullmatch(f"[a-z]{{3,{longest}}}", word) is not None
+
+
+def _plain_words(synset: sources.Synset) -> tuple[str, ...]:
+    return tuple(word.lower() for word in synset.words if _plain(word))
+
+
+def _of_nouns(lexicon: _Lexicon) -> dict[str, list[Fact]]:
+    """Definitions, kinds and categories of the nouns that have a short gloss and a plain kind."""
+    facts: dict[str, list[Fact]] = {"define": [], "kind": [], "category": []}
+    for key in lexicon.by_frequency("n"):
+        synset = lexicon.first_sense(key)
+        gloss, kinds = synset.gloss.split(";")[0].strip().lower(), lexicon.kinds(synset)
+        short = len(gloss.split()) <= GLOSS_WORDS and re.fullmatch("[a-z ,'-]+", gloss)
+        if short and kinds and kinds[0]:
+            facts["define"].append((key[1], (gloss,)))
+            facts["kind"].append((key[1], tuple(word for kind in kinds for word in kind)))
+            facts["category"].append((key[1], (synset.category,)))
+    return facts
+
+
+def _synonyms(lexicon: _Lexicon) -> Iterator[Fact]:
+    for key in lexicon.by_frequency("nva"):
+        if others := tuple(w for w in _plain_words(lexicon.first_sense(key)) if w != key[1]):
+            yield key[1], others
+
+
+def _opposites(lexicon: _Lexicon) -> Iterator[Fact]:
+    for key in lexicon.by_frequency("nvar"):
+        opposites = tuple(lexicon.opposites(key))
+        if opposites and _plain(opposites[0], longest=14):
+            yield key[1], opposites
+
+
+def _facts(words: int) -> dict[str, list[Fact]]:
+    """{verified category: its facts, one a word}, the most frequent words first."""
+    lexicon = _Lexicon()
+    found = _of_nouns(lexicon)
+    found |= {"synonym": list(_synonyms(lexicon)), "opposite": list(_opposites(lexicon))}
+    facts = {}
+    for category in VERIFIED:
+        unique = dict(reversed(found[category]))  # the first of a word wins, and the order is turned back
         if len(unique) < words:
             raise ValueError(
                 f"only {len(unique)} words for {category!r}: ask for at most that many, not {words}"
             )
-        facts[category] = unique[:words]
+        facts[category] = list(unique.items())[::-1][:words]
     return facts
 
 
