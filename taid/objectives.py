@@ -8,6 +8,8 @@ and `per_token`, of the same arguments, to the n losses themselves, [n]. It may 
 CTKD's temperature), changed only by `update`, once per optimizer step.
 """
 
+import inspect
+import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict
@@ -21,7 +23,7 @@ from taid import fused, losses
 from taid.fused import head
 from taid.logits import Head
 from taid.rollouts import DistiLLMRollouts, GKDRollouts, Rollouts
-from taid.schedule import Adaptive, Linear, Replayed, State
+from taid.schedule import Adaptive, Linear, Schedule, State
 
 
 class Objective:
@@ -43,6 +45,11 @@ class Objective:
     def per_token(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
         """The loss of each position, [n]."""
         raise TypeError(f"{type(self).__name__} does not say what it minimises: define per_token")
+
+    @property
+    def fusable(self) -> bool:
+        """Whether `taid.fused` has its loss, value and gradient in one pass, and with the head: `of_heads`."""
+        return False
 
     def of_heads(self, student: Head, teacher: Head | Tensor, labels: Tensor) -> Tensor:
         """The mean loss at n positions whose logits are not computed yet, see `taid.fused.head`."""
@@ -98,12 +105,21 @@ class SFT(Objective):
 
 class Divergence(Objective):
     """loss(student_logits, teacher_logits, **options) -> [n], a divergence of `taid.losses` or your own, to
-    the teacher, on the data or on the student's samples (`rollouts`)."""
+    the teacher, on the data or on the student's samples (`rollouts`).
+
+    Raises TypeError, naming its options, for those that the loss does not take or lacks, and what a loss of
+    `taid.losses` raises for values that do not fit.
+    """
 
     uses_teacher = True
 
     def __init__(self, loss: Callable[..., Tensor], rollouts: Rollouts | None = None, **options):
         self.loss, self.rollouts, self._options = loss, rollouts, options
+        whole = type(self).options is Divergence.options  # else a subclass adds to them
+        if unfit := _unfit(loss, options, whole):
+            raise TypeError(unfit)
+        if whole and loss in losses.LOSSES.values():
+            loss(torch.zeros(1, 2), torch.zeros(1, 2), **options)
 
     def __repr__(self):
         loss = getattr(self.loss, "__name__", type(self.loss).__name__)
@@ -116,9 +132,8 @@ class Divergence(Objective):
         return self._options
 
     @property
-    def fusable(self) -> bool:
-        """Whether `taid.fused` has the loss: all of `taid.losses`, but no official variant."""
-        return self.loss in losses.LOSSES.values() and not self._options.get("official")
+    def fusable(self):
+        return self.loss in losses.LOSSES.values() and "official" not in self._options
 
     def __call__(self, student_logits, teacher_logits, labels):
         if not self.fusable:
@@ -142,6 +157,7 @@ class DKD(Divergence):
 
     def __init__(self, alpha: float = 1.0, beta: float = 0.5, temperature: float = 1.0):
         super().__init__(losses.dkd, alpha=alpha, beta=beta, temperature=temperature)
+        self.per_token(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))  # or its words
 
     def options(self, labels):
         return super().options(labels) | {"labels": labels}
@@ -183,7 +199,7 @@ class TAID(Divergence):
     """KL(p_t ‖ q) to the intermediate teacher p_t, with t from a schedule of `taid.schedule` (paper, section
     3: see `taid.losses.taid_kl`, `taid.schedule.Adaptive`)."""
 
-    def __init__(self, schedule: Linear | Replayed = Adaptive(t_start=0.4)):
+    def __init__(self, schedule: Schedule = Adaptive(t_start=0.4)):
         super().__init__(losses.taid_kl)
         self.schedule = schedule
         self.state = schedule.init()
@@ -216,11 +232,100 @@ class TAID(Divergence):
         self.state = State(**state)
 
 
+class Mixed(Objective):
+    """(1 − w) τ² L(s / τ, z / τ) − w log q(label), of any objective L that has a teacher: both logits softened by
+    the temperature τ, and the cross-entropy on the data, at temperature 1, mixed in with the weight w.
+
+    τ² because the gradient of soft targets falls as 1/τ² (Hinton, Vinyals, Dean 2015, section 2): the mixture
+    stays what it is where τ changes. L hears of the mixture's value: TAID's momentum is of it.
+
+    Raises ValueError for w outside [0, 1), τ ≤ 0, an objective without a teacher or with a temperature of its own,
+    and for w > 0 with rollouts: cross-entropy on the student's own samples learns from no data.
+    """
+
+    def __init__(self, inner: Objective, ce_weight: float = 0.0, temperature: float = 1.0):
+        if not 0 <= ce_weight < 1:
+            raise ValueError(
+                f"ce_weight must lie in [0, 1), got {ce_weight}; cross-entropy alone is method 'sft'"
+            )
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        if not inner.uses_teacher or isinstance(inner, CTKD | DKD) and temperature != 1:
+            raise ValueError(
+                f"{inner!r} takes no temperature or ce_weight here: it has no teacher, or its own"
+            )
+        if ce_weight and inner.rollouts is not None:
+            raise ValueError(
+                f"{inner!r} trains on the student's own samples, whose cross-entropy is no data's: leave out ce_weight"
+            )
+        self.inner, self.ce_weight, self.temperature = inner, ce_weight, temperature
+        self.uses_teacher, self.rollouts = True, inner.rollouts
+
+    def __repr__(self):
+        return f"Mixed({self.inner!r}, ce_weight={self.ce_weight}, temperature={self.temperature})"
+
+    @property
+    def loss(self) -> Callable[..., Tensor] | None:
+        """The divergence, where it is taken of the logits as they are."""
+        return getattr(self.inner, "loss", None) if self.temperature == 1 else None
+
+    @property
+    def fusable(self):
+        return self.inner.fusable and not self.ce_weight
+
+    def __call__(self, student_logits, teacher_logits, labels):
+        data = 0.0
+        if self.ce_weight:
+            data = cross_entropy(student_logits.float(), labels, reduction="sum") / max(len(labels), 1)
+        return self._mix(self.inner(*self._soften(student_logits, teacher_logits), labels), data)
+
+    def per_token(self, student_logits, teacher_logits, labels):
+        data = cross_entropy(losses._upcast(student_logits), labels, reduction="none")
+        return self._mix(self.inner.per_token(*self._soften(student_logits, teacher_logits), labels), data)
+
+    def of_heads(self, student, teacher, labels):
+        if not self.fusable:
+            return super().of_heads(student, teacher, labels)
+        return self._mix(self.inner.of_heads(*self._soften(student, teacher), labels), 0.0)
+
+    def _mix(self, distilled, data):
+        return (1 - self.ce_weight) * self.temperature**2 * distilled + self.ce_weight * data
+
+    def _soften(self, *logits: Tensor | Head) -> tuple[Tensor | Head, ...]:
+        return tuple(logits if self.temperature == 1 else map(self._softened, logits))
+
+    def _softened(self, logits: Tensor | Head) -> Tensor | Head:
+        if isinstance(logits, Tensor):
+            return logits / self.temperature
+        bias = None if logits.bias is None else logits.bias / self.temperature
+        return Head(logits.hidden / self.temperature, logits.weight, bias)
+
+    def on_train_begin(self, updates):
+        self.inner.on_train_begin(updates)
+
+    def update(self, loss, progress):
+        self.inner.update(loss, progress)
+
+    def logs(self):
+        return self.inner.logs()
+
+    def parameters(self):
+        return self.inner.parameters()
+
+    def state_dict(self):
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state):
+        self.inner.load_state_dict(state)
+
+
 def _gkd(max_new_tokens: int = 64, **options) -> Divergence:
     return Divergence(losses.jsd, GKDRollouts(max_new_tokens, **options))
 
 
 def _distillm(loss: str = "skew_kl", max_new_tokens: int = 64, **options) -> Divergence:
+    if loss not in losses.LOSSES:
+        raise ValueError(f"unknown loss {loss!r}; known: {', '.join(losses.LOSSES)}")
     return Divergence(losses.LOSSES[loss], DistiLLMRollouts(max_new_tokens, **options))
 
 
@@ -258,8 +363,28 @@ TABLE1 = (
 """The methods of the paper's Table 1, in its order."""
 
 
-def objective(method: str, **options) -> Objective:
-    """A fresh objective by its name in the paper's tables. Raises ValueError that names the known ones."""
+def objective(method: str, *, ce_weight: float = 0.0, **options) -> Objective:
+    """A fresh objective by its name in the paper's tables, with its options; those of all that have a teacher are
+    `ce_weight` and `temperature`, see `Mixed` (DKD's temperature is its own).
+
+    Raises ValueError for an unknown name, and TypeError or ValueError for options that do not fit.
+    """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
-    return METHODS[method](**options)
+    temperature = options.pop("temperature", 1.0) if METHODS[method] is not DKD else 1.0
+    built = METHODS[method](**options)
+    return built if ce_weight == 0 and temperature == 1 else Mixed(built, ce_weight, temperature)
+
+
+def _unfit(loss: Callable[..., Tensor], options: dict, whole: bool) -> str | None:
+    """What is wrong with the options of a loss; `whole` if no others will be added."""
+    try:
+        signature = inspect.signature(loss)
+    except ValueError:  # of a function in C nothing is known
+        return None
+    try:
+        (signature.bind if whole else signature.bind_partial)(None, None, **options)
+    except TypeError as error:
+        taken = ", ".join(list(signature.parameters)[2:]) or "none"
+        return f"{getattr(loss, '__name__', loss)}: {error}; its options: {taken}"
+    return None

@@ -14,6 +14,7 @@ A schedule is a frozen set of hyperparameters; what changes during training is a
 import math
 import warnings
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 EPSILON = 1e-15  # ε of the relative progress: our choice, it matters only where the previous loss is zero
 
@@ -41,6 +42,19 @@ class State:
         return self.floor_updates / max(self.updates, 1)
 
 
+class Schedule(Protocol):
+    """How t moves in a run."""
+
+    def init(self) -> State:
+        """The state before the first update."""
+
+    def check(self, updates: int) -> None:
+        """Warn, before a run of `updates` optimizer steps, of what will not do there what its name says."""
+
+    def update(self, state: State, loss: float, progress: float) -> State:
+        """State after one optimizer step, given its loss [nats] and the share of steps done, in [0, 1]."""
+
+
 @dataclass(frozen=True)
 class Linear:
     """t = t_start + (t_end − t_start) · progress: TAID without the adaptive update."""
@@ -56,7 +70,7 @@ class Linear:
         return State(t=self.t_start)
 
     def check(self, updates: int) -> None:
-        """Warn, before a run of `updates` optimizer steps, of what will not do there what its name says."""
+        """Nothing to warn of."""
 
     def update(self, state: State, loss: float, progress: float) -> State:
         """State after one optimizer step, given its loss and the share of steps done, in [0, 1].
@@ -66,12 +80,9 @@ class Linear:
         """
         if not 0 <= progress <= 1:
             raise ValueError(f"progress must be steps done / steps in all, in [0, 1]; got {progress}")
-        return self._advance(state, loss, progress) if math.isfinite(loss) else state
-
-    def _advance(
-        self, state: State, loss: float, progress: float, momentum: float = 0.0, step: float = 0.0
-    ) -> State:
-        """`t` raised by `step` or to the linear floor, whichever is higher, and at most to `t_end`."""
+        if not math.isfinite(loss):
+            return state
+        momentum, step = self._step(state, loss)
         floor = (1 - progress) * self.t_start + progress * self.t_end  # in this form exactly t_end at the end
         floor_bound = floor > state.t + step
         return replace(
@@ -83,6 +94,10 @@ class Linear:
             floor_updates=state.floor_updates + floor_bound,
             floor_bound=floor_bound,
         )
+
+    def _step(self, state: State, loss: float) -> tuple[float, float]:
+        """The momentum, and how far `t` moves where the linear floor is not higher: not at all."""
+        return 0.0, 0.0
 
 
 @dataclass(frozen=True)
@@ -123,10 +138,9 @@ class Adaptive(Linear):
                 stacklevel=2,
             )
 
-    def _advance(self, state: State, loss: float, progress: float) -> State:
+    def _step(self, state: State, loss: float) -> tuple[float, float]:
         momentum = self.beta * state.momentum + (1 - self.beta) * _relative_progress(state, loss)
-        step = self.alpha * _sigmoid(momentum) * (1 - state.t)
-        return super()._advance(state, loss, progress, momentum, step)
+        return momentum, self.alpha * _sigmoid(momentum) * (1 - state.t)
 
 
 @dataclass(frozen=True)

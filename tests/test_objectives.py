@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from taid import losses
-from taid.objectives import METHODS, TABLE1, TAID, Objective, objective
+from taid.logits import Head
+from taid.objectives import METHODS, TABLE1, TAID, Divergence, Objective, objective
 from taid.schedule import Adaptive
 
 NAMED = {  # where the papers' name is not the loss's own
@@ -146,3 +147,128 @@ def test_a_subclass_that_forgets_its_loss_is_told():
 
     with pytest.raises(TypeError, match="Mine does not say what it minimises"):
         Mine()(*logits())
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (
+            lambda: objective("kl", foo=1),
+            "forward_kl: got an unexpected keyword argument 'foo'; its options: official",
+        ),
+        (lambda: objective("gkd", foo=1), "foo"),
+        (lambda: objective("taid", foo=1), "foo"),
+        (lambda: objective("sft", foo=1), "takes no arguments"),
+        (lambda: objective("ctkd", tau=1), "tau"),
+        (lambda: objective("distillm", loss="taid"), "missing a required argument: 't'"),
+        (lambda: objective("distillm", loss="kullback"), "unknown loss 'kullback'; known: kl, "),
+        (lambda: objective("skew_kl", lam=2.0), "lam must lie"),
+        (lambda: objective("dkd", temperature=-1.0), "temperature must be positive"),
+        (lambda: Divergence(losses.dkd), "missing a required argument: 'labels'"),
+        (lambda: Divergence(losses.taid_kl), "missing a required argument: 't'"),
+        (
+            lambda: Divergence(lambda s, z: (s - z).sum(-1), k=3),
+            "unexpected keyword argument 'k'; its options: none",
+        ),
+        (lambda: objective("kl", temperature=0.0), "temperature must be positive"),
+        (lambda: objective("kl", ce_weight=1.0), r"ce_weight must lie in \[0, 1\)"),
+        (lambda: objective("sft", ce_weight=0.5), "SFT.. takes no temperature or ce_weight"),
+        (lambda: objective("ctkd", temperature=2.0), "CTKD.* takes no temperature"),
+        (lambda: objective("gkd", ce_weight=0.5), "own samples.*leave out ce_weight"),
+    ],
+)
+def test_options_that_do_not_fit_fail_where_they_are_given(build, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        build()
+
+
+@pytest.mark.parametrize("official", [True, False])
+def test_an_option_that_the_fused_loss_has_not_goes_to_the_other(official):
+    """Oracle: `taid.losses`, whose `official` variant is the cross-entropy."""
+    student, teacher, labels = logits()
+    built = Divergence(losses.forward_kl, official=official)
+    expected = losses.forward_kl(student, teacher, official=official)
+    assert built(student, teacher, labels).item() == pytest.approx(expected.mean().item(), rel=1e-6)
+    assert not built.fusable and objective("kl").fusable
+
+
+def own_loss(student, teacher):
+    return (student - teacher).abs().sum(-1)
+
+
+def test_a_loss_of_the_user_with_its_options():
+    student, teacher, labels = logits()
+    built = Divergence(lambda s, z, *, scale: scale * own_loss(s, z), scale=3.0)
+    assert built(student, teacher, labels).item() == pytest.approx(
+        3 * own_loss(student, teacher).mean().item()
+    )
+
+
+# Temperature and cross-entropy
+
+WITH_TEACHER = [name for name in METHODS if name != "sft"]
+SOFTENED = [name for name in WITH_TEACHER if name not in ("ctkd", "dkd")]
+MIXED = [name for name in WITH_TEACHER if name not in ("gkd", "distillm")]
+
+
+@pytest.mark.parametrize("method", WITH_TEACHER)
+def test_a_mixture_is_what_its_formula_says(method):
+    """(1 − w) τ² L(s/τ, z/τ) − w log q(label), in fp64, with value and gradient."""
+    student, teacher, labels = logits()
+    tau = 2.0 if method in SOFTENED else 1.0
+    weight = 0.3 if method in MIXED else 0.0
+    options = ({"temperature": tau} if method in SOFTENED else {}) | {"ce_weight": weight}
+    built, inner = objective(method, **options), objective(method)
+    student.requires_grad_()
+    exact = student.detach().double().requires_grad_()
+    distilled = inner.per_token(exact / tau, teacher.double() / tau, labels)
+    data = -exact.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+    expected = (1 - weight) * tau**2 * distilled + weight * data
+    assert torch.allclose(built.per_token(exact, teacher.double(), labels), expected)
+    loss = built(student, teacher, labels)
+    loss.backward(), expected.mean().backward()
+    assert loss.item() == pytest.approx(expected.mean().item(), rel=1e-6)
+    assert (student.grad - exact.grad).norm() < 1e-5 * exact.grad.norm()
+
+
+def test_the_gradient_keeps_its_size_as_the_temperature_grows():
+    """What τ² is for: without it the gradient at τ = 100 would be ten thousand times smaller."""
+    student, teacher, labels = logits()
+    norms = []
+    for tau in (20.0, 100.0):
+        leaf = student.clone().requires_grad_()
+        objective("kl", temperature=tau)(leaf, teacher, labels).backward()
+        norms.append(leaf.grad.norm().item())
+    assert norms[1] == pytest.approx(norms[0], rel=0.1)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_temperature_is_fused_with_the_head(bias):
+    """Oracle: the same objective on whole logits."""
+    generator = torch.Generator().manual_seed(0)
+    heads = [
+        Head(*(torch.randn(*shape, generator=generator) for shape in ((7, 5), (11, 5), (11,))[: 2 + bias]))
+        for _ in range(2)
+    ]
+    labels = torch.randint(11, (7,), generator=generator)
+    built = objective("taid", temperature=2.0)
+    whole = [h.hidden @ h.weight.T + (0 if h.bias is None else h.bias) for h in heads]
+    assert built.fusable
+    assert built.of_heads(*heads, labels).item() == pytest.approx(built(*whole, labels).item(), rel=1e-5)
+    assert not objective("kl", ce_weight=0.1).fusable
+
+
+def test_a_mixture_keeps_the_state_of_its_objective():
+    mixed = objective("taid", ce_weight=0.2, temperature=3.0)
+    mixed.update(1.0, 0.5)
+    assert mixed.state_dict() == mixed.inner.state_dict() and mixed.logs()["t"] == mixed.inner.state.t > 0.4
+    assert list(objective("ctkd", ce_weight=0.2).parameters())
+    assert objective("gkd", temperature=2.0).rollouts is not None
+    assert repr(mixed).startswith("Mixed(TAID(Adaptive(")
+
+
+def test_nothing_to_mix_is_the_objective_itself():
+    assert isinstance(objective("taid", ce_weight=0.0, temperature=1.0), TAID)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from taid import losses, objectives
-from taid.schedule import Linear, Replayed
+from taid.schedule import Schedule
 
 # --- Losses of (student_logits [n, V], teacher_logits [n, V], labels [n], t) -> [n] -------------------------
 
@@ -124,7 +124,7 @@ BLENDS: dict[str, Callable[..., Tensor]] = {
 class Blend(objectives.TAID):
     """TAID's schedule around a `loss` of BLENDS."""
 
-    def __init__(self, loss: Callable[..., Tensor], schedule: Linear | Replayed):
+    def __init__(self, loss: Callable[..., Tensor], schedule: Schedule):
         super().__init__(schedule)
         self.loss = loss
 
