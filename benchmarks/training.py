@@ -25,7 +25,7 @@ from benchmarks.measure import Call, clock, timed
 from benchmarks.record import Values, code_digest, show
 from taid import objectives
 from taid.data import Collator
-from taid.rollouts import sample_responses
+from taid.sampling import sample_responses
 from taid.schedule import scale_alpha
 from taid.studies import zoo
 from taid.studies.study import PAPER_UPDATES

@@ -1,6 +1,7 @@
 """What a model says at the labelled positions of a batch: its logits, or the head that would give them."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -136,6 +137,24 @@ def virtual_tokens(model) -> int:
     config = getattr(inner(model), "active_peft_config", None)
     prompt_learning = config is not None and config.is_prompt_learning and not is_encoder_decoder(model)
     return config.num_virtual_tokens if prompt_learning and config.peft_type not in BEFORE_THE_CACHE else 0
+
+
+def position_limit(model) -> int | None:
+    """The number of tokens that the model has positions for; None where it says nothing."""
+    limit = getattr(inner(model).config.get_text_config(), "max_position_embeddings", None)
+    return limit - virtual_tokens(model) if limit and limit > 0 else None
+
+
+@contextmanager
+def evaluation_mode(model) -> Iterator[None]:
+    """Without dropout; each module gets back the mode it had."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def inner(model):

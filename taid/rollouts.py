@@ -8,24 +8,22 @@ on a draw from the replay buffer instead of the fresh sample.)
 import random
 import warnings
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from taid.data import IGNORE, join, pad_left, pad_right
+from taid.logits import NOT_FOR_THE_MODEL
+from taid.sampling import agreed, pad_token, placeholders, sample_responses
+
+TOKENS = {"input_ids", "attention_mask", "position_ids", *NOT_FOR_THE_MODEL}
 
 
 def prompts_of(batch: dict) -> list[list[int]]:
-    """The real tokens before each row's first label. Raises ValueError for a row without label or prompt."""
-    labelled = batch["labels"] != IGNORE
-    first = torch.where(labelled.any(1), labelled.int().argmax(1), 0).tolist()
-    real = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
-    rows = zip(batch["input_ids"], real, first, strict=True)
-    prompts = [ids[:n][mask[:n]].tolist() for ids, mask, n in rows]
+    """The real tokens before each row's first label. Raises ValueError for a row without label or prompt, and
+    for rows of several documents."""
+    prompts = _before_labels(batch, batch["input_ids"])
     if not all(prompts):
         raise ValueError(
             f"rollouts need a prompt (labels {IGNORE}) before a response (labelled) in each row, and one row "
@@ -34,85 +32,96 @@ def prompts_of(batch: dict) -> list[list[int]]:
     return prompts
 
 
-def to_batch(prompts: list[list[int]], responses: list[list[int]], pad_token_id: int, device) -> dict:
-    """A training batch from prompts and responses, as `taid.data.Collator` lays them out; "sampled" [B] says
-    that no data set holds its rows."""
+def _before_labels(batch: dict, values: Tensor) -> list[list[int]]:
+    """Of values [B, L], one a token, those of the real tokens before each row's first label."""
+    labels, positions = batch["labels"], batch.get("position_ids")
+    real = batch.get("attention_mask", torch.ones_like(labels)).bool()
+    of_tokens = positions is not None and positions.shape == labels.shape
+    begins = ((positions == 0) & real).sum(1) if of_tokens else torch.ones(len(labels))
+    if real.shape != labels.shape or (begins > 1).any() or "cu_seq_lens_q" in batch:
+        raise ValueError("rollouts need one document in each row: let the collator pad, not pack")
+    labelled = labels != IGNORE
+    first = torch.where(labelled.any(1), labelled.int().argmax(1), 0).tolist()
+    return [row[:n][mask[:n]].tolist() for row, mask, n in zip(values, real, first, strict=True)]
+
+
+def beside_prompts(model, batch: dict) -> dict:
+    """What a batch holds beside its tokens, as it belongs to the prompts alone: `types`, further numbers a
+    token (token_type_ids), and `media`, images and the like as they are, in the order of their tokens.
+
+    Raises ValueError for images in the responses, and for what would have to go on over a sampled response in
+    a way that is not known.
+    """
+    ids = batch["input_ids"]
+    others = {name: value for name, value in batch.items() if name not in TOKENS}
+    shapes = {name: getattr(value, "shape", ()) for name, value in others.items()}
+    types = {
+        name: _before_labels(batch, others[name]) for name, shape in shapes.items() if shape == ids.shape
+    }
+    media = {name: value for name, value in others.items() if name not in types}
+    for name, value in media.items():
+        if shapes[name][:2] == ids.shape and not value.is_floating_point():
+            raise ValueError(
+                f"how {name} goes on over a sampled response is not known: distil without sampling"
+            )
+    standing = set(placeholders(model))
+    if media and standing:
+        real = batch.get("attention_mask", torch.ones_like(ids)).bool()
+        in_all = sum(token in standing for token in ids[real].tolist())
+        if in_all != sum(token in standing for prompt in prompts_of(batch) for token in prompt):
+            raise ValueError(
+                "a row has an image after its first label, which sampling would replace: let the labels of such "
+                "rows begin after the last image"
+            )
+    return {"types": types, "media": media}
+
+
+def to_batch(
+    prompts: list[list[int]],
+    responses: list[list[int]],
+    pad_token_id: int,
+    device,
+    types: dict | None = None,
+    media: dict | None = None,
+) -> dict:
+    """A training batch from prompts, what is `beside_prompts`, and responses; "sampled" [B] says that they are
+    no example of the data set.
+
+    It is laid out as by `taid.data.Collator`; with images, whose models count positions in their own ways,
+    padded on the right and without position_ids.
+    """
     ones_left = pad_left([[1] * len(p) for p in prompts], 0)
     ones_right = pad_right([[1] * len(r) for r in responses], 0)
     batch = join(pad_left(prompts, pad_token_id), ones_left, pad_right(responses, pad_token_id), ones_right)
+    if types or media:
+        pairs = list(zip(prompts, responses, strict=True))
+        batch = {
+            "input_ids": pad_right([p + r for p, r in pairs], pad_token_id),
+            "attention_mask": pad_right([[1] * len(p + r) for p, r in pairs], 0),
+            "labels": pad_right([[IGNORE] * len(p) + r for p, r in pairs], IGNORE),
+        }
+        for name, rows in (types or {}).items():  # 0 is text
+            values = [row + [0] * len(response) for row, response in zip(rows, responses, strict=True)]
+            batch[name] = pad_right(values, 0)
     batch["sampled"] = torch.ones(len(prompts), dtype=torch.bool)
-    return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-@contextmanager
-def plain_generation(model) -> Iterator[None]:
-    """Without the model's own generation defaults, which may bend the distribution: a repetition penalty, say."""
-    own_config, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own_config
-
-
-@torch.no_grad()
-def sample_responses(
-    model, prompts: list[list[int]], max_new_tokens: int, seed: int, vocab_size: int | None = None
-) -> list[list[int]]:
-    """One response per prompt at temperature 1, end-of-sequence token included where the model wrote one.
-
-    Of the vocabulary only the first `vocab_size` entries are drawn (all: None). The draw depends on `seed` alone, not on the global generator, so that a resumed run repeats it.
-    Raises ValueError if the model has no end-of-sequence or padding token.
-    """
-    end, pad = model.config.eos_token_id, model.config.pad_token_id
-    if end is None or pad is None:
-        raise ValueError(
-            "sampling needs model.config.eos_token_id and pad_token_id: set both from the tokenizer, to "
-            "different tokens"
-        )
-    device = next(model.parameters()).device
-    ids = pad_left(prompts, pad).to(device)
-    mask = pad_left([[1] * len(p) for p in prompts], 0).to(device)
-    was_training = model.training
-    model.eval()
-    with plain_generation(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        sequences = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            eos_token_id=end,
-            pad_token_id=pad,
-            use_cache=True,
-            suppress_tokens=_beyond(vocab_size, model),
-        )
-    model.train(was_training)
-    ends = {end} if isinstance(end, int) else set(end)
-    return [_up_to_end(row, ends) for row in sequences[:, ids.shape[1] :].tolist()]
-
-
-def _beyond(vocab_size: int | None, model) -> list[int] | None:
-    """The entries that must not be sampled, None for none."""
-    entries = model.config.get_text_config().vocab_size
-    return list(range(vocab_size, entries)) if vocab_size is not None and vocab_size < entries else None
-
-
-def _up_to_end(tokens: list[int], ends: set[int]) -> list[int]:
-    for i, token in enumerate(tokens):
-        if token in ends:
-            return tokens[: i + 1]
-    return tokens
+    return {name: tensor.to(device) for name, tensor in batch.items()} | (media or {})
 
 
 class Rollouts(Protocol):
     """How a method mixes the student's own sequences into training."""
 
-    def __call__(self, model, batch: dict, progress: float, seed: int, vocab_size: int | None = None) -> dict:
+    def __call__(
+        self,
+        model,
+        batch: dict,
+        progress: float,
+        seed: int,
+        vocab_size: int | None = None,
+        positions: int | None = None,
+    ) -> dict:
         """The batch to train on: the given one, or one with sampled responses (then with "sampled"), of the
-        first `vocab_size` entries of the vocabulary."""
+        first `vocab_size` entries of the vocabulary, and of at most `positions` tokens with its prompt. All
+        ranks sample or none does; what they sample depends on their own seeds."""
 
     def on_train_begin(self, validations: int) -> None:
         """Called before a run that has so many validations before its last step: the place to warn."""
@@ -134,14 +143,14 @@ class GKDRollouts:
         self.max_new_tokens, self.probability = max_new_tokens, probability
         self.sampled = self.batches = 0
 
-    def __call__(self, model, batch, progress, seed, vocab_size=None):
+    def __call__(self, model, batch, progress, seed, vocab_size=None, positions=None):
         self.batches += 1
-        if random.Random(seed).random() >= self.probability:
+        if not agreed(random.Random(seed).random() < self.probability, model):
             return batch
         self.sampled += 1
-        prompts = prompts_of(batch)
-        responses = sample_responses(model, prompts, self.max_new_tokens, seed, vocab_size)
-        return to_batch(prompts, responses, model.config.pad_token_id, batch["input_ids"].device)
+        prompts, beside, limits = prompts_of(batch), beside_prompts(model, batch), (vocab_size, positions)
+        responses = sample_responses(model, prompts, self.max_new_tokens, seed, *limits, **beside)
+        return to_batch(prompts, responses, pad_token(model), batch["input_ids"].device, **beside)
 
     def on_train_begin(self, validations):
         """It needs none."""
@@ -182,22 +191,26 @@ class DistiLLMRollouts:
         self.buffer: deque[tuple[list[int], list[int]]] = deque(maxlen=capacity)
         self.sampled = self.replayed = self.batches = 0
 
-    def __call__(self, model, batch, progress, seed, vocab_size=None):
+    def __call__(self, model, batch, progress, seed, vocab_size=None, positions=None):
         self.batches += 1
         rng = random.Random(seed)
         u = rng.random()
-        if u >= self.threshold:
+        fresh = u < self.threshold * (1 - progress) or len(self.buffer) < self.capacity
+        choice = agreed(0 if u >= self.threshold else 1 if fresh else 2, model)
+        if choice == 0:
             return batch
-        if u < self.threshold * (1 - progress) or len(self.buffer) < self.capacity:
+        if any(beside_prompts(model, batch).values()):
+            raise ValueError("the buffer keeps no images and no token types of its sequences: use gkd")
+        if choice == 1:
             self.sampled += 1
             prompts = prompts_of(batch)
-            responses = sample_responses(model, prompts, self.max_new_tokens, seed, vocab_size)
+            responses = sample_responses(model, prompts, self.max_new_tokens, seed, vocab_size, positions)
             self.buffer.extend(zip(prompts, responses, strict=True))
         else:
             self.replayed += 1
             drawn = rng.sample(list(self.buffer), min(len(batch["input_ids"]), len(self.buffer)))
             prompts, responses = map(list, zip(*drawn, strict=True))
-        return to_batch(prompts, responses, model.config.pad_token_id, batch["input_ids"].device)
+        return to_batch(prompts, responses, pad_token(model), batch["input_ids"].device)
 
     def on_train_begin(self, validations):
         if validations < 2 and self.threshold == 0:

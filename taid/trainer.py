@@ -33,6 +33,7 @@ from taid.logits import (
     check_language_model,
     is_encoder_decoder,
     model_inputs,
+    position_limit,
     response_head,
     response_logits,
     response_states,
@@ -164,7 +165,7 @@ class DistillationTrainer(Trainer):
             for i, batch in enumerate(batches):
                 draw = (first + i) * self.args.world_size + self.args.process_index
                 seed = self.args.seed * 1_000_003 + draw
-                batches[i] = self.objective.rollouts(model, batch, self._progress(), seed, self._entries)
+                batches[i] = self.objective.rollouts(model, batch, self._progress(), seed, *self._limits())
         if own is not None:
             batches[-1] = only_rows(batches[-1], own)
         if own is not None or self.objective.rollouts is not None:
@@ -221,11 +222,12 @@ class DistillationTrainer(Trainer):
             return None
         return own_rows(len(batch["labels"]), args.process_index, args.world_size)
 
-    @property
-    def _entries(self) -> int | None:
-        """The number of first entries of the vocabulary that may be sampled; None: all."""
+    def _limits(self) -> tuple[int | None, int | None]:
+        """The entries of the vocabulary that may be sampled, and the teacher's number of positions; None: any."""
         vocab_size, known = self._vocabularies["vocab_size"], self._vocabularies["known"]
-        return known if vocab_size is None else vocab_size
+        teacher = getattr(self.teacher, "model", None)
+        positions = None if teacher is None else position_limit(teacher)
+        return known if vocab_size is None else vocab_size, positions
 
     @torch.no_grad()
     def _targets(self, inputs) -> Tensor | Head:

@@ -1,16 +1,33 @@
 """Sampling from the student: what is sampled, what is learned, what is kept."""
 
+import datetime
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import END, PAD, VOCAB, tiny_examples, tiny_model
+import torch.distributed as dist
+from conftest import END, PAD, VOCAB, tiny_examples, tiny_model, tiny_trainer
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from transformers import (
+    CLIPVisionConfig,
+    DataCollatorWithFlattening,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from taid import rollouts as rollouts_module
-from taid.data import IGNORE, Collator
+from taid import sampling
+from taid.data import IGNORE, Collator, pad_right
 from taid.logits import response_logits
-from taid.rollouts import DistiLLMRollouts, GKDRollouts, prompts_of, sample_responses, to_batch
+from taid.objectives import objective
+from taid.rollouts import DistiLLMRollouts, GKDRollouts, beside_prompts, prompts_of, to_batch
+from taid.sampling import sample_responses
 
 STUDENTS = ("llama", "gpt_neox")
 PROMPTS = [[5], [6, 7, 8, 9], [10, 11]]
@@ -32,11 +49,19 @@ def chatty(family: str = "llama"):
     return model
 
 
+def gpt2(positions: int):
+    """Its positions are a table: one further is an index out of range."""
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": positions}
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCAB, eos_token_id=END, pad_token_id=PAD, bos_token_id=END, **sizes)
+    )
+
+
 @pytest.fixture
 def free_sampling(monkeypatch):
     """For tests that count many decisions to sample and never look at a sample."""
 
-    def end_at_once(model, prompts, *settings):
+    def end_at_once(model, prompts, *settings, **beside):
         return [[END]] * len(prompts)
 
     monkeypatch.setattr(rollouts_module, "sample_responses", end_at_once)
@@ -149,10 +174,200 @@ def test_any_of_several_end_tokens_ends(student):
         assert len(response) == 5 or response[-1] >= 2
 
 
-def test_a_model_without_padding_token_is_told(student):
-    student.config.pad_token_id = None
-    with pytest.raises(ValueError, match="pad_token_id"):
+@pytest.mark.parametrize("where", ["generation_config", "config"])
+def test_any_end_token_of_the_generation_config_ends(where, student):
+    """Instruction models name their end of turn there alone; END of the config still ends."""
+    getattr(student, where).eos_token_id = list(range(24, VOCAB))
+    student.config.eos_token_id = END if where == "generation_config" else student.config.eos_token_id
+    for response in sample_responses(student, PROMPTS * 5, max_new_tokens=5, seed=0):
+        assert all(token < 24 for token in response[:-1]) and END not in response[:-1]
+        assert len(response) == 5 or response[-1] >= 24 or response[-1] == END
+
+
+@pytest.mark.parametrize("pad", [None, -1, VOCAB])
+def test_a_model_without_padding_token_samples_alike(pad, student):
+    """−1 stands for none in some configurations; VOCAB was added to the tokenizer alone."""
+    expected = sample_responses(student, PROMPTS, 6, seed=0)
+    student.config.pad_token_id = student.generation_config.pad_token_id = pad
+    assert sample_responses(student, PROMPTS, 6, seed=0) == expected
+    student.config.eos_token_id = student.generation_config.eos_token_id = None
+    with pytest.raises(ValueError, match="eos_token_id"):
         sample_responses(student, PROMPTS, 2, seed=0)
+
+
+def test_samples_end_where_the_positions_do():
+    model = gpt2(12)
+    responses = sample_responses(model, [[5], [6] * 9], max_new_tokens=64, seed=3)
+    assert max(map(len, responses)) == 3
+    assert max(map(len, sample_responses(model, [[5]], 64, seed=3, positions=7))) == 6
+    with pytest.raises(ValueError, match="prompt of 12 tokens leaves no place .* 12 positions"):
+        sample_responses(model, [[5], [6] * 12], max_new_tokens=64, seed=0)
+
+
+def test_the_teachers_positions_bound_samples_too(tmp_path):
+    models = {"student": gpt2(64), "teacher": gpt2(24)}
+    tiny_trainer(tmp_path, objective("gkd", probability=1.0), steps=2, **models).train()
+
+
+def test_a_model_that_cannot_generate_or_is_sharded_by_stage_3_is_told(student, monkeypatch):
+    with pytest.raises(ValueError, match="Linear cannot generate"):
+        sample_responses(torch.nn.Linear(2, 2), PROMPTS, 2, seed=0)
+    monkeypatch.setattr(sampling, "is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ValueError, match="ZeRO-3: set stage 2"):
+        sample_responses(student, PROMPTS, 2, seed=0)
+
+
+def test_a_student_with_gradient_checkpointing_and_a_frozen_part_samples_as_without(student):
+    """The cache is used, and a module that was in evaluation mode stays in it."""
+    expected = sample_responses(student, PROMPTS, 6, seed=0)
+    student.gradient_checkpointing_enable()
+    student.train()
+    student.model.layers[0].eval()
+    assert sample_responses(student, PROMPTS, 6, seed=0) == expected
+    assert student.training and student.model.layers[1].training and not student.model.layers[0].training
+
+
+def test_a_student_of_peft_is_sampled_plainly_too(student):
+    """The generation_config belongs to the model inside. Oracle: that model; a fresh adapter changes nothing."""
+    expected = sample_responses(student, PROMPTS, 6, seed=0)
+    student.generation_config.repetition_penalty = 50.0
+    lora = get_peft_model(student, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    assert sample_responses(lora, PROMPTS, 6, seed=0) == expected
+    assert student.generation_config.repetition_penalty == 50.0
+
+
+# Batches
+
+
+def test_samples_do_not_depend_on_the_side_of_the_padding(student):
+    """The same rows, padded on the right by a standard collator and on the left by ours."""
+    rows = [{"input_ids": [*e["prompt_ids"], *e["response_ids"]],
+             "labels": [IGNORE] * len(e["prompt_ids"]) + e["response_ids"]} for e in tiny_examples(4)]  # fmt: skip
+    right = {
+        name: pad_right([row[name] for row in rows], PAD if name == "input_ids" else IGNORE)
+        for name in rows[0]
+    }
+    right["attention_mask"] = pad_right([[1] * len(row["labels"]) for row in rows], 0)
+    left = Collator(PAD)(tiny_examples(4))
+    found = [GKDRollouts(6, probability=1.0)(student, batch, 0.0, 5) for batch in (right, left)]
+    assert found[0].keys() == found[1].keys() and all(torch.equal(found[0][n], found[1][n]) for n in found[0])
+
+
+def test_packed_rows_are_refused(student):
+    rows = [{"input_ids": [5, 6, 7, END], "labels": [IGNORE, IGNORE, 7, END]}] * 2
+    for flash in (True, False):
+        packed = DataCollatorWithFlattening(return_flash_attn_kwargs=flash)(rows)
+        with pytest.raises(ValueError, match="one document in each row"):
+            GKDRollouts(6, probability=1.0)(student, packed, 0.0, 5)
+
+
+# Images
+
+IMAGE = 47  # the token that stands for one of an image's four patches
+
+
+def llava(seed: int = 0):
+    """An image-text model, whose tokens for end and padding are its language model's."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(image_size=8, patch_size=4, **sizes)
+    text = tiny_model().config
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = LlavaConfig(
+            vision_config=vision, text_config=text, image_token_id=IMAGE, vision_feature_layer=-1
+        )
+        model = LlavaForConditionalGeneration(config)
+        model.model.multi_modal_projector.linear_2.weight.data *= 50  # what an image says is heard
+    return model
+
+
+def with_images(prompts: list[list[int]], responses: list[list[int]]) -> dict:
+    """A batch, padded on the right, with an image for every four IMAGE tokens in it."""
+    rows = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
+    labels = [[IGNORE] * len(p) + r for p, r in zip(prompts, responses, strict=True)]
+    count = sum(row.count(IMAGE) for row in rows) // 4
+    return {
+        "input_ids": pad_right(rows, PAD),
+        "attention_mask": pad_right([[1] * len(row) for row in rows], 0),
+        "labels": pad_right(labels, IGNORE),
+        "pixel_values": torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
+    }
+
+
+def test_samples_are_drawn_with_the_images_in_view():
+    """χ² of 2,000 first tokens against softmax(logits) with the image: 46 degrees of freedom, below 91 for
+    99.99%. No token that stands for an image is drawn: there would be no image for it."""
+    model = llava()
+    batch = with_images([[5, *[IMAGE] * 4, 6, 7]], [[8, END]])
+    prompt, pixels = batch["input_ids"][:, :7], batch["pixel_values"]
+    logits = [model.eval()(input_ids=prompt, pixel_values=x).logits[0, -1] for x in (pixels, -pixels)]
+    expected, other = (x.index_fill(0, torch.tensor([IMAGE]), -torch.inf).softmax(-1) * 2000 for x in logits)
+    media = {"pixel_values": pixels.repeat(2000, 1, 1, 1)}
+    tokens = torch.tensor(sample_responses(model, prompt.tolist() * 2000, 1, seed=0, media=media))[:, 0]
+    counts = torch.bincount(tokens, minlength=VOCAB)
+    likely = expected > 0
+    assert counts[IMAGE] == 0 and (((counts - expected) ** 2 / expected)[likely]).sum() < 91
+    assert (((counts - other) ** 2 / other)[likely]).sum() > 1000
+
+
+def test_images_stay_with_their_rows():
+    """Two images in one row and one in another, as one list. Oracle: each row by itself."""
+    model = llava().eval()
+    batch = with_images([[*[IMAGE] * 4, 5, *[IMAGE] * 4], [6, *[IMAGE] * 4, 7, 8]], [[8, 9, END], [10, END]])
+    sampled = GKDRollouts(5, probability=1.0)(model, batch, 0.0, 3)
+    assert torch.equal(sampled["pixel_values"], batch["pixel_values"]) and "position_ids" not in sampled
+    logits, labels = response_logits(model, sampled)
+    at = 0
+    for row, images in ((0, slice(0, 2)), (1, slice(2, 3))):
+        ids = sampled["input_ids"][row][sampled["attention_mask"][row].bool()]
+        count = (sampled["labels"][row] != IGNORE).sum()
+        alone = model(input_ids=ids[None], pixel_values=batch["pixel_values"][images]).logits[
+            0, -count - 1 : -1
+        ]
+        torch.testing.assert_close(logits[at : at + count], alone, atol=1e-4, rtol=0)
+        assert torch.equal(labels[at : at + count], ids[-count:])
+        at += count
+
+
+def test_images_reach_both_models_in_training(tmp_path):
+    batch = with_images([[5, *[IMAGE] * 4, 6], [*[IMAGE] * 4, 6, 7]], [[8, END], [9, 10, END]])
+    rows = [{name: value[i] for name, value in batch.items()} for i in range(2)]
+    seen = []
+    models = {"student": llava(0), "teacher": llava(1)}
+    for model in models.values():
+        model.model.vision_tower.register_forward_pre_hook(lambda module, inputs: seen.append(module))
+    trainer = tiny_trainer(
+        tmp_path, objective("gkd", max_new_tokens=4, probability=1.0), examples=rows, steps=1, batch=2,
+        collator=lambda rows: {name: torch.stack([row[name] for row in rows]) for name in rows[0]}, **models,
+    )  # fmt: skip
+    trainer.train()
+    towers = [seen.count(model.model.vision_tower) for model in models.values()]
+    assert towers[0] >= 2 and towers[1] == 1  # to sample and to learn; to teach
+
+
+def test_images_that_sampling_would_lose_are_refused():
+    model = llava()
+    later = with_images([[5, *[IMAGE] * 4]], [[8, *[IMAGE] * 4, END]])
+    with pytest.raises(ValueError, match="image after its first label"):
+        GKDRollouts(5, probability=1.0)(model, later, 0.0, 3)
+    with pytest.raises(ValueError, match="buffer keeps no images"):
+        DistiLLMRollouts(5, threshold=1.0)(model, with_images([[5, *[IMAGE] * 4]], [[8, END]]), 0.0, 3)
+    crossed = with_images([[5, *[IMAGE] * 4]], [[8, END]]) | {
+        "cross_attention_mask": torch.ones(1, 7, 2, dtype=int)
+    }
+    with pytest.raises(ValueError, match="how cross_attention_mask goes on"):
+        GKDRollouts(5, probability=1.0)(model, crossed, 0.0, 3)
+
+
+def test_types_of_tokens_go_on_as_text():
+    batch = with_images([[5, 6], [7, 8, 9]], [[8, END], [9, END]])
+    batch["token_type_ids"] = torch.tensor([[1, 2, 0, 0, 0], [3, 4, 5, 0, 0]])
+    beside = beside_prompts(llava(), {name: value for name, value in batch.items() if name != "pixel_values"})
+    assert beside == {"types": {"token_type_ids": [[1, 2], [3, 4, 5]]}, "media": {}}
+    built = to_batch(prompts_of(batch), [[10, 11, END], [END]], PAD, "cpu", **beside)
+    assert built["token_type_ids"].tolist() == [[1, 2, 0, 0, 0], [3, 4, 5, 0, 0]]
+    assert built["input_ids"].tolist() == [[5, 6, 10, 11, END], [7, 8, 9, END, PAD]]
+    assert built["labels"].tolist() == [[IGNORE, IGNORE, 10, 11, END], [IGNORE] * 3 + [END, IGNORE]]
 
 
 # GKD
@@ -243,3 +458,42 @@ def test_state_and_buffer_survive_a_checkpoint(fill, tmp_path, student, batch):
         for each in (restored, rollouts):
             each.on_validation(0.5)
     assert restored.state_dict() == rollouts.state_dict()
+
+
+# Several ranks
+
+
+def _rank(rank: int, folder: Path) -> None:
+    """What each of two processes does that share a student by FSDP2, with seeds as the trainer draws them."""
+    meeting, patience = f"file://{folder / 'meeting'}", datetime.timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
+    mesh, model, found = init_device_mesh("cpu", (2,)), tiny_model(), []
+    for module in (*model.model.layers, model):
+        fully_shard(module, mesh=mesh)
+    batch = Collator(PAD)(tiny_examples(4)[2 * rank : 2 * rank + 2])
+    for rollouts in (GKDRollouts(6, 0.5), DistiLLMRollouts(6, capacity=4, threshold=0.7)):
+        for step in range(8):
+            mixed = rollouts(model, batch, step / 8, 42 * 1_000_003 + 2 * step + rank)
+            response_logits(model, mixed)[0].sum().backward()
+            prompts, labels = prompts_of(mixed), mixed["labels"]
+            found.append(("sampled" in mixed, prompts, labels[labels != IGNORE].tolist()))
+    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
+    dist.barrier()
+    with pytest.raises(ValueError, match="FSDP of version 1"):
+        sample_responses(
+            FullyShardedDataParallel(tiny_model(), device_id=torch.device("cpu")), PROMPTS, 2, seed=0
+        )
+    dist.destroy_process_group()
+
+
+def test_ranks_that_share_a_student_sample_together(tmp_path):
+    """They hung, for each decided by its own seed. Oracle of the samples: the whole model, of the rank's seed."""
+    torch.multiprocessing.start_processes(_rank, args=(tmp_path,), nprocs=2, start_method="fork")
+    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    decisions = [[sampled for sampled, _, _ in found] for found in ranks]
+    assert decisions[0] == decisions[1] and {*decisions[0][:8]} == {*decisions[0][8:]} == {True, False}
+    for rank, found in enumerate(ranks):
+        for step, (sampled, prompts, labels) in enumerate(found[:8]):
+            if sampled:
+                alone = sample_responses(tiny_model(), prompts, 6, 42 * 1_000_003 + 2 * step + rank)
+                assert labels == sum(alone, [])

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
 from taid.objectives import objective
-from taid.rollouts import sample_responses
+from taid.sampling import sample_responses
 from taid.vocabulary import compared_tokenizers, shared_vocabulary, tokenizer_named, tokenizer_of
 
 
@@ -187,7 +187,7 @@ def test_a_processor_is_as_good_as_its_tokenizer(wrap, tmp_path, tokenizer):
     with pytest.warns(UserWarning, match="taken for padding"):
         trainer = tiny_trainer(tmp_path, "kl", steps=1, tokenizer=wrap(tokenizer), **models)
         trainer.train()
-    assert trainer._entries == VOCAB
+    assert trainer._limits()[0] == VOCAB
 
 
 def test_labels_of_another_tokenizer_are_refused(tmp_path, tokenizer):

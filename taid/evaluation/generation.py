@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from taid.data import pad_left
-from taid.rollouts import plain_generation
+from taid.sampling import plain_generation
 
 
 @torch.no_grad()

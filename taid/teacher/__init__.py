@@ -4,6 +4,7 @@ A teacher is called with a batch and returns logits [n, V] at the n positions th
 row by row, as `response_logits` orders them.
 """
 
+from taid.logits import response_logits
 from taid.teacher.cache import CachedTeacher, OfflineTeacher, cached_teacher, write_offline
 from taid.teacher.live import LiveTeacher, check_teacher
 from taid.teacher.stores import FullLogits, HiddenStates, Store, TopLogits
@@ -18,5 +19,6 @@ __all__ = [
     "TopLogits",
     "cached_teacher",
     "check_teacher",
+    "response_logits",
     "write_offline",
 ]
