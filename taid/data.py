@@ -1,6 +1,6 @@
 """Tokeniser, examples and batches."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -66,6 +66,18 @@ def pack(tokenizer, texts: Sequence[str], length: int) -> list[dict]:
         {"index": i, "prompt_ids": stream[at : at + 1], "response_ids": stream[at + 1 : at + length]}
         for i, at in enumerate(range(0, len(stream) - length + 1, length))
     ]
+
+
+def batches(
+    examples: Sequence[dict], collator: Callable, size: int, device: torch.device | str = "cpu"
+) -> Iterator[dict]:
+    """The examples in batches of at most `size`, in their order: tensors on `device`, all else as it is."""
+    for start in range(0, len(examples), size):
+        batch = collator([examples[i] for i in range(start, min(start + size, len(examples)))])
+        yield {
+            name: value.to(device) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }
 
 
 def pad_left(rows: Sequence[list[int]], value: int) -> torch.Tensor:

@@ -5,10 +5,11 @@ import random
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taid.data import ASSISTANT, END, IGNORE, PAD, USER, Collator, encode, pack, train_tokenizer
+from taid.data import ASSISTANT, END, IGNORE, PAD, USER, Collator, batches, encode, pack, train_tokenizer
 from taid.files import write_whole
 
 TEXTS = [
@@ -179,3 +180,18 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_text() == "old"
     write_whole(path, "né")
     assert path.read_text(encoding="utf-8") == "né"
+
+
+def test_batches_carry_everything_in_order():
+    """Tensors move to the device; numbers and words travel along. Data sets are read example by example."""
+    examples = [{"n": i} for i in range(7)]
+
+    def collate(rows):
+        return {"ids": torch.tensor([row["n"] for row in rows]), "width": len(rows), "name": "x"}
+
+    found = list(batches(examples, collate, 3, "meta"))
+    assert [batch["width"] for batch in found] == [3, 3, 1] and found[0]["name"] == "x"
+    assert all(batch["ids"].device.type == "meta" for batch in found)
+    plain = list(batches(Dataset.from_list(examples), collate, 3))
+    assert torch.equal(torch.cat([batch["ids"] for batch in plain]), torch.arange(7))
+    assert list(batches([], collate, 3)) == []

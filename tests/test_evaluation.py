@@ -4,12 +4,14 @@ from statistics import mean
 
 import pytest
 import torch
-from conftest import END, FAMILIES, PAD, VOCAB, tiny_examples, tiny_model
+from conftest import END, FAMILIES, PAD, VOCAB, tiny_examples, tiny_model, tiny_tokenizer
+from datasets import Dataset
 from scipy.stats import chisquare
+from transformers import DataCollatorForSeq2Seq
 
 from taid.data import Collator
 from taid.evaluation.generation import distinct_bigrams, generate
-from taid.evaluation.likelihood import held_out_loss, kl_to_teacher
+from taid.evaluation.likelihood import held_out_loss, held_out_loss_per_token, kl_to_teacher
 from taid.studies import judge as judging
 from taid.studies.instructions import CATEGORIES, Instruction
 from taid.studies.judge import Judge, by_category, category_scores, evaluate
@@ -111,6 +113,45 @@ def test_held_out_loss_is_that_of_each_example_alone(family):
         found = held_out_loss(model, EXAMPLES, Collator(PAD), batch_size=size)
         assert found == pytest.approx(expected, rel=1e-4)  # fp32 against fp64, losses up to 9 nats
     assert held_out_loss(model, [], Collator(PAD)) == []
+
+
+def test_a_mean_over_tokens_is_not_one_over_examples():
+    """Oracle: each example alone in fp64, its mean weighted by the number of its tokens, or not."""
+    losses = [loss_alone(tiny_model().eval(), example) for example in EXAMPLES]
+    counts = [len(example["response_ids"]) for example in EXAMPLES]
+    expected = sum(loss * n for loss, n in zip(losses, counts, strict=True)) / sum(counts)
+    model = tiny_model()
+    for size in (1, 7, 256):
+        found = held_out_loss_per_token(model, EXAMPLES, Collator(PAD), batch_size=size)
+        assert found == pytest.approx(expected, rel=1e-5)
+    assert abs(expected - mean(losses)) > 0.01
+
+
+def test_losses_of_a_data_set_of_any_kind():
+    """As `datasets` and other collators have it; a label in the first column predicts nothing."""
+    rows = [
+        {"input_ids": e["prompt_ids"] + e["response_ids"], "labels": e["prompt_ids"] + e["response_ids"]}
+        for e in EXAMPLES
+    ]
+    model, collator = tiny_model(), DataCollatorForSeq2Seq(tiny_tokenizer())
+    expected = [
+        loss_alone(model, {"prompt_ids": row["input_ids"][:1], "response_ids": row["input_ids"][1:]})
+        for row in rows
+    ]
+    model.float()
+    found = held_out_loss(model, Dataset.from_list(rows), collator, batch_size=7)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_example_without_labels_has_no_loss():
+    rows = [
+        {"input_ids": torch.tensor([[5, 6]]), "labels": torch.tensor([[-100, 6]])},
+        {"input_ids": torch.tensor([[5, 6]]), "labels": torch.tensor([[5, -100]])},
+    ]
+    with pytest.raises(ValueError, match="example 1 has no label"):
+        held_out_loss(tiny_model(), rows, lambda batch: batch[0], batch_size=1)
+    with pytest.raises(ValueError, match="no labels"):
+        held_out_loss_per_token(tiny_model(), rows[1:], lambda batch: batch[0], batch_size=1)
 
 
 def test_kl_to_teacher_is_the_mean_over_tokens():

@@ -305,7 +305,7 @@ UNITS = {  # metric -> (unit, whether higher is better); entropy is neither good
     "last_word_accuracy": ("percent", True),
     "last_word_log_likelihood": ("nats/word", True),
     "last_word_chance": ("percent", True),
-    "held_out_loss": ("nats/token", False),
+    "held_out_loss": ("nats/token", False),  # a mean over tokens
     "kl_to_teacher": ("nats/token", False),
     "entropy": ("nats/token", False),
     "train_seconds": ("seconds", False),

@@ -286,7 +286,7 @@ def numbered(examples: list[dict]) -> list[dict]:
 
 
 UNITS = {  # metric -> (unit, whether higher is better)
-    "held_out_loss": ("nats/token", False),
+    "held_out_loss": ("nats/token", False),  # over examples, which are of one length
     "kl_to_teacher": ("nats/token", False),
     "accuracy": ("fraction", True),
     "standard_error": ("fraction", False),

@@ -286,7 +286,7 @@ UNITS = {  # metric -> (unit, whether higher is better)
     "score_greedy": ("points of 10", True),
     "score_sampled": ("points of 10", True),
     "distinct_bigrams": ("fraction", True),
-    "held_out_loss": ("nats/token", False),
+    "held_out_loss": ("nats/token", False),  # a mean over examples
     "kl_to_teacher": ("nats/token", False),
     "train_seconds": ("seconds", False),
 }

@@ -39,7 +39,7 @@ UNITS = {  # metric -> (unit, whether higher is better); entropy and support are
     "effective_support": ("tokens", False),
     "kl_to_teacher": ("nats/token", False),
     "agreement": ("fraction", True),
-    "held_out_loss": ("nats/token", False),
+    "held_out_loss": ("nats/token", False),  # a mean over tokens
     "signal": ("of the teacher's", True),
     "share": ("of the teacher's", True),
     "drift": ("of the teacher's signal", False),
