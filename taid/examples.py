@@ -25,10 +25,12 @@ class Text:
     padding too (`taid.data.KeepEnds`). Raises ValueError for what then would do nothing, and see `length_for`.
     """
 
-    def __init__(self, processing_class, models: Iterable, collator, max_length: int | None, packing: bool):
+    def __init__(
+        self, processing_class, models: Iterable, collator, max_length: int | None, packing: bool, ranks=1
+    ):
         self.tokenizer = getattr(processing_class, "tokenizer", processing_class)  # of a processor, or itself
         self.max_length, self.cut = length_for(models, max_length), max_length is not None and not packing
-        self.given = collator is not None
+        self.given, self.ranks = collator is not None, ranks
         if self.given and (packing or max_length is not None):
             raise ValueError(
                 "packing and max_length are for text that is made tokens of here, without data_collator"
@@ -42,11 +44,11 @@ class Text:
     def examples(self, data, name: str, packing: bool = False):
         """`examples` of a data set, or the data set itself."""
         if data is None or self.given:
-            return data
+            return _for_ranks(data, self.ranks)
         found = examples(data, self.tokenizer, self.max_length, packing, name)
         if found is data and self.cut and name == "train_dataset":
             raise ValueError(f"{name} holds tokens, which max_length does not cut: cut them, or leave it out")
-        return found
+        return _for_ranks(found, self.ranks)
 
 
 def examples(data, tokenizer, max_length: int, packing: bool = False, name: str = "train_dataset"):
@@ -177,6 +179,22 @@ class _Stream(IterableDataset):
                 waiting = []
         if not useful:
             raise ValueError(f"no row of {self.encode.name} can be learned from, or it has none")
+
+
+def _for_ranks(data, ranks: int):
+    """A stream whose shards accelerate would deal out unevenly, so that it deals out rows; else `data` itself."""
+    return _Unsharded(data) if getattr(data, "num_shards", None) and data.num_shards % ranks else data
+
+
+class _Unsharded(IterableDataset):
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __iter__(self):
+        yield from self.stream
+
+    def set_epoch(self, epoch: int) -> None:
+        self.stream.set_epoch(epoch)
 
 
 def _report(rows: Sequence[tuple[str, bool]], max_length: int, name: str) -> None:

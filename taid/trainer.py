@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import has_length, rotate_checkpoints
 
+from taid.arguments import chosen
 from taid.checkpoints import BUFFER, STATE, all_finite, last_checkpoint, read_buffer, read_state
 from taid.data import IGNORE
 from taid.examples import Text, check_packing
@@ -65,6 +66,10 @@ class DistillationTrainer(Trainer):
     losses that `taid.fused` has not, for models whose logits are not hidden @ weight.T + bias (a soft-cap, a
     scale, an adapter on the head: ValueError in the first step) or whose weights are sharded over ranks.
 
+    `args`: TrainingArguments, or `taid.arguments.DistillationArguments`, which hold our options too. Data sets
+    may hold text (`taid.chat.LAYOUTS`), which is made tokens of if no `data_collator` is given: the first
+    `max_length` of each row, by `packing` several rows in one.
+
     Raises ValueError for an unknown method, a missing teacher, a step without any label, vocabularies that
     differ in more than padding; FloatingPointError, naming the step and the last checkpoint, for a loss that
     is not finite.
@@ -74,17 +79,23 @@ class DistillationTrainer(Trainer):
         self,
         model: PreTrainedModel | None = None,
         teacher=None,
-        method: str | Objective = "taid",
+        method: str | Objective | None = None,
         *,
         teacher_processing_class=None,
         vocab_size: int | None = None,
-        fuse_head: bool = False,
-        eval_kl: bool = True,
+        fuse_head: bool | None = None,
+        eval_kl: bool | None = None,
         max_length: int | None = None,
-        packing: bool = False,
+        packing: bool | None = None,
         **kwargs,
     ):
-        self.objective = objective(method) if isinstance(method, str) else method
+        given = {"teacher": teacher, "method": method, "vocab_size": vocab_size, "fuse_head": fuse_head}
+        given |= {"eval_kl": eval_kl, "max_length": max_length, "packing": packing, "method_options": None}
+        given = chosen(kwargs.get("args"), **given)
+        teacher, method, options = given["teacher"], given["method"] or "taid", given["method_options"] or {}
+        if options and not isinstance(method, str):
+            raise ValueError(f"method_options {options} are for a method given by its name, not for {method}")
+        self.objective = objective(method, **options) if isinstance(method, str) else method
         if self.objective.uses_teacher and teacher is None:
             name = method if isinstance(method, str) else type(method).__name__
             raise ValueError(f"{name!r} learns from a teacher: pass teacher=…, or use method='sft'")
@@ -99,7 +110,7 @@ class DistillationTrainer(Trainer):
         self._loss_shifts_labels = not is_encoder_decoder(self.model)
         self.args.average_tokens_across_devices = True
         self._vocabularies = known_vocabularies(
-            self.model, self.processing_class, teacher, teacher_processing_class, vocab_size
+            self.model, self.processing_class, teacher, teacher_processing_class, given["vocab_size"]
         )
         check_language_model(self.model, "student")
         if self.objective.rollouts is not None and is_encoder_decoder(self.model):
@@ -116,8 +127,9 @@ class DistillationTrainer(Trainer):
                 self.model.config.get_text_config().vocab_size, teacher.vocab_size, **self._vocabularies
             )
             teacher.check(self.objective)
-        self.teacher, self.fuse_head, self.eval_kl = teacher, fuse_head, eval_kl
-        self._prepare_data(kwargs.get("data_collator"), max_length, packing)
+        self.teacher, self.fuse_head = teacher, bool(given["fuse_head"])
+        self.eval_kl = given["eval_kl"] is not False
+        self._prepare_data(kwargs.get("data_collator"), given["max_length"], bool(given["packing"]))
         self._step_loss = torch.zeros((), device=self.args.device)  # this rank's share of the step's mean
         self._grad_norm: Tensor | float | None = None  # of the optimizer step, before clipping
         self._last_inputs: dict | None = None  # the last micro-batch that was trained on
@@ -132,7 +144,7 @@ class DistillationTrainer(Trainer):
         if loading.dispatch_batches is None:  # else one rank reads a stream for all, and joins their batches,
             loading.dispatch_batches = False  # which differ in length
         models = [m for m in (self.model, getattr(self.teacher, "model", None)) if m is not None]
-        self._text = Text(self.processing_class, models, collator, max_length, packing)
+        self._text = Text(self.processing_class, models, collator, max_length, packing, self.args.world_size)
         if packing and self.objective.rollouts is not None:
             raise ValueError(
                 "this method samples from prompts, which packed rows have not: leave out packing"
@@ -277,6 +289,14 @@ class DistillationTrainer(Trainer):
             total = sum(loss * labels for loss, labels in measured)
             self.objective.rollouts.on_validation(total / sum(labels for _, labels in measured))
         return metrics
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        if not isinstance(eval_dataset, str):  # the name of one of several
+            eval_dataset = self._text.examples(eval_dataset, "eval_dataset")
+        return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        return super().get_test_dataloader(self._text.examples(test_dataset, "test_dataset"))
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As the Trainer's; `resume_from_checkpoint=True` takes the last whole checkpoint, passing over one

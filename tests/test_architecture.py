@@ -23,10 +23,12 @@ LAYERS = [  # of the library, lower first; within a layer imports make no circle
     {"files", "checks"},
     {"losses", "schedule", "theory"},
     {"data", "results", "vocabulary", "logits", "sampling"},
-    {"chat", "examples", "fused", "rollouts"},
+    {"arguments", "chat", "examples", "fused", "rollouts"},
     {"objectives", "teacher"},
     {"checkpoints", "validation"},
     {"trainer", "evaluation", "toy", "toy_language"},
+    {"card", "hub", "runs"},
+    {"cli", "__main__"},
     {"studies"},
 ]
 HEAVY = {"torch", "transformers"}

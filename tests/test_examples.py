@@ -1,9 +1,14 @@
 """Data sets of text in the trainer: lists, datasets.Dataset, streams; packing, padding and several ranks."""
 
 import copy
+import json
+import os
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+import torch
+from accelerate.state import AcceleratorState
 from conftest import VOCAB, tiny_model, tiny_tokenizer, tiny_trainer
 from datasets import Dataset, DatasetDict
 from datasets import IterableDataset as DatasetsStream
@@ -250,3 +255,62 @@ def test_the_trainer_takes_text(kind, method, tmp_path, chat_tokenizer):
     assert trainer.evaluate(KINDS[kind](rows[:8]))["eval_loss"] == pytest.approx(
         losses["eval_a_loss"], abs=1e-5
     )
+
+
+# --- several ranks
+
+STREAMS = {
+    "stream": lambda: Rows(STREAMED),
+    "stream of datasets": lambda: DatasetsStream.from_generator(lambda: iter(STREAMED)),
+    "as many shards as ranks": lambda: Dataset.from_list(STREAMED).to_iterable_dataset(num_shards=2),
+    "shards that do not divide": lambda: Dataset.from_list(STREAMED).to_iterable_dataset(num_shards=3),
+}
+STREAMED = [{"messages": [{"role": "user", "content": f"w{i + 4}"}, *CHATS[i][1:]]} for i in range(24)]
+
+
+def _rank(rank: int, folder: Path) -> None:
+    """What each of two processes does: one epoch of each stream; it leaves the rows that it learned from."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    AcceleratorState._reset_state(reset_partial_state=True)  # the parent's single process, inherited by fork
+    meeting = f"file://{folder / 'meeting'}"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    tokenizer, found = tiny_tokenizer(), {}
+    tokenizer.chat_template = TEMPLATE
+    for name, stream in STREAMS.items():
+        trainer = tiny_trainer(
+            folder,
+            "kl",
+            examples=stream(),
+            collator=None,
+            tokenizer=tokenizer,
+            steps=6,
+            batch=1,
+            gradient_accumulation_steps=2,
+        )
+        compute_loss, found[name] = trainer.compute_loss, []
+
+        def spy(model, inputs, seen=found[name], compute_loss=compute_loss, **kwargs):
+            rows = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
+            seen.extend(ids[real].tolist() for ids, real in rows)
+            return compute_loss(model, inputs, **kwargs)
+
+        trainer.compute_loss = spy
+        trainer.train()
+    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.start_processes(_rank, args=(folder,), nprocs=2, start_method="fork")
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_ranks_share_a_stream_out(name, two_ranks, chat_tokenizer):
+    """In one pass each row is learned from once, by one rank."""
+    one, other = ([tuple(row) for row in rank[name]] for rank in two_ranks)
+    stream = {tuple(row["input_ids"]) for row in examples(STREAMED, chat_tokenizer, 128)}
+    assert set(one) | set(other) == stream and not set(one) & set(other)

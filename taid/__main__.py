@@ -1,0 +1,8 @@
+"""python -m taid: the command `taid`."""
+
+import sys
+
+from taid.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

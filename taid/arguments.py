@@ -1,0 +1,56 @@
+"""DistillationArguments: transformers' TrainingArguments with our options, for HfArgumentParser, YAML and JSON."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class DistillationArguments(TrainingArguments):
+    """What DistillationTrainer takes beside TrainingArguments, under the trainer's own names; None: its default."""
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "method_options"]
+
+    method: str | None = field(default=None, metadata={"help": "A name of taid.METHODS (default: taid)."})
+    method_options: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "The method's own options, as JSON: '{\"t_start\": 0.2}'."}
+    )
+    teacher: str | None = field(
+        default=None, metadata={"help": "Name on the hub, or folder of save_pretrained."}
+    )
+    max_length: int | None = field(default=None, metadata={"help": "Tokens after which a text is cut."})
+    packing: bool | None = field(default=None, metadata={"help": "Several texts to a row, kept apart."})
+    fuse_head: bool | None = field(default=None, metadata={"help": "Never make a batch's logits whole."})
+    eval_kl: bool | None = field(
+        default=None, metadata={"help": "Measure the KL to the teacher (default: true)."}
+    )
+    vocab_size: int | None = field(
+        default=None,
+        metadata={"help": "The first entries mean the same to student and teacher; no others count."},
+    )
+
+
+OPTIONS = tuple(name for name in DistillationArguments.__annotations__ if not name.startswith("_"))
+
+
+def chosen(args: TrainingArguments | None, **keywords) -> dict[str, Any]:
+    """Each option as the trainer's keyword has it, or `args`, or None.
+
+    Raises ValueError, naming both, where they have it otherwise; a model is not another teacher than its name.
+    """
+    found = {}
+    for name, keyword in keywords.items():
+        argument = getattr(args, name, None) if isinstance(args, DistillationArguments) else None
+        same = keyword == argument if isinstance(keyword, str | int | dict) else _name(keyword) == argument
+        if keyword is not None and argument is not None and not same:
+            raise ValueError(
+                f"{name} is {_name(keyword)!r} as the trainer's keyword, and {argument!r} in args: give it once"
+            )
+        found[name] = argument if keyword is None else keyword
+    return found
+
+
+def _name(value) -> Any:
+    """Of a model the name or folder that it was loaded from; of anything else what can be read of it."""
+    return getattr(getattr(value, "config", None), "name_or_path", None) or value

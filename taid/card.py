@@ -1,0 +1,81 @@
+"""The page and the picture that a distilled student comes with."""
+
+from pathlib import Path
+
+PANELS = {"loss [nats/token]": ("loss", "eval_loss"), "t": ("t",), "gradient norm": ("grad_norm",)}
+
+
+def card(record: dict, schedule: str, drawn: bool) -> str:
+    """A model card as the hub reads it: method, schedule, data, settings, numbers, versions."""
+    settings, made = record["settings"], record["provenance"]
+    options = f" with {settings['method_options']}" if settings["method_options"] else ""
+    teacher = f", distilled from `{settings['teacher']}`" if settings["teacher"] else ""
+    numbers = "\n".join(f"| {name} | {value:.4f} |" for name, value in record["metrics"].items())
+    left = {"student", "teacher", "method", "method_options", "dataset", "training"}
+    left |= {"epochs"} if settings["steps"] else set()
+    chosen = {k: v for k, v in settings.items() if k not in left and v is not None} | (
+        settings["training"] or {}
+    )
+    said = "\n".join(f"| {name} | {value} |" for name, value in chosen.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [taid, knowledge-distillation]
+---
+
+# {Path(settings["student"]).name} by {settings["method"]}
+
+`{settings["student"]}`{teacher} by the method `{settings["method"]}`{options} of
+[taid](https://arxiv.org/abs/2501.16937){f", schedule `{schedule}`" if schedule else ""}.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, tokenizer = AutoModelForCausalLM.from_pretrained("…"), AutoTokenizer.from_pretrained("…")
+```
+
+Data: `{settings["dataset"]}`, {record["rows"][0]} rows to train on and {record["rows"][1]} to validate.
+{record["steps"]} steps in {record["seconds"] / 60:.1f} minutes.
+
+| validation, nats per token | |
+|---|---|
+{numbers or "| none | |"}
+
+| setting | |
+|---|---|
+{said}
+
+{"![loss, t and gradient norm by step](curves.png)" if drawn else "The curves are in curves.jsonl."}
+
+Made on {made["date"]} with taid {record["taid"]} (commit {made["commit"]}{", changed" if made["dirty"] else ""}),
+{made["versions"]}; {made["device"]}.
+"""
+
+
+def draw(history: list[dict], path: Path) -> bool:
+    """Loss, t and gradient norm by optimizer step; False where there is no matplotlib to draw them."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    panels = {
+        title: {name: [(row["step"], row[name]) for row in history if name in row] for name in names}
+        for title, names in PANELS.items()
+    }
+    panels = {title: curves for title, curves in panels.items() if any(curves.values())}
+    figure = Figure(figsize=(4 * len(panels), 3), layout="constrained")
+    for axes, (title, curves) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for name, points in curves.items():
+            if points:
+                axes.plot(
+                    *zip(*points, strict=True),
+                    marker=".",
+                    label={"eval_loss": "validation"}.get(name, "training"),
+                )
+        axes.set(title=title, xlabel="step")
+        if len(curves) > 1:
+            axes.legend()
+    figure.savefig(path, dpi=120)
+    return True

@@ -1,0 +1,83 @@
+"""Models, tokenizers and rows of text by a name on the hub or a path; what cannot be had is said in one sentence."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def load_model(name: str, role: str) -> PreTrainedModel:
+    """A causal language model in fp32, from safetensors alone and without remote code."""
+    _check_path(name, role, "config.json", "save_pretrained of a model writes it")
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"the {role} {name!r} cannot be loaded as a causal language model: {_first(error)}"
+        ) from error
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies with a model."""
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"there is no tokenizer with {name!r}: save the student's there, tokenizer.save_pretrained({name!r}) "
+            f"({_first(error)})"
+        ) from error
+
+
+def load_rows(name: str, split: str | None):
+    """A `datasets.Dataset`: a file of FILES, a folder of save_to_disk or of such files, or a name on the hub.
+
+    `split`: which of several; None: the only one, or "train".
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError("data sets are read by the package datasets: pip install datasets") from None
+    path = Path(name)
+    try:
+        if path.is_file() and path.suffix in FILES:
+            found = datasets.load_dataset(FILES[path.suffix], data_files=str(path))
+        elif path.is_file():
+            raise ValueError(f"give a file of {', '.join(FILES)}")
+        elif any((path / file).exists() for file in ("dataset_dict.json", "state.json")):
+            found = datasets.load_from_disk(str(path))
+        elif path.is_dir() or not _is_path(name):
+            found = datasets.load_dataset(name)
+        else:
+            raise ValueError("there is no such file or folder")
+    except Exception as error:  # of datasets, pyarrow, fsspec or the hub: one sentence for all
+        raise ValueError(f"the data set {name!r} cannot be read: {_first(error)}") from error
+    if isinstance(found, datasets.Dataset):
+        return found
+    chosen = split or ("train" if "train" in found or len(found) > 1 else next(iter(found)))
+    if chosen not in found:
+        raise ValueError(
+            f"the data set {name!r} has no split {chosen!r}, but {', '.join(found)}: choose by --split"
+        )
+    return found[chosen]
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in FILES
+
+
+def _check_path(name: str, role: str, file: str, how: str) -> None:
+    path = Path(name)
+    if path.exists() and not (path / file).exists():
+        raise ValueError(f"the {role} {name!r} has no {file}: {how}")
+    if not path.exists() and _is_path(name):
+        raise ValueError(f"there is no folder {name!r} for the {role}")
+
+
+def _first(error: BaseException) -> str:
+    """The first line of what an error says, or of what caused it."""
+    said = str(error.__cause__ or error).strip() or type(error).__name__
+    return said.splitlines()[0]

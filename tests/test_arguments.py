@@ -1,0 +1,105 @@
+"""DistillationArguments: the same run from Python, a command line, YAML and JSON."""
+
+import json
+
+import pytest
+from conftest import tiny_examples, tiny_model
+from transformers import HfArgumentParser
+
+from taid import DistillationArguments, DistillationTrainer
+from taid.arguments import OPTIONS, chosen
+from taid.objectives import SFT, TAID
+
+VALUES = {
+    "method": "taid",
+    "method_options": {"t_start": 0.2},
+    "max_length": 64,
+    "packing": True,
+    "fuse_head": True,
+}
+TRAINING = {
+    "max_steps": 3,
+    "learning_rate": 0.01,
+    "report_to": "none",
+    "use_cpu": True,
+    "save_strategy": "no",
+}
+
+
+def from_command_line(folder):
+    words = [
+        f"--{name}={json.dumps(v) if isinstance(v, dict) else v}" for name, v in (VALUES | TRAINING).items()
+    ]
+    return HfArgumentParser(DistillationArguments).parse_args_into_dataclasses(
+        [*words, f"--output_dir={folder}"]
+    )[0]
+
+
+def from_file(suffix: str):
+    def parse(folder):
+        path = folder / f"arguments.{suffix}"
+        path.write_text(json.dumps(VALUES | TRAINING | {"output_dir": str(folder)}))  # JSON is YAML too
+        parser = HfArgumentParser(DistillationArguments)
+        return (parser.parse_yaml_file if suffix == "yaml" else parser.parse_json_file)(path)[0]
+
+    return parse
+
+
+@pytest.mark.parametrize("parse", [from_command_line, from_file("yaml"), from_file("json")])
+def test_every_way_to_say_it_is_one(parse, tmp_path):
+    arguments = parse(tmp_path)
+    assert {name: getattr(arguments, name) for name in VALUES} == VALUES
+    assert {name: getattr(arguments, name) for name in ("max_steps", "learning_rate")} == {
+        "max_steps": 3,
+        "learning_rate": 0.01,
+    }
+
+
+def test_the_trainer_takes_its_options_from_args(tmp_path):
+    arguments = DistillationArguments(
+        str(tmp_path), method="taid", method_options={"t_start": 0.25}, **TRAINING
+    )
+    trainer = DistillationTrainer(
+        tiny_model(), tiny_model(seed=1), args=arguments, train_dataset=tiny_examples()
+    )
+    assert isinstance(trainer.objective, TAID) and trainer.objective.state.t == 0.25
+    trainer.train()
+    assert trainer.state.global_step == 3
+
+
+@pytest.mark.parametrize(
+    ("keyword", "argument"),
+    [
+        ({"method": "kl"}, {"method": "taid"}),
+        ({"packing": False}, {"packing": True}),
+        ({"vocab_size": 40}, {"vocab_size": 48}),
+    ],
+)
+def test_a_conflict_names_both(keyword, argument, tmp_path):
+    (name,) = keyword
+    with pytest.raises(
+        ValueError, match=f"{name} is {keyword[name]!r} as the trainer's keyword, and {argument[name]!r} in"
+    ):
+        DistillationTrainer(
+            tiny_model(), tiny_model(seed=1), args=DistillationArguments(str(tmp_path), **argument), **keyword
+        )
+
+
+def test_a_model_is_the_teacher_of_its_name_and_no_other(tmp_path):
+    teacher = tiny_model(seed=1)
+    teacher.config.name_or_path = "some/teacher"
+    args = DistillationArguments(str(tmp_path), teacher="some/teacher")
+    assert chosen(args, teacher=teacher) == {"teacher": teacher}
+    with pytest.raises(ValueError, match="'some/teacher' as the trainer's keyword, and 'other' in args"):
+        chosen(DistillationArguments(str(tmp_path), teacher="other"), teacher=teacher)
+
+
+def test_options_of_a_method_want_its_name(tmp_path):
+    args = DistillationArguments(str(tmp_path), method_options={"t_start": 0.2})
+    with pytest.raises(ValueError, match="are for a method given by its name"):
+        DistillationTrainer(tiny_model(), method=SFT(), args=args)
+
+
+def test_all_options_are_keywords_of_the_trainer_too():
+    keywords = DistillationTrainer.__init__.__kwdefaults__.keys() | {"teacher", "method"}
+    assert set(OPTIONS) - keywords == {"method_options"}

@@ -1,0 +1,202 @@
+"""The command `taid`, as one who has a folder of a student, one of a teacher, and a file of chats."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_model, tiny_tokenizer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from taid import runs
+from taid.cli import main
+
+ROOT = Path(__file__).parents[1]
+TEMPLATE = (
+    "{% for m in messages %}{{ 'w2' if m['role'] == 'user' else 'w3' }} {{ m['content'] }} <end> {% endfor %}"
+    "{% if add_generation_prompt %}w3 {% endif %}"
+)
+CHAT = [{"role": "user", "content": "w4 w5"}, {"role": "assistant", "content": "w6 w7 w8"}]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """A working folder with student, teacher and chats.jsonl."""
+    monkeypatch.chdir(tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    for seed, name in enumerate(("student", "teacher")):
+        tiny_model(seed=seed).save_pretrained(name)
+        tokenizer.save_pretrained(name)
+    write(tmp_path / "chats.jsonl", [{"messages": CHAT}] * 40)
+    return tmp_path
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def words(**options) -> list[str]:
+    """distill … with the defaults of these tests."""
+    said = {"student": "student", "teacher": "teacher", "dataset": "chats.jsonl", "output": "out", "steps": 4}
+    said |= {"use_cpu": True, "disable_tqdm": True}
+    pairs = [
+        (f"--{name.replace('_', '-')}", str(value))
+        for name, value in (said | options).items()
+        if value is not None
+    ]
+    return ["distill", *(word for pair in pairs for word in pair)]
+
+
+def refused(capsys, arguments: list[str]) -> str:
+    """The one line on stderr, after exit code 2."""
+    try:
+        code = main(arguments)
+    except SystemExit as error:
+        code = error.code
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("taid: ")]
+    assert code == 2 and len(said) == 1
+    return said[0]
+
+
+def test_distill_leaves_a_student_that_loads_with_its_card_and_curves(here, capsys):
+    assert main(words(method="taid", option="t_start=0.25")) == 0
+    assert "The student is in out, eval_loss" in capsys.readouterr().out
+    model, tokenizer = AutoModelForCausalLM.from_pretrained("out"), AutoTokenizer.from_pretrained("out")
+    assert tokenizer.chat_template == TEMPLATE
+    before = AutoModelForCausalLM.from_pretrained("student").state_dict()
+    assert any((before[name] != tensor).any() for name, tensor in model.state_dict().items())
+    assert not list((here / "out").glob("*.bin")) and (here / "out" / "curves.png").stat().st_size > 1000
+    curves = [json.loads(line) for line in (here / "out" / "curves.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in curves if "t" in row} == {1, 2, 3, 4}
+    page = (here / "out" / "README.md").read_text()
+    for said in (
+        "taid",
+        "{'t_start': 0.25}",
+        "Adaptive(t_start=0.25",
+        "chats.jsonl",
+        "38 rows",
+        "torch",
+        "eval_loss",
+    ):
+        assert said in page
+
+
+def test_a_finished_run_is_not_repeated_and_another_not_mixed_in(here, capsys):
+    assert main(words()) == 0
+    first = (here / "out" / "taid.json").read_text()
+    assert main(words()) == 0
+    assert (here / "out" / "taid.json").read_text() == first
+    assert "holds a run with steps 4, not 5" in refused(capsys, words(steps=5))
+    (here / "other").mkdir()
+    (here / "other" / "thesis.tex").touch()
+    assert "other is there, and not a run of taid" in refused(capsys, words(output="other"))
+
+
+def test_a_killed_run_goes_on_with_the_same_command(here, monkeypatch):
+    """Oracle: the weights of a run that was not killed. Killed after the checkpoint of step 4 of 8."""
+    options = {"steps": 8, "save_steps": 4, "learning_rate": 0.01}
+    assert main(words(output="whole", **options)) == 0
+
+    with monkeypatch.context() as patch:
+        save = runs.DistillationTrainer._save_checkpoint
+
+        def save_and_die(self, *arguments, **keywords):
+            save(self, *arguments, **keywords)
+            raise KeyboardInterrupt
+
+        patch.setattr(runs.DistillationTrainer, "_save_checkpoint", save_and_die)
+        assert main(words(**options)) == 130
+    assert (here / "out" / "checkpoint-4").exists() and not (here / "out" / "model.safetensors").exists()
+    assert main(words(**options)) == 0
+    one, two = (load_file(here / folder / "model.safetensors") for folder in ("whole", "out"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_compare_prints_paired_differences(here, capsys):
+    """Oracle: the differences of what each run's record says."""
+    arguments = ["compare", "--methods", "kl", "sft", "--seeds", "2", *words(output="out")[1:]]
+    assert main(arguments) == 0
+    table = capsys.readouterr().out
+    assert (here / "out" / "comparison.md").read_text() in table
+    record = {
+        (method, seed): json.loads((here / "out" / f"{method}-seed{seed}" / "taid.json").read_text())[
+            "metrics"
+        ]
+        for method in ("kl", "sft")
+        for seed in (42, 43)
+    }
+    for metric in ("eval_loss", "eval_kl"):
+        differences = [record["sft", seed][metric] - record["kl", seed][metric] for seed in (42, 43)]
+        assert f"| {sum(differences) / 2:+.4f} [" in table
+    assert not list((here / "out").glob("*/checkpoint-*"))
+    assert len((here / "out" / "comparison.jsonl").read_text().splitlines()) == 4
+
+
+BAD = {  # what a newcomer does → what is said
+    "no teacher": (words(teacher=None), "taid learns from a teacher: give --teacher"),
+    "a method that is not": (words(method="magic"), "there is no method 'magic'; there are sft, kl"),
+    "no such folder": (words(student="./studnet"), "there is no folder './studnet' for the student"),
+    "a folder without a model": (words(student="."), "the student '.' has no config.json"),
+    "no such file": (
+        words(dataset="chat.jsonl"),
+        "the data set 'chat.jsonl' cannot be read: there is no such file",
+    ),
+    "a file of another kind": (words(dataset="student/config.txt"), "cannot be read"),
+    "no such split": (words(split="test"), "has no split 'test', but train"),
+    "no steps": (words(steps=0), "argument --steps: 0 is not above 0"),
+    "a negative rate": (words(learning_rate=-1), "argument --learning-rate: -1 is not above 0"),
+    "nan": (words(learning_rate="nan"), "nan is not above 0"),
+    "a word for a number": (words(batch_size="big"), "invalid int value: 'big'"),
+    "an unknown option": (words(lerning_rate=1), "there is no option --lerning-rate"),
+    "an option called otherwise here": (words(max_steps=3), "--max_steps is called --steps here"),
+    "a wrong option of the method": (words(option="t_strat=0.2"), "the options do not fit taid"),
+    "an option without a value": (words(option="t_start"), "'t_start' is not NAME=VALUE"),
+    "too long": (words(max_length=4096), "max_length=4096, but a model has 128 positions"),
+    "both lengths": ([*words(), "--epochs", "2"], "not allowed with argument"),
+    "a method twice": (["compare", "--methods", "kl", "kl", *words()[1:]], "a method is named twice"),
+    "nothing": ([], "required"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_errors_are_one_sentence(name, here, capsys):
+    (here / "student" / "config.txt").touch()
+    arguments, said = BAD[name]
+    assert said in refused(capsys, arguments)
+
+
+ROWS = {
+    "unknown columns": (
+        [{"instruction": "x", "output": "y"}] * 40,
+        "no text to learn in the columns 'instruction'",
+    ),
+    "only users": ([{"messages": CHAT[:1]}] * 40, "no turn of an assistant"),
+    "no rows": ([], "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_data_that_cannot_be_used_is_one_sentence(name, here, capsys):
+    rows, said = ROWS[name]
+    write(here / "bad.jsonl", rows)
+    assert said in refused(capsys, words(dataset="bad.jsonl"))
+    (here / "torn.jsonl").write_text('{"messages": [')
+    assert "cannot be read" in refused(capsys, words(dataset="torn.jsonl"))
+
+
+@pytest.mark.parametrize("words", [["--version"], ["distill", "--help"]])
+def test_help_needs_no_torch(words):
+    code = f"import sys; from taid.cli import main; sys.argv = ['taid']\ntry: main({words})\nfinally: assert 'torch' not in sys.modules"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0 and "taid" in run.stdout
+
+
+def test_python_m_taid_is_the_command():
+    run = subprocess.run(
+        [sys.executable, "-m", "taid", "--version"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.stdout.startswith("taid ") and run.returncode == 0
