@@ -2,43 +2,65 @@
 
 python -m analysis table1 [--scale cpu] [--results runs/cpu]   # writes table1.md and .png beside the rows
 python -m analysis report --results results   # all that has rows; the committed ones
-python -m analysis claims --results results   # every claim with rows, judged
+python -m analysis claims --results results   # every claim with rows, judged: README.md and forest.png
 """
 
 import argparse
 from pathlib import Path
 
-from analysis import ablations, adaptivity, figure2, rounds, rows, speed, table1, table2, table3, table6
+from analysis import (
+    ablations,
+    adaptivity,
+    figure2,
+    page,
+    rounds,
+    speed,
+    table1,
+    table2,
+    table3,
+    table6,
+    verdicts,
+)
 
-TABLES = {
-    "table1": table1, "table2": table2, "table3": table3, "table6": table6, "rounds": rounds, "figure2": figure2,
-    "adaptivity": adaptivity, "ablations": ablations, "speed": speed,
-}  # fmt: skip
-TARGETS = {"speed": "bench"}  # table → the target of make that measures its rows, where the names differ
+MODULES = (table1, table2, table3, table6, figure2, adaptivity, ablations, rounds, speed)
 SCALES = ("smoke", "cpu", "gpu", "paper")
+PAGES = {module.PAGE.name: module.PAGE for module in MODULES}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis", description="Render results.")
-    parser.add_argument("command", choices=[*TABLES, "report", "claims"])
-    parser.add_argument("--scale", choices=SCALES, default="cpu")
+    parser.add_argument("command", choices=[*PAGES, "report", "claims"])
+    parser.add_argument("--scale", default="cpu", choices=SCALES, help="default: cpu")
     parser.add_argument("--results", type=Path, help="folder of the rows (default: runs/<scale>)")
     arguments = parser.parse_args()
-    scale = arguments.scale
-    folder = arguments.results or Path("runs") / scale
-    asked = [arguments.command] if arguments.command in TABLES else TABLES
-    frames = {table: rows.load(folder / f"{table}.jsonl", scale) for table in asked}
-    frames = {table: frame for table, frame in frames.items() if not frame.empty}
+    folder = arguments.results or Path("runs") / arguments.scale
+    try:
+        render(arguments.command, folder, arguments.scale)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"analysis {arguments.command}: {error}\n")
+
+
+def render(command: str, folder: Path, scale: str) -> None:
+    """Write what is asked for and show its headline.
+
+    Raises NoRows if nothing has rows. Of many pages those without are named and left out.
+    """
+    asked = [PAGES[command]] if command in PAGES else PAGES.values()
+    frames, missing = [], []
+    for each in asked:
+        try:
+            frames.append((each, page.load(each, folder, scale)))
+        except page.NoRows as error:
+            missing.append(error)
     if not frames:
-        first = next(iter(asked))
-        place = f"{folder / first}.jsonl has" if len(asked) == 1 else f"{folder} has"
-        command = f"make {TARGETS.get(first, first)} SCALE={scale} RESULTS={folder}"
-        parser.exit(1, f"{place} no rows of scale {scale}; `{command}` makes them\n")
-    for table, frame in frames.items():
-        if arguments.command == "claims":
-            print(f"## {TABLES[table].TITLE}\n\n{TABLES[table].claims(frame)}")
-        else:
-            TABLES[table].write(frame, folder, scale)
+        raise missing[0]
+    if command == "claims":
+        print(verdicts.write(frames, folder, scale))
+    else:
+        for each, frame in frames:
+            print(page.summary(each, frame, scale, page.write(each, frame, folder, scale)))
+    for error in missing:
+        print(f"left out: {error}")
 
 
 if __name__ == "__main__":

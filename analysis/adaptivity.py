@@ -1,22 +1,22 @@
-"""The adaptivity audit, rendered: `results/adaptivity.md` and `results/adaptivity.png` beside it."""
+"""The adaptivity audit: `results/adaptivity.md` and its figure."""
 
 import math
-from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.ablations import METRICS, difference, differences, oriented
-from analysis.claims import AUDIT, adaptivity
-from analysis.predicates import Claim, Verdict
-from analysis.rows import Pair, Scores, scores
+from analysis import variants
+from analysis.measures import MEASURES, Measure
+from analysis.page import Comparison, Page
+from analysis.questions import AUDIT, adaptivity
+from analysis.rows import Scores
 from analysis.statistics import mean_interval
 from analysis.style import name, pair_name
-from analysis.tables import MISSING, document, interval, judged, markdown, number, plural, provenance, value
+from analysis.tables import Table, number, plural, value
+from analysis.variants import FIGURE, JUDGED, PAIR, minus_taid
 
-TITLE = "Is the adaptive update adaptive?"
-PAIR = Pair("phi-3-mini", "tinyllama")
-METHODS = ("taid", "taid_no_adaptive", "constant", "replayed")
+SCHEDULES = ("taid", "taid_no_adaptive", "constant", "replayed")
+TRACE = Measure("TAID's trace", digits=4)
 AUDITED = {  # metric of the traces → title, decimals
     "alpha_n": ("α · N", 2),
     "floor_share": ("updates in which the linear floor binds [share]", 3),
@@ -34,21 +34,8 @@ AUDITED = {  # metric of the traces → title, decimals
 }
 
 
-def write(frame: pd.DataFrame, folder: Path, scale: str) -> None:
-    """Render the rows of one scale to `folder`/adaptivity.md and `folder`/adaptivity.png."""
-    (folder / "adaptivity.md").write_text(render(frame, scale), encoding="utf-8")
-    draw(frame).savefig(folder / "adaptivity.png", metadata={"Software": None})
-
-
-def render(frame: pd.DataFrame, scale: str) -> str:
-    """The whole document, from the rows of one scale. Equal rows give equal text."""
-    sections = {
-        "What the traces say": audit(frame),
-        "Four schedules": comparison(frame),
-        "Claims": claims(frame),
-        "Provenance": provenance(frame),
-    }
-    return document(TITLE, scale, preamble(frame, scale), sections)
+def sections(frame: pd.DataFrame, scale: str) -> dict[str, str]:
+    return {"Four schedules": headline(frame, scale).markdown(), "What the traces say": audit(frame)}
 
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
@@ -57,10 +44,10 @@ def preamble(frame: pd.DataFrame, scale: str) -> str:
         " t-interval over them. Four schedules of t, paired by seed: the adaptive update, the linear ramp,"
         " σ(m) = ½ held constant (t a function of the step alone), and t as another seed's adaptive run"
         " recorded it, which has the shape of an adaptive curve but cannot answer to this student. How the"
-        " closed form is derived, and what follows: `docs/adaptivity.md`.\n\n"
-        "![Four schedules](adaptivity.png)\n\n"
-        "*Figure*: difference to TAID, paired by seed, with 95% intervals; right of 0 is better in every"
-        " panel.\n"
+        " closed form is derived, and what follows: `docs/adaptivity.md`. *The same* is to within"
+        f" {', '.join(f'{MEASURES[m].same:g} {MEASURES[m].unit} of {MEASURES[m].title}' for m in JUDGED)}."
+        " TAID − KL is on [the page of the ablations](ablations.md), which shares these runs.\n\n"
+        f"![Four schedules](adaptivity.png)\n\n{FIGURE}"
     )
 
 
@@ -71,9 +58,9 @@ def audit(frame: pd.DataFrame) -> str:
         [title, *(value(ours(frame, metric).get(method), seeds, digits) for method in methods)]
         for metric, (title, digits) in AUDITED.items()
     ]
-    table = markdown(["over the run", *map(name, methods)], body)
     needed = ours(frame, "momentum_needed").get("taid")
-    return table + (f"\n{effort(mean_interval(list(needed.values())).mean)}\n" if needed else "")
+    note = effort(mean_interval(list(needed.values())).mean) if needed else ""
+    return Table(["over the run", *map(name, methods)], body, note).markdown()
 
 
 def effort(momentum: float) -> str:
@@ -85,45 +72,33 @@ def effort(momentum: float) -> str:
     )
 
 
-def comparison(frame: pd.DataFrame) -> str:
+def headline(frame: pd.DataFrame, scale: str) -> Table:
     """Schedule × measure: mean, and the difference to TAID."""
-    seeds, body = frame.seed.nunique(), []
-    for method in METHODS:
-        line = [name(method)]
-        for metric, (_, digits, *_) in METRICS.items():
-            found = ours(frame, metric)
-            estimate = difference(found, method)
-            line += [
-                value(found.get(method), seeds, digits),
-                interval(estimate, digits) if estimate else MISSING,
-            ]
-        body.append(line)
-    titles = [cell for title, *_ in METRICS.values() for cell in (title, "− TAID")]
-    return markdown(["schedule", *titles], body)
+    return variants.table(frame, "adaptivity", SCHEDULES, minus_taid)
 
 
-def verdicts(frame: pd.DataFrame) -> list[tuple[str, Claim, Verdict]]:
-    """The claims about the students by each measure, then those about TAID's traces."""
-    students = [
-        (title.split(" [")[0], claim, claim.predicate(oriented(ours(frame, metric), sign)))
-        for metric, (title, _, sign, margin) in METRICS.items()
-        for claim in adaptivity(margin)
-    ]
+def comparisons(frame: pd.DataFrame) -> list[Comparison]:
+    """The students by each measure, then the numbers of TAID's traces."""
+    students = [Comparison("", MEASURES[m], ours(frame, m), adaptivity(MEASURES[m].same)) for m in JUDGED]
     traces = {metric: ours(frame, metric)["taid"] for metric in AUDITED if "taid" in ours(frame, metric)}
     nothing = {"none": dict.fromkeys(traces.get("deviation", {}), 0.0)}
-    return students + [("trace", claim, claim.predicate(traces | nothing)) for claim in AUDIT]
-
-
-def claims(frame: pd.DataFrame) -> str:
-    return judged(verdicts(frame), digits=4)
+    return [*students, Comparison("", TRACE, traces | nothing, AUDIT)]
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """Differences to TAID of the other schedules, a panel per measure."""
-    figure = Figure(figsize=(11, 2.2), dpi=110, layout="constrained")
-    differences(figure, {metric: ours(frame, metric) for metric in METRICS}, METHODS[1:])
-    return figure
+    return variants.draw(frame, "adaptivity", SCHEDULES[1:], height=2.2)
 
 
 def ours(frame: pd.DataFrame, metric: str) -> Scores:
-    return scores(frame, "adaptivity", metric).get(PAIR, {})
+    return variants.measured(frame, "adaptivity", metric)
+
+
+PAGE = Page(
+    "adaptivity",
+    "Is the adaptive update adaptive?",
+    preamble,
+    headline,
+    sections,
+    comparisons,
+    lambda frame, scale: {"adaptivity": draw(frame)},
+)

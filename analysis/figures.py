@@ -3,24 +3,60 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy import ndarray as Array
 
 from analysis.statistics import Estimate
-from analysis.style import name
+from analysis.style import COLOURS, name
 
-BAND = "#eeeeee"
+BAND, REFERENCE = "#eeeeee", "#555555"
+SHADES = ("#F9C784", "#E8853B", "#A63C06", "#5C1A03")  # an ordered family: lengths, rates
 Estimates = Mapping[str, Estimate]  # by method
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair: the paper's scores and ours, on two axes, for they share no scale."""
+    """One pair: the paper's numbers and ours, on two axes, for they share no scale."""
 
     title: str
     paper: Estimates
     ours: Estimates
     note: str  # under our axis
+
+
+def plain(ax: Axes) -> Axes:
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def lines(ax: Axes, x: Array, curves: Mapping[str, tuple[Array, str, str]], **settings: str) -> Axes:
+    """Curves over x by label, each with colour and matplotlib's format string; `settings` go to the axes."""
+    for label, (y, colour, form) in curves.items():
+        ax.plot(x, y, form, color=colour, linewidth=1.8, markersize=4, label=label)
+    ax.set(**settings)
+    return plain(ax)
+
+
+def band(ax: Axes, x: Sequence[float], found: Sequence[Estimate], colour: str) -> Axes:
+    """Intervals over x; none where an estimate has a single value."""
+    if found and all(e.n > 1 for e in found):
+        ax.fill_between(
+            x, [e.low for e in found], [e.high for e in found], color=colour, alpha=0.15, linewidth=0
+        )
+    return ax
+
+
+def legend(figure: Figure, columns: int = 0) -> Figure:
+    """One for all axes, each label once."""
+    handles: dict = {}
+    for ax in figure.axes:
+        handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    if handles:
+        columns = columns or len(handles)
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
+    return figure
 
 
 def dots(
@@ -50,14 +86,16 @@ def dots(
 def paper_beside_ours(
     panels: Sequence[Panel], colours: Mapping[str, str], paper_label: str, our_label: str
 ) -> Figure:
-    """Per pair two aligned axes: the paper's scores as hollow dots, ours filled, a method on one line."""
+    """Per pair two aligned axes: the paper's numbers as hollow dots, ours filled, a method on one line."""
     methods = list(dict.fromkeys(method for panel in panels for method in (*panel.paper, *panel.ours)))
-    figure = Figure(figsize=(2 + 3.4 * len(panels), 1.7 + 0.27 * len(methods)), dpi=110)
-    pairs = figure.add_gridspec(1, len(panels), left=0.16, right=0.985, top=0.87, bottom=0.2, wspace=0.09)
+    figure = Figure(figsize=(2 + 3.4 * len(panels), 1.9 + 0.27 * len(methods)), dpi=110)
+    pairs = figure.add_gridspec(1, len(panels), left=0.16, right=0.985, top=0.88, bottom=0.25, wspace=0.09)
     for column, panel in enumerate(panels):
         left, right = pairs[column].subgridspec(1, 2, wspace=0.1).subplots()
         dots(left, panel.paper, methods, colours, hollow=True)
         dots(right, panel.ours, methods, colours)
+        for ax in (left, right):
+            ax.axvline(0, color=REFERENCE, linewidth=1)
         left.set_xlabel(paper_label, fontsize=9)
         right.set_xlabel(f"{our_label}\n{panel.note}", fontsize=9, linespacing=1.5)
         left.tick_params(labelleft=column == 0)
@@ -84,3 +122,48 @@ def mass_by_rank(
     ax.margins(x=0)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
+
+
+def differences(
+    figure: Figure, panels: Mapping[str, Estimates], methods: Sequence[str], to: str, reach: float = 4.0
+) -> Figure:
+    """A panel per measure: each method's difference to method `to`, better to the right.
+
+    What lies further out than `reach` times the middle of all sizes is cut: an arrow, and its number.
+    """
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, (title, found) in zip(axes, panels.items(), strict=True):
+        sizes = {method: abs(e.mean) + _half(e) for method, e in found.items()}
+        far = reach * float(np.median([*sizes.values()] or [1.0]))
+        inside = {method: e for method, e in found.items() if sizes[method] <= far}
+        limit = 1.05 * max((sizes[method] for method in inside), default=1.0) or 1.0
+        dots(ax, inside, methods, COLOURS)
+        ax.set_xlim(-limit, limit)
+        for method, e in found.items():
+            if method not in inside:
+                side, height = (1 if e.mean > 0 else -1), methods.index(method)
+                ax.plot(side * 0.97 * limit, height, "<>"[side > 0], color="black", clip_on=False)
+                where = {"ha": "right" if side > 0 else "left", "va": "center", "fontsize": 8}
+                ax.text(side * 0.91 * limit, height, f"{e.mean:.2f}".replace("-", "−"), **where)
+        ax.axvline(0, color=COLOURS.get(to, REFERENCE), linewidth=1)
+        ax.set_xlabel(f"difference to {name(to)}\n{title}", fontsize=9)
+        ax.locator_params(axis="x", nbins=5)
+    return figure
+
+
+def forest(panels: Mapping[str, Estimates], label: str) -> Figure:
+    """A panel per measure, one under the other: a dot per place with its interval, about 0."""
+    heights = [0.9 + len(found) for found in panels.values()] or [1]
+    figure = Figure(figsize=(7.5, 0.3 * sum(heights) + 0.45 * len(heights)), dpi=110, layout="constrained")
+    axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for ax, (title, found) in zip(axes, panels.items(), strict=False):
+        dots(ax, found, list(found), dict.fromkeys(found, COLOURS["taid"]))
+        ax.axvline(0, color=REFERENCE, linewidth=1)
+        ax.set_title(title, fontsize=10)
+        ax.locator_params(axis="x", nbins=6)
+    axes[-1].set_xlabel(label)
+    return figure
+
+
+def _half(estimate: Estimate) -> float:
+    return estimate.high - estimate.mean if estimate.n > 1 else 0.0

@@ -1,56 +1,47 @@
-"""Repeated rounds, rendered: `results/rounds.md` and the figure `results/rounds.png` beside it."""
+"""Repeated rounds: `results/rounds.md` and its figure."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.claims import ROUNDS
-from analysis.predicates import Claim, Verdict
-from analysis.rows import Pair, Scores, scores
+from analysis.figures import legend, lines
+from analysis.measures import Measure
+from analysis.page import Comparison, Page
+from analysis.questions import ROUNDS
+from analysis.rows import Pair, Scores, mapped, scores
 from analysis.statistics import mean_interval
 from analysis.style import COLOURS, pair_name
-from analysis.tables import document, interval, markdown, number, plural, provenance, value
-from analysis.theory_figures import lines
+from analysis.tables import Table, number, plural, value
 
-TITLE = "Repeated rounds: does the theory's picture carry over?"
 PAIR = Pair("stablelm-zephyr", "pythia")
 VARIANTS = {  # method → name, colour and line
     "self_distillation": ("self-distillation", COLOURS["kl"], "o-"),
     "taid": ("TAID", COLOURS["taid"], "s-"),
     "constant": ("constant λ", COLOURS["taid_no_adaptive"], "^-"),
 }
-METRICS = {  # metric → title with its unit, decimals
-    "kl_to_teacher": ("KL to the teacher [nats/token]", 3),
-    "signal": ("Signal, of the teacher's", 2),
-    "drift": ("Drift, of the teacher's signal", 2),
-    "residual": ("Residual, of the teacher's signal", 2),
-    "share": ("Share of the teacher's signal", 2),
-    "entropy": ("Entropy [nats]", 2),
-    "effective_support": ("Effective support [tokens]", 1),
-    "held_out_loss": ("Held-out loss [nats/token]", 3),
-    "agreement": ("Agreement with the teacher", 3),
+METRICS = {  # as measured: the claims are about the numbers themselves
+    "kl_to_teacher": Measure("KL to the teacher", "nats/token", 3),
+    "signal": Measure("signal, of the teacher's"),
+    "drift": Measure("drift, of the teacher's signal"),
+    "residual": Measure("residual, of the teacher's signal"),
+    "share": Measure("share of the teacher's signal"),
+    "entropy": Measure("entropy", "nats/token"),
+    "effective_support": Measure("effective support", "tokens", 1),
+    "held_out_loss": Measure("held-out loss", "nats/token", 3),
+    "agreement": Measure("agreement with the teacher", digits=3),
 }
 DRAWN = ("kl_to_teacher", "signal", "drift", "entropy", "effective_support", "held_out_loss")
 
 
-def write(frame: pd.DataFrame, folder: Path, scale: str) -> None:
-    """Render the rows of one scale to `folder`/rounds.md and `folder`/rounds.png."""
-    (folder / "rounds.md").write_text(render(frame, scale), encoding="utf-8")
-    draw(frame).savefig(folder / "rounds.png", metadata={"Software": None})
-
-
-def render(frame: pd.DataFrame, scale: str) -> str:
-    """The whole document, from the rows of one scale. Equal rows give equal text."""
-    sections = {
-        "Claims": claims(frame),
+def sections(frame: pd.DataFrame, scale: str) -> dict[str, str]:
+    first, *others = METRICS
+    return {
+        METRICS[first].heading: headline(frame, scale).markdown(),
         "What the theory would predict": prediction(frame),
-        **{title: by_round(frame, metric) for metric, (title, _) in METRICS.items()},
-        "Provenance": provenance(frame),
+        **{METRICS[metric].heading: by_round(frame, metric).markdown() for metric in others},
     }
-    return document(TITLE, scale, preamble(frame, scale), sections)
 
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
@@ -74,15 +65,19 @@ def preamble(frame: pd.DataFrame, scale: str) -> str:
     )
 
 
-def by_round(frame: pd.DataFrame, metric: str) -> str:
+def headline(frame: pd.DataFrame, scale: str) -> Table:
+    return by_round(frame, "kl_to_teacher")
+
+
+def by_round(frame: pd.DataFrame, metric: str) -> Table:
     """Variant × round, mean and interval over seeds."""
     seeds, tasks = frame.seed.nunique(), ["untrained", *rounds(frame)]
-    digits = METRICS[metric][1]
+    digits = METRICS[metric].digits
     body = [
         [label, *(value(at(frame, metric, task).get(method), seeds, digits) for task in tasks)]
         for method, (label, *_) in present(frame).items()
     ]
-    return markdown(["rounds of", *tasks], body)
+    return Table(["rounds of", *tasks], body)
 
 
 def prediction(frame: pd.DataFrame) -> str:
@@ -96,12 +91,12 @@ def prediction(frame: pd.DataFrame) -> str:
         measured = (value(found[method], seeds) for found in (strength, signal, share))
         body.append([label, " or ".join(outcomes), number(b), *measured])
     note = (
-        "\nAfter sections 2.2 and 2.4: r₀ > B excludes a collapse, r₀ ≤ √B forces one, between them the"
+        "After sections 2.2 and 2.4: r₀ > B excludes a collapse, r₀ ≤ √B forces one, between them the"
         " spectrum decides. r₀ is the teacher's signal over the first round's residual; a collapse has"
-        " signal 0.\n"
+        " signal 0."
     )
     header = ["rounds of", "prediction", "B", "r₀", "signal after the last round", "share"]
-    return markdown(header, body, text_columns=2) + note
+    return Table(header, body, note, text_columns=2).markdown()
 
 
 def predicted(strength: float, bound: float) -> str:
@@ -109,37 +104,20 @@ def predicted(strength: float, bound: float) -> str:
     return "no collapse" if strength > bound else "collapse" if strength**2 <= bound else "undecided"
 
 
-def verdicts(frame: pd.DataFrame) -> list[tuple[str, Claim, Verdict]]:
-    """Every claim about every metric, on its values as measured."""
-    return [
-        (METRICS[metric][0], claim, claim.predicate(ends(frame, metric)))
-        for metric, about in ROUNDS.items()
-        for claim in about
-    ]
-
-
-def claims(frame: pd.DataFrame) -> str:
-    """All verdicts and the rule behind them. The claims are the theory's: the paper has no such rounds."""
-    body = [
-        [where, claim.paper_item, claim.statement, f"**{verdict.outcome}**", interval(verdict.estimate)]
-        for where, claim, verdict in verdicts(frame)
-    ]
-    header = ["where", "from", "claim", "in our rows", "difference [95% interval]"]
-    rule = (
-        "\n*Supported*: the 95% interval of the difference, paired by seed, lies wholly where the claim has"
-        " it. *Contradicted*: wholly elsewhere. Else *inconclusive*; one seed settles nothing.\n"
-    )
-    return markdown(header, body, text_columns=len(header)) + rule
+def comparisons(frame: pd.DataFrame) -> list[Comparison]:
+    """Every claim is about one metric. The claims are the theory's: the paper has no such rounds."""
+    return [Comparison("", METRICS[metric], ends(frame, metric), about) for metric, about in ROUNDS.items()]
 
 
 def ends(frame: pd.DataFrame, metric: str) -> Scores:
     """ "TAID, first round" and the like → seed → value, after the first and after the last round."""
-    tasks = rounds(frame)
-    return {
-        f"{VARIANTS[method][0]}, {which} round": values
-        for which, task in (("first", tasks[1]), ("last", tasks[-1]))
-        for method, values in at(frame, metric, task).items()
+    first, last = (at(frame, metric, task) for task in (rounds(frame)[1], rounds(frame)[-1]))
+    found = {
+        "first round": first,
+        "last round": last,
+        "half of the first round": mapped(first, lambda v: v / 2),
     }
+    return {f"{VARIANTS[m][0]}, {which}": values for which, by in found.items() for m, values in by.items()}
 
 
 def draw(frame: pd.DataFrame) -> Figure:
@@ -156,11 +134,9 @@ def draw(frame: pd.DataFrame) -> Figure:
                 curves[f"{label}, bound"] = (estimates(frame, "drift_bound", method)[0], colour, ":")
         untrained = at(frame, metric, "untrained")
         level = mean_interval([v for values in untrained.values() for v in values.values()]).mean
-        ax.axhline(level, color=COLOURS["untrained"], linestyle="--", linewidth=1.2)
-        lines(ax, x, curves, title=METRICS[metric][0], xlabel="round")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    return figure
+        ax.axhline(level, color=COLOURS["untrained"], linestyle="--", linewidth=1.2, label="untrained")
+        lines(ax, x, curves, title=METRICS[metric].heading, xlabel="round")
+    return legend(figure, columns=7)
 
 
 def estimates(frame: pd.DataFrame, metric: str, method: str) -> np.ndarray:
@@ -187,3 +163,14 @@ def rounds(frame: pd.DataFrame) -> list[str]:
     """The tasks "round 0" … "round T"."""
     numbers = {int(task.split()[1]) for task in frame.task.unique() if task.startswith("round ")}
     return [f"round {n}" for n in sorted(numbers)]
+
+
+PAGE = Page(
+    "rounds",
+    "Repeated rounds: does the theory's picture carry over?",
+    preamble,
+    headline,
+    sections,
+    comparisons,
+    lambda frame, scale: {"rounds": draw(frame)},
+)

@@ -1,6 +1,6 @@
 """Rows of the results as a data frame, and selections from it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from taid.results import Row, read
 Scores = Mapping[str, Mapping[int, float]]  # method → seed → value
 
 KEY = ["experiment", "teacher", "student", "method", "task", "seed", "metric"]
+REFERENCES = ("teacher", "untrained")  # what has scores and is no method
 
 
 class Pair(NamedTuple):
@@ -36,11 +37,32 @@ def load(path: Path, scale: str) -> pd.DataFrame:
     return last.drop(columns="searched").reset_index(drop=True)
 
 
+def scales(path: Path) -> set[str]:
+    """The scales that a file has rows of."""
+    return {row.scale for row in read(path)}
+
+
 def scores(frame: pd.DataFrame, experiment: str, metric: str, task: str = "average") -> dict[Pair, Scores]:
     """Values of one metric on one task: pair → method → seed → value; what has no rows has no entry."""
-    chosen = frame[(frame.experiment == experiment) & (frame.metric == metric) & (frame.task == task)]
+    chosen = (frame.experiment == experiment) & (frame.metric == metric) & (frame.task == task)
+    found = frame.loc[chosen, ["teacher", "student", "method", "seed", "value"]].sort_values("seed")
     nested: dict[Pair, dict[str, dict[int, float]]] = {}
-    for row in chosen.sort_values("seed").itertuples():
-        pair = Pair(row.teacher, row.student)
-        nested.setdefault(pair, {}).setdefault(row.method, {})[row.seed] = row.value
+    for teacher, student, method, seed, value in zip(
+        *(found[column].tolist() for column in found), strict=True
+    ):
+        nested.setdefault(Pair(teacher, student), {}).setdefault(method, {})[seed] = value
     return nested
+
+
+def mapped(found: Scores, change: Callable[[float], float]) -> Scores:
+    """Every value changed: `mapped(masses, math.log)`."""
+    return {method: {seed: change(v) for seed, v in by.items()} for method, by in found.items()}
+
+
+def without_references(found: Scores) -> Scores:
+    return {method: values for method, values in found.items() if method not in REFERENCES}
+
+
+def seeds(frame: pd.DataFrame, experiment: str) -> int:
+    """Number of seeds with students in an experiment."""
+    return frame.seed[(frame.experiment == experiment) & ~frame.method.isin(REFERENCES)].nunique()

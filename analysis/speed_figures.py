@@ -5,9 +5,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.cost import METHODS, label, ratios
+from analysis.figures import plain
 from analysis.speed_rows import CONTENDERS, FLOOR, curve, digits, measured, median, settings
 from analysis.style import COLOURS
-from analysis.theory_figures import plain
 
 SIDES = {"scaling_vocab": "vocabulary V", "scaling_rows": "rows N"}
 METRICS = {"time": "seconds", "memory": "bytes beyond the inputs"}

@@ -1,57 +1,49 @@
-"""Table 1, rendered: `results/table1.md` and the figure `results/table1.png` beside it."""
+"""Table 1: `results/table1.md` and its figure."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import figures, reference
-from analysis.claims import METHODS, TABLE1
-from analysis.predicates import Claim, Verdict, holds_in_paper
-from analysis.rows import Pair, Scores, scores
-from analysis.statistics import gap_in_deviations, mean_interval
+from analysis.claims import TABLE1
+from analysis.measures import MEASURES, Measure
+from analysis.page import Comparison, Page
+from analysis.reference import METHODS
+from analysis.rows import REFERENCES, Pair, Scores, scores, seeds, without_references
+from analysis.statistics import difference, estimates, gap_in_deviations, mean_interval
 from analysis.style import COLOURS, name, pair_name
-from analysis.tables import MISSING, claims_table, document, markdown, marks, number, provenance, value
+from analysis.tables import MISSING, VERSUS, Table, marks, number, value, versus
 
 Line = Callable[[Pair, str], list[str]]
 
-TITLE = "Table 1: instruction tuning"
-REFERENCES = ("teacher", "untrained")
-PROTOCOLS = {"table1": "rate chosen per method", "table1_one_rate": "one rate for all"}
-BESIDE = {  # metric → heading, digits
-    "score": ("headline ↑", 2),
-    "score_greedy": ("greedy ↑", 2),
-    "score_sampled": ("sampled ↑", 2),
-    "held_out_loss": ("held-out loss ↓ (nats/token)", 3),
-    "kl_to_teacher": ("KL to teacher ↓ (nats/token)", 3),
-    "distinct_bigrams": ("distinct bigrams ↑ (fraction)", 3),
-    "train_seconds": ("training ↓ (s)", 0),
-}
+JUDGED = ("score", "kl_to_teacher", "held_out_loss")  # the primary measure first
+ONE_RATE = Measure("score, one rate for all", "points of 10", 2, 1)
+BESIDE = (
+    "score",
+    "score_greedy",
+    "score_sampled",
+    "held_out_loss",
+    "kl_to_teacher",
+    "distinct_bigrams",
+    "train_seconds",
+)
 SEPARATION = 5.0  # least gap of teacher and SFT, in standard deviations over seeds
 FLOOR, CEILING = 0.5, 9.5  # points of 10
 
 
-def write(frame: pd.DataFrame, folder: Path, scale: str) -> None:
-    """Render the rows of one scale to `folder`/table1.md and `folder`/table1.png."""
-    (folder / "table1.md").write_text(render(frame, scale), encoding="utf-8")
-    draw(frame, scale).savefig(folder / "table1.png", metadata={"Software": None})
-
-
-def render(frame: pd.DataFrame, scale: str) -> str:
-    """The whole document, from the rows of one scale. Equal rows give equal text."""
-    sections = {
-        "Headline": headline(frame, scale, "table1"),
-        "One learning rate for all (the paper's protocol)": headline(frame, scale, "table1_one_rate"),
-        "Claims": claims(frame),
+def sections(frame: pd.DataFrame, scale: str) -> dict[str, str]:
+    return {
+        "Headline": headline(frame, scale).markdown(),
+        "One learning rate for all (the paper's protocol)": headline(
+            frame, scale, "table1_one_rate"
+        ).markdown(),
         "Beside the headline": beside(frame),
         "Scores per category": categories(frame),
         "Learning rates": learning_rates(frame),
         "Can the benchmark tell models apart?": separation(frame),
-        "Provenance": provenance(frame),
     }
-    return document(TITLE, scale, preamble(frame, scale), sections)
 
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
@@ -62,18 +54,18 @@ def preamble(frame: pd.DataFrame, scale: str) -> str:
         f" *Ours ({scale})*: a scale model of the pairs, 0–10, the mean over categories of held-out prompts;"
         " the response is greedy where a verifier scores it, sampled where a judge model does."
         " The two share no scale: compare the order within a column, not numbers across columns."
-        f" Seeds: {seeds(frame)}; ± is half of the 95% t-interval over them, a dash means no rows."
-        f" {cells} of {len(METHODS) * len(reference.table1())} cells have rows.\n\n"
-        "![The paper's scores beside ours](table1.png)\n"
+        f" Seeds: {seeds(frame, 'table1')}; ± is half of the 95% t-interval over them, a dash means no rows."
+        f" {cells} of {len(METHODS) * len(reference.table1())} cells have rows."
+        " The held-out loss is the mean over examples of each one's mean over its tokens.\n\n"
+        "![Differences to KL, the paper's beside ours](table1.png)\n\n"
+        "*Figure*: score less KL's, the paper's (hollow) beside ours, paired by seed, with 95% intervals.\n"
     )
 
 
-def headline(frame: pd.DataFrame, scale: str, experiment: str) -> str:
-    """Method × pair, the paper's score and ours in columns of their own."""
+def headline(frame: pd.DataFrame, scale: str, experiment: str = "table1") -> Table:
+    """Method × pair, the paper's score and ours in columns of their own; TAID − KL last."""
     paper, ours = reference.table1(), scores(frame, experiment, "score")
-    if not ours:
-        return ""
-    count = seeds(frame)
+    count = seeds(frame, experiment)
     formats = {pair: marks(without_references(ours.get(pair, {}))) for pair in pairs(ours)}
 
     def columns(method: str) -> Iterable[str]:
@@ -84,33 +76,40 @@ def headline(frame: pd.DataFrame, scale: str, experiment: str) -> str:
             cell = value(ours.get(pair, {}).get(method), count)
             yield formats[pair].get(method, "{}").format(cell)
 
+    def gaps() -> Iterable[str]:
+        label, *own = versus(*((ours.get(pair, {}), 2) for pair in pairs(ours)))
+        yield label
+        for pair, cell in zip(pairs(ours), own, strict=True):
+            theirs = paper.get(pair)
+            yield number(theirs["taid"] - theirs["kl"]) if theirs else MISSING
+            yield cell
+
     header = ["method"]
     for pair in pairs(ours):
         header += [f"{pair_name(pair)}: paper", f"ours ({scale})"]
     measured = [method for method in REFERENCES if any(method in by_method for by_method in ours.values())]
     body = [[name(method), *columns(method)] for method in (*methods(ours), *measured)]
-    rates = grid(frame, experiment)
+    rates = ", ".join(f"{rate:g}" for rate in grid(frame, experiment))
     notes = (
         "Bold: best mean of the column. †: a tie, for the paired interval to the best includes 0."
-        f" Learning rates: {', '.join(f'{rate:g}' for rate in rates) or 'not recorded'}."
+        f" *TAID − KL*: paired by seed. Learning rates: {rates or 'not recorded'}."
     )
-    return f"{markdown(header, body)}\n{notes}\n"
+    return Table(header, [*body, [*gaps()]] if ours else [], notes)
 
 
 def beside(frame: pd.DataFrame) -> str:
     """What else was measured, one table per pair; arrows point to better."""
     by_metric = {metric: scores(frame, "table1", metric) for metric in BESIDE}
-    count = seeds(frame)
-    header = ["method", *(heading for heading, _ in BESIDE.values())]
+    count = seeds(frame, "table1")
 
     def line(pair: Pair, method: str) -> list[str]:
-        cells = [
-            value(by_metric[metric].get(pair, {}).get(method), count, digits)
-            for metric, (_, digits) in BESIDE.items()
-        ]
-        return [name(method), *cells]
+        found = [(by.get(pair, {}), MEASURES[metric].digits) for metric, by in by_metric.items()]
+        if method == VERSUS:
+            return versus(*found)
+        return [name(method), *(value(of.get(method), count, digits) for of, digits in found)]
 
-    return per_pair(by_metric["score"], header, line)
+    header = ["method", *(MEASURES[metric].heading for metric in BESIDE)]
+    return per_pair(by_metric["score"], header, line, last=(VERSUS,))
 
 
 def categories(frame: pd.DataFrame) -> str:
@@ -118,13 +117,15 @@ def categories(frame: pd.DataFrame) -> str:
     score_rows = frame[(frame.experiment == "table1") & (frame.metric == "score")]
     tasks = [task for task in score_rows.task.unique() if task != "average"]
     by_task = {task: scores(frame, "table1", "score", task) for task in tasks}
-    count = seeds(frame)
+    count = seeds(frame, "table1")
 
     def line(pair: Pair, method: str) -> list[str]:
-        cells = [value(by_task[task].get(pair, {}).get(method), count) for task in tasks]
-        return [name(method), *cells]
+        if method == VERSUS:
+            return versus(*((by_task[task].get(pair, {}), 2) for task in tasks))
+        return [name(method), *(value(by_task[task].get(pair, {}).get(method), count) for task in tasks)]
 
-    return per_pair(scores(frame, "table1", "score"), ["method", *tasks], line) if tasks else ""
+    found = scores(frame, "table1", "score") if tasks else {}
+    return per_pair(found, ["method", *tasks], line, last=(VERSUS,))
 
 
 def learning_rates(frame: pd.DataFrame) -> str:
@@ -133,21 +134,26 @@ def learning_rates(frame: pd.DataFrame) -> str:
     rates = grid(frame, "table1", "table1_search")
     by_rate = {rate: frame[frame.learning_rate == rate] for rate in rates}
     validation = {rate: scores(rows, "table1_search", "score") for rate, rows in by_rate.items()}
-    headlines = {rate: scores(rows, "table1", "score") for rate, rows in by_rate.items()}
+    chosen = {rate: scores(rows, "table1", "score") for rate, rows in by_rate.items()}
 
     def cell(pair: Pair, method: str, rate: float) -> str:
         values = validation[rate].get(pair, {}).get(method)
         text = number(mean_interval(list(values.values())).mean) if values else MISSING
-        return f"**{text}**" if method in headlines[rate].get(pair, {}) else text
+        return f"**{text}**" if method in chosen[rate].get(pair, {}) else text
 
     def line(pair: Pair, method: str) -> list[str]:
         return [name(method), *(cell(pair, method, rate) for rate in rates)]
 
     if not rates:
         return ""
+    taken = {rate: sum(len(by.keys() & set(METHODS)) for by in chosen[rate].values()) for rate in rates}
+    note = (
+        "Score on the validation split, mean over seeds; bold: the headline's rate."
+        f" {taken[rates[-1]]} of {sum(taken.values())} cells take the grid's upper edge, {rates[-1]:g}:"
+        " there a larger rate, or a warm-up, might do better.\n\n"
+    )
     students = {pair: without_references(by_method) for pair, by_method in by_pair.items()}
-    tables = per_pair(students, ["method", *(f"{rate:g}" for rate in rates)], line)
-    return f"Score on the validation split, mean over seeds; bold: the headline's rate.\n\n{tables}"
+    return note + per_pair(students, ["method", *(f"{rate:g}" for rate in rates)], line)
 
 
 def grid(frame: pd.DataFrame, *experiments: str) -> list[float]:
@@ -156,25 +162,22 @@ def grid(frame: pd.DataFrame, *experiments: str) -> list[float]:
     return sorted(trained.learning_rate.dropna().unique())
 
 
-def verdicts(frame: pd.DataFrame) -> Iterable[tuple[str, Claim, bool, Verdict]]:
-    """Every claim for every pair of the paper under both protocols (those that have rows)."""
-    for experiment, protocol in PROTOCOLS.items():
-        if not (ours := scores(frame, experiment, "score")):
-            continue
-        for pair, numbers in reference.table1().items():
-            for claim in TABLE1:
-                where = f"{pair_name(pair)}, {protocol}"
-                yield where, claim, holds_in_paper(claim, numbers), claim.predicate(ours.get(pair, {}))
-
-
-def claims(frame: pd.DataFrame) -> str:
-    """All verdicts and the rule behind them; empty without rows of either protocol."""
-    rule = (
-        "Differences are paired by seed. *Supported*: the 95% interval lies above 0, for every rival."
-        " *Contradicted*: it lies below 0 for one, Bonferroni-corrected over rivals. Else *inconclusive*.\n"
-    )
-    judged = list(verdicts(frame))
-    return f"{claims_table(judged)}\n{rule}" if judged else ""
+def comparisons(frame: pd.DataFrame) -> list[Comparison]:
+    """Every pair by the score, by the likelihoods, and by the score under one rate for all."""
+    measured = [(MEASURES[metric], scores(frame, "table1", metric)) for metric in JUDGED]
+    measured.append((ONE_RATE, scores(frame, "table1_one_rate", "score")))
+    return [
+        Comparison(
+            pair_name(pair),
+            measure,
+            found.get(pair, {}),
+            TABLE1,
+            None if number else reference.table1().get(pair),
+        )
+        for pair in pairs(measured[0][1])
+        for number, (measure, found) in enumerate(measured)
+        if found
+    ]
 
 
 def separation(frame: pd.DataFrame) -> str:
@@ -185,14 +188,14 @@ def separation(frame: pd.DataFrame) -> str:
     rule = (
         f"Asked for: a gap of at least {SEPARATION:g} standard deviations (of the difference, over seeds;"
         " a side with one seed counts as a constant), and no category with both"
-        f" below {FLOOR:g} or both above {CEILING:g}.\n"
+        f" below {FLOOR:g} or both above {CEILING:g}."
     )
-    return f"{markdown(header, lines)}\n{rule}" if ours else ""
+    return Table(header, lines if ours else [], rule).markdown()
 
 
 def separation_of(frame: pd.DataFrame, pair: Pair, ours: Scores) -> list[str]:
     """Cells of one line: teacher, SFT, their gap, categories that cannot tell them apart."""
-    cells = [value(ours.get(method), seeds(frame)) for method in ("teacher", "sft")]
+    cells = [value(ours.get(method), seeds(frame, "table1")) for method in ("teacher", "sft")]
     if "teacher" not in ours or "sft" not in ours:
         return [*cells, MISSING, MISSING]
     gap = gap_in_deviations(list(ours["teacher"].values()), list(ours["sft"].values()))
@@ -213,29 +216,34 @@ def saturated(frame: pd.DataFrame, pair: Pair) -> list[str]:
 
 
 def draw(frame: pd.DataFrame, scale: str) -> Figure:
-    """The paper's scores beside ours, one panel per pair."""
+    """Differences to KL, the paper's beside ours, one panel per pair."""
     paper, ours = reference.table1(), scores(frame, "table1", "score")
     panels = [
         figures.Panel(
             title=pair_name(pair),
-            paper={method: mean_interval([score]) for method, score in paper.get(pair, {}).items()},
-            ours=estimates(without_references(ours.get(pair, {}))),
-            note=reference_note(estimates(ours.get(pair, {}))),
+            paper={m: mean_interval([s - theirs["kl"]]) for m, s in theirs.items() if m != "kl"},
+            ours=to_kl(ours.get(pair, {})),
+            note=levels(ours.get(pair, {})),
         )
         for pair in pairs(ours)
+        for theirs in [paper.get(pair, {})]
     ]
-    return figures.paper_beside_ours(panels, COLOURS, "paper, MT-Bench", f"ours ({scale}), points of 10")
+    return figures.paper_beside_ours(
+        panels, COLOURS, "paper − KL\nMT-Bench", f"ours ({scale}) − KL\npoints of 10"
+    )
 
 
-def reference_note(ours: figures.Estimates) -> str:
-    """The two scores between which the methods lie, a line each, as far as they have rows."""
-    words = {"teacher": "teacher", "untrained": "before distillation"}
-    lines = [f"{word} {number(ours[method].mean)}" for method, word in words.items() if method in ours]
-    return "\n".join(lines)
+def to_kl(ours: Scores) -> figures.Estimates:
+    """Each method's difference to KL, as far as it has one."""
+    found = {method: difference(ours, method, "kl") for method in without_references(ours) if method != "kl"}
+    return {method: estimate for method, estimate in found.items() if estimate}
 
 
-def estimates(by_method: Scores) -> figures.Estimates:
-    return {method: mean_interval(list(values.values())) for method, values in by_method.items()}
+def levels(ours: Scores) -> str:
+    """The scores between which the methods lie, as far as they have rows."""
+    words = {"kl": "KL", "teacher": "teacher"}
+    found = estimates(ours)
+    return ", ".join(f"{word} {number(found[m].mean, 1)}" for m, word in words.items() if m in found)
 
 
 def pairs(by_pair: Mapping[Pair, Scores]) -> list[Pair]:
@@ -249,22 +257,28 @@ def methods(by_pair: Mapping[Pair, Scores]) -> list[str]:
     return list(dict.fromkeys([*METHODS, *others]))
 
 
-def without_references(by_method: Scores) -> Scores:
-    return {method: values for method, values in by_method.items() if method not in REFERENCES}
-
-
-def seeds(frame: pd.DataFrame) -> int:
-    """Number of seeds of the headline table."""
-    return frame.seed[frame.experiment == "table1"].nunique()
-
-
-def per_pair(by_pair: Mapping[Pair, Scores], header: list[str], line: Line) -> str:
-    """A table for each pair that has rows, with the `line(pair, method)` of each method that has."""
+def per_pair(
+    by_pair: Mapping[Pair, Scores], header: list[str], line: Line, last: tuple[str, ...] = ()
+) -> str:
+    """A table for each pair that has rows, with the `line(pair, method)` of each method that has; and `last`."""
     listed = (*methods(by_pair), *REFERENCES)
     tables = [
         f"**{pair_name(pair)}**\n\n"
-        + markdown(header, [line(pair, method) for method in listed if method in by_pair[pair]])
+        + Table(
+            header, [line(pair, m) for m in listed if m in by_pair[pair]] + [line(pair, m) for m in last]
+        ).markdown()
         for pair in pairs(by_pair)
         if pair in by_pair
     ]
     return "\n".join(tables)
+
+
+PAGE = Page(
+    "table1",
+    "Table 1: instruction tuning",
+    preamble,
+    headline,
+    sections,
+    comparisons,
+    lambda frame, scale: {"table1": draw(frame, scale)},
+)

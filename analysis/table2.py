@@ -1,69 +1,48 @@
-"""Table 2, rendered: `results/table2.md` and the figure `results/table2.png` beside it."""
-
-from collections.abc import Iterable
-from pathlib import Path
+"""Table 2: `results/table2.md` and its figure."""
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import figures, reference
-from analysis.claims import TABLE2, TABLE2_METHODS
-from analysis.predicates import Claim, Verdict, holds_in_paper
-from analysis.rows import Scores, scores
-from analysis.statistics import mean_interval
+from analysis.claims import TABLE2
+from analysis.measures import MEASURES, Measure
+from analysis.page import Comparison, Page
+from analysis.reference import TABLE2_METHODS
+from analysis.rows import REFERENCES, seeds, without_references
+from analysis.statistics import difference, estimates, mean_interval
 from analysis.style import COLOURS, name
-from analysis.table1 import estimates, without_references
-from analysis.tables import (
-    MISSING,
-    claims_table,
-    document,
-    judged,
-    markdown,
-    marks,
-    number,
-    plural,
-    provenance,
-    value,
+from analysis.table2_rows import (
+    SURELY,
+    TASKS,
+    above_chance,
+    accuracy,
+    at,
+    average,
+    averaged,
+    chance,
+    count,
+    first_above,
+    mean_of,
+    over,
 )
+from analysis.tables import MISSING, VERSUS, Table, interval, marks, number, plural, value, versus
 
-TITLE = "Table 2: continued pre-training"
-REFERENCES = ("teacher", "untrained")
-TASKS = {  # our task → the paper's that it is shaped like
-    "cloze": "arc",
-    "next_sentence": "hellaswag",
-    "definition": "mmlu",
-    "truth": "truthfulqa",
-    "pronoun": "winogrande",
-    "arithmetic": "gsm8k",
-}
 BESIDE = "last_word"  # like LAMBADA; not in the paper's average
-MEASURES = {  # metric → title with its unit
-    "kl_to_teacher": "KL to the teacher ↓ (nats/token)",
-    "held_out_loss": "held-out loss ↓ (nats/token)",
-}
-ABOVE_CHANCE = 1.645  # standard errors: a one-sided test at 5%
+MAIN = ("kl_to_teacher", "held_out_loss")  # the primary measure first
+AVERAGE = Measure("average of the tasks", "percent", 2, 1)
+NEAR_KL = 0.9  # t from which TAID is all but KL
 
 
-def write(frame: pd.DataFrame, folder: Path, scale: str) -> None:
-    """Render the rows of one scale to `folder`/table2.md and `folder`/table2.png."""
-    (folder / "table2.md").write_text(render(frame, scale), encoding="utf-8")
-    draw(frame, scale).savefig(folder / "table2.png", metadata={"Software": None})
-
-
-def render(frame: pd.DataFrame, scale: str) -> str:
-    """The whole document, from the rows of one scale. Equal rows give equal text."""
-    sections = {
+def sections(frame: pd.DataFrame, scale: str) -> dict[str, str]:
+    return {
         "Likelihoods: the main measures at this scale": likelihoods(frame),
-        "Task scores": averages(frame, scale),
-        "Claims": claims(frame),
+        "Task scores": headline(frame, scale).markdown(),
         "Task by task": by_task(frame),
         "The paper's scores, task by task": paper_by_task(),
         "Learning rates": learning_rates(frame),
         "The teacher's cache: speed": cache_speed(frame),
         "The teacher's cache: what the top k do to a loss": cache_bias(frame),
-        "Provenance": provenance(frame),
     }
-    return document(TITLE, scale, preamble(frame, scale), sections)
 
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
@@ -72,55 +51,87 @@ def preamble(frame: pd.DataFrame, scale: str) -> str:
         f" *Ours ({scale})*: a real teacher and layers cut out of it, thousands of tokens, seven local tasks"
         " of lm-eval; likelihoods on held-out documents come first, for tasks separate such models poorly."
         " Compare the order within a column, not numbers across columns."
-        f" {plural(seeds(frame), 'seed')}; ± is half of the 95% t-interval over them. Seeds differ in what"
-        " the student was healed on and in the order of the data. A dash means no rows."
+        f" {plural(seeds(frame, 'table2'), 'seed')}; ± is half of the 95% t-interval over them. Seeds differ"
+        f" in what the student was healed on and in the order of the data. A dash means no rows.{near_kl(frame)}"
         " What the study is: `docs/table2.md`.\n\n"
-        "![The paper's average beside ours, and likelihoods](table2.png)\n"
+        "![The paper's average beside ours, and likelihoods](table2.png)\n\n"
+        "*Figure*: hollow the paper's, filled ours with 95% intervals; right is better in every panel.\n"
+    )
+
+
+def near_kl(frame: pd.DataFrame) -> str:
+    """From which share of the steps on TAID's t, at momentum 0, is above `NEAR_KL`."""
+    runs = frame[(frame.experiment == "table2") & (frame.method == "taid")].config
+    configs = [config for config in runs if {"steps", "options"} <= config.keys()]
+    if not configs:
+        return ""
+    steps, options = configs[0]["steps"], configs[0]["options"]
+    share = first_above(NEAR_KL, steps, options["t_start"], options["alpha"]) / steps
+    return (
+        f" TAID's t, by the closed form of `docs/adaptivity.md`, is above {NEAR_KL} after {share:.0%} of its"
+        " steps: from there on it is KL all but in name."
     )
 
 
 def likelihoods(frame: pd.DataFrame) -> str:
-    """Method × measure on the test windows."""
-    by_metric = {metric: at(frame, metric) for metric in MEASURES}
-    formats = {m: marks(negated(without_references(found))) for m, found in by_metric.items()}
-    listed = [m for m in (*TABLE2_METHODS, *REFERENCES) if any(m in found for found in by_metric.values())]
+    """Method × measure on the test windows; TAID − KL last."""
+    by_metric = {metric: at(frame, metric) for metric in (*MAIN, "train_seconds")}
+    formats = {
+        metric: marks(MEASURES[metric].oriented(without_references(found)))
+        for metric, found in by_metric.items()
+        if metric in MAIN
+    }
 
     def cell(metric: str, method: str) -> str:
-        count = 1 if method == "teacher" else seeds(frame)
-        text = value(by_metric[metric].get(method), count, 3)
-        return formats[metric].get(method, "{}").format(text)
+        text = value(by_metric[metric].get(method), count(frame, method), MEASURES[metric].digits)
+        return formats.get(metric, {}).get(method, "{}").format(text)
 
-    seconds = at(frame, "train_seconds")
-    body = [
-        [name(m), *(cell(metric, m) for metric in MEASURES), value(seconds.get(m), seeds(frame), 0)]
-        for m in listed
-    ]
-    note = "\nBold: best mean of the column. †: a tie, for the paired interval to the best includes 0.\n"
-    return markdown(["method", *MEASURES.values(), "training ↓ (s)"], body) + note if body else ""
+    listed = [m for m in (*TABLE2_METHODS, *REFERENCES) if any(m in by_metric[metric] for metric in MAIN)]
+    body = [[name(m), *(cell(metric, m) for metric in by_metric)] for m in listed]
+    gaps = [versus(*((found, MEASURES[metric].digits) for metric, found in by_metric.items()))]
+    note = (
+        "Bold: best mean of the column. †: a tie, for the paired interval to the best includes 0."
+        " *TAID − KL*: paired by seed."
+    )
+    header = ["method", *(MEASURES[metric].heading for metric in by_metric)]
+    return Table(header, body + gaps if body else [], note).markdown()
 
 
-def averages(frame: pd.DataFrame, scale: str) -> str:
-    """Method: the paper's average and ours, LAMBADA-like accuracy beside."""
+def headline(frame: pd.DataFrame, scale: str) -> Table:
+    """Method: the paper's average and ours, LAMBADA-like accuracy and KL to the teacher beside."""
     paper, ours, beside = reference.table2()["average"], average(frame), accuracy(frame, BESIDE)
-    formats = marks(without_references(ours))
+    formats, near = marks(without_references(ours)), at(frame, "kl_to_teacher")
 
     def line(method: str) -> list[str]:
-        count = 1 if method == "teacher" else seeds(frame)
+        seeds = count(frame, method)
         theirs = number(paper[method]) if method in paper else MISSING
         theirs = f"**{theirs}**" if method == max(paper, key=paper.__getitem__) else theirs
-        own = formats.get(method, "{}").format(value(ours.get(method), count))
-        return [name(method), theirs, own, value(beside.get(method), count)]
+        own = formats.get(method, "{}").format(value(ours.get(method), seeds))
+        return [
+            name(method),
+            theirs,
+            own,
+            value(beside.get(method), seeds),
+            value(near.get(method), seeds, 3),
+        ]
 
     listed = [m for m in (*TABLE2_METHODS, *REFERENCES) if m in ours]
-    header = ["method", "paper ↑ (percent)", f"ours ({scale}) ↑ (percent)", "last word ↑ (percent)"]
-    return markdown(header, map(line, listed)) + f"\n{average_note(frame)}" if listed else ""
+    label, *gaps = versus((ours, 2), (beside, 2), (near, 3))
+    gap = [label, number(paper["taid"] - paper["kl"]), *gaps]
+    header = [
+        "method",
+        "paper ↑ [percent]",
+        f"ours ({scale}) ↑ [percent]",
+        "last word ↑ [percent]",
+        MEASURES["kl_to_teacher"].heading,
+    ]
+    return Table(header, [*map(line, listed), gap] if listed else [], average_note(frame))
 
 
 def average_note(frame: pd.DataFrame) -> str:
-    counted, left_out = averaged(frame), [task for task in TASKS if above(frame, task) == "NO"]
+    tasks, left_out = averaged(frame), [task for task in TASKS if above(frame, task) == "NO"]
     without = f" Left out, for the teacher itself is at chance: {', '.join(left_out)}." if left_out else ""
-    over = f"Our average is over {', '.join(counted) or 'no task'}; chance {number(chance(frame))}."
-    return f"{over}{without}\n"
+    return f"Our average is over {', '.join(tasks) or 'no task'}; chance {number(chance(frame))}.{without}"
 
 
 def by_task(frame: pd.DataFrame) -> str:
@@ -128,19 +139,43 @@ def by_task(frame: pd.DataFrame) -> str:
     tasks = [*TASKS, BESIDE]
     by = {task: accuracy(frame, task) for task in tasks}
     listed = [m for m in (*TABLE2_METHODS, *REFERENCES) if any(m in found for found in by.values())]
-
-    def cells(method: str) -> list[str]:
-        count = 1 if method == "teacher" else seeds(frame)
-        return [value(by[task].get(method), count, 1) for task in tasks]
-
-    body = [[name(method), *cells(method)] for method in listed]
-    for title, metric in (("chance", "chance"), ("standard error of one score", "standard_error")):
-        found = [percent(at(frame, metric, task)).values() for task in tasks]
-        means = [[v for by_seed in values for v in by_seed.values()] for values in found]
-        body.append([title, *(number(sum(v) / len(v), 1) if v else MISSING for v in means)])
-    verdict = ["teacher above chance", *(above(frame, task) for task in tasks)]
+    body = [[name(m), *(value(by[task].get(m), count(frame, m), 1) for task in tasks)] for m in listed]
+    if body:
+        body.append(versus(*((by[task], 1) for task in tasks)))
+        body.append(["chance", *(shown(mean_of(frame, "chance", task)) for task in tasks)])
+        error = (shown(mean_of(frame, "standard_error", task)) for task in tasks)
+        body.append(["standard error of one score", *error])
+        body.append(["teacher above chance", *(above(frame, task) for task in tasks)])
     header = ["percent", *(f"{task}, like {TASKS.get(task, 'lambada')}" for task in tasks)]
-    return markdown(header, [*body, verdict]) if listed else ""
+    return Table(header, body, below_chance(frame)).markdown()
+
+
+def shown(percentage: float | None) -> str:
+    return MISSING if percentage is None else number(percentage, 1)
+
+
+def below_chance(frame: pd.DataFrame) -> str:
+    """Where students know less than a guess, and what TAID − KL is without those tasks."""
+    sentences, sound = [], list(averaged(frame))
+    for task in TASKS:
+        guess, error = mean_of(frame, "chance", task), mean_of(frame, "standard_error", task)
+        found = estimates(without_references(accuracy(frame, task)))
+        if guess is None or not error or not found:
+            continue
+        short = sorted((guess - e.mean) / error for e in found.values())
+        if short[0] > SURELY:
+            sentences.append(
+                f"In *{task}* all {plural(len(found), 'method')} end below chance, by {number(short[0], 0)} to"
+                f" {number(short[-1], 0)} standard errors of one score: its choices differ in more than in"
+                " being right, so this task says nothing about sums."
+            )
+            sound = [other for other in sound if other != task]
+    if sentences and len(sound) < len(averaged(frame)):
+        sentences.append(
+            f"The rule made beforehand keeps it in the average; without it TAID − KL is"
+            f" {interval(difference(over(frame, sound), 'taid', 'kl'))}."
+        )
+    return " ".join(sentences)
 
 
 def above(frame: pd.DataFrame, task: str) -> str:
@@ -152,60 +187,14 @@ def paper_by_task() -> str:
     """The paper's table."""
     table = reference.table2()
     body = [[name(m), *(number(table[t][m]) for t in table)] for m in TABLE2_METHODS]
-    return markdown(["percent", *table], body)
+    gaps = [VERSUS, *(number(table[t]["taid"] - table[t]["kl"]) for t in table)]
+    return Table(["percent", *table], [*body, gaps]).markdown()
 
 
-def above_chance(frame: pd.DataFrame, task: str) -> bool | None:
-    """Whether the teacher's accuracy lies above chance by a one-sided test at 5%; None without its rows."""
-    metrics = ("accuracy", "chance", "standard_error")
-    own, guess, error = (at(frame, metric, task).get("teacher", {}) for metric in metrics)
-    if not own:
-        return None
-    seed = min(own)
-    return own[seed] - guess[seed] > ABOVE_CHANCE * error[seed]
-
-
-def averaged(frame: pd.DataFrame) -> list[str]:
-    """The tasks that count: those at which the teacher is above chance."""
-    return [task for task in TASKS if above_chance(frame, task)]
-
-
-def average(frame: pd.DataFrame) -> Scores:
-    """Method → seed → mean accuracy over the tasks that count [percent]; of seeds that have all of them."""
-    by = [accuracy(frame, task) for task in averaged(frame)]
-    found: dict[str, dict[int, float]] = {}
-    for method in set().union(*by):
-        for seed in sorted(set.intersection(*(set(task.get(method, {})) for task in by))):
-            found.setdefault(method, {})[seed] = sum(task[method][seed] for task in by) / len(by)
-    return found
-
-
-def chance(frame: pd.DataFrame) -> float:
-    """Mean accuracy of guessing at the tasks that count [percent]; 0 for none."""
-    by = [percent(at(frame, "chance", task))["teacher"] for task in averaged(frame)]
-    return sum(min(values.values()) for values in by) / max(len(by), 1)
-
-
-def verdicts(frame: pd.DataFrame) -> Iterable[tuple[str, Claim, bool, Verdict]]:
-    """Every claim about the tasks' average."""
-    ours, paper = average(frame), reference.table2()["average"]
-    for claim in TABLE2:
-        yield "average of the tasks", claim, holds_in_paper(claim, paper), claim.predicate(ours)
-
-
-def likelihood_verdicts(frame: pd.DataFrame) -> Iterable[tuple[str, Claim, Verdict]]:
-    """The same claims about the main measures, of which the paper has none."""
-    for metric, title in MEASURES.items():
-        for claim in TABLE2:
-            yield title, claim, claim.predicate(negated(at(frame, metric)))
-
-
-def claims(frame: pd.DataFrame) -> str:
-    """All verdicts and the rules behind them."""
-    return (
-        f"{claims_table(verdicts(frame))}\nThe same of the main measures, negated so that more is better:\n\n"
-        f"{judged(likelihood_verdicts(frame))}"
-    )
+def comparisons(frame: pd.DataFrame) -> list[Comparison]:
+    """The main measures, then the tasks' average, of which alone the paper has numbers."""
+    found = [Comparison("", MEASURES[metric], at(frame, metric), TABLE2) for metric in MAIN]
+    return [*found, Comparison("", AVERAGE, average(frame), TABLE2, reference.table2()["average"])]
 
 
 def learning_rates(frame: pd.DataFrame) -> str:
@@ -221,8 +210,26 @@ def learning_rates(frame: pd.DataFrame) -> str:
 
     tried = [m for m in TABLE2_METHODS if m in set(searched.method)]
     body = [[name(m), *(cell(m, rate) for rate in rates)] for m in tried]
-    note = "\nHeld-out loss on validation windows [nats/token], short runs of seed 0; bold: the rate taken.\n"
-    return markdown(["method", *(f"{rate:g}" for rate in rates)], body) + note if body else ""
+    note = (
+        "Held-out loss on validation windows [nats/token], short runs of seed 0; bold: the rate taken."
+        f"{other_choice(frame)}"
+    )
+    return Table(["method", *(f"{rate:g}" for rate in rates)], body, note).markdown()
+
+
+def other_choice(frame: pd.DataFrame) -> str:
+    """How many methods the other main measure would have given another rate."""
+    by = {
+        metric: frame[(frame.experiment == "table2_search") & (frame.metric == metric)]
+        for metric in ("held_out_loss", "kl_to_teacher")
+    }
+    best = [
+        {m: rows.learning_rate[rows.value.idxmin()] for m, rows in found.groupby("method") if m != "sft"}
+        for found in by.values()
+    ]
+    shared = best[0].keys() & best[1].keys()
+    others = sum(best[0][method] != best[1][method] for method in shared)
+    return f" By KL to the teacher {others} of {len(shared)} would take another rate." if shared else ""
 
 
 def cache_speed(frame: pd.DataFrame) -> str:
@@ -237,15 +244,16 @@ def cache_speed(frame: pd.DataFrame) -> str:
         [t, cell("tokens_per_second", t, 0), cell("speed_up", t, 2), cell("bytes_per_token", t, 0)]
         for t in teachers
     ]
-    header = ["teacher", "training ↑ (tokens/s)", "times the live one's", "bytes per token"]
-    return markdown(header, body) if body else ""
+    return Table(
+        ["teacher", "training ↑ [tokens/s]", "times the live one's", "bytes per token"], body
+    ).markdown()
 
 
 def cache_bias(frame: pd.DataFrame) -> str:
     """Error of value and gradient of each loss by k, in percent."""
     found = frame[frame.experiment == "table2_cache"].set_index(["metric", "task"]).value
     parts = [task.rsplit(", top ", 1) for metric, task in found.index if metric == "value_error"]
-    losses, tops = (list(dict.fromkeys(column)) for column in zip(*parts)) if parts else ((), ())
+    losses, tops = (list(dict.fromkeys(column)) for column in zip(*parts, strict=True)) if parts else ((), ())
 
     def cell(loss: str, k: str) -> str:
         errors = (found.get((m, f"{loss}, top {k}")) for m in ("value_error", "gradient_error"))
@@ -253,46 +261,37 @@ def cache_bias(frame: pd.DataFrame) -> str:
 
     body = [[name(loss), *(cell(loss, k) for k in tops)] for loss in losses]
     note = (
-        "\nPercent: (loss with the cache − loss)/loss, and ‖its gradient − gradient‖/‖gradient‖ with respect"
+        "Percent: (loss with the cache − loss)/loss, and ‖its gradient − gradient‖/‖gradient‖ with respect"
         " to the student's logits, of the healed student on validation windows. The tail's probability is"
-        " kept and spread evenly.\n"
+        " kept and spread evenly."
     )
-    return markdown(["value \\| gradient", *(f"top {k}" for k in tops)], body) + note if body else ""
+    return Table(["value \\| gradient", *(f"top {k}" for k in tops)], body, note).markdown()
 
 
 def draw(frame: pd.DataFrame, scale: str) -> Figure:
-    """The paper's average, ours, and the two main measures, a method on one line."""
+    """The paper's average, ours, and the two main measures, a method on one line; right is better."""
     paper = {m: mean_interval([score]) for m, score in reference.table2()["average"].items()}
     panels = {
-        "paper, average of six tasks (percent)": paper,
-        f"ours ({scale}), average of tasks (percent)": estimates(without_references(average(frame))),
-        **{title: estimates(without_references(at(frame, m))) for m, title in MEASURES.items()},
+        "paper, average of six tasks [percent]": paper,
+        f"ours ({scale}), average of tasks [percent]": estimates(without_references(average(frame))),
+        **{MEASURES[m].heading: estimates(without_references(at(frame, m))) for m in MAIN},
     }
     figure = Figure(figsize=(12.5, 3.4), dpi=110, layout="constrained")
     for i, (ax, (label, found)) in enumerate(zip(figure.subplots(1, 4), panels.items(), strict=True)):
         figures.dots(ax, found, TABLE2_METHODS, COLOURS, hollow=i == 0)
         ax.set_xlabel(label, fontsize=9)
         ax.tick_params(labelleft=i == 0)
+        if i > 1:
+            ax.invert_xaxis()  # less is better
     return figure
 
 
-def at(frame: pd.DataFrame, metric: str, task: str = "average") -> Scores:
-    """Method → seed → value of the headline runs."""
-    return next(iter(scores(frame, "table2", metric, task).values()), {})
-
-
-def accuracy(frame: pd.DataFrame, task: str) -> Scores:
-    return percent(at(frame, "accuracy", task))
-
-
-def percent(found: Scores) -> Scores:
-    return {method: {seed: 100 * v for seed, v in values.items()} for method, values in found.items()}
-
-
-def negated(found: Scores) -> Scores:
-    return {method: {seed: -v for seed, v in values.items()} for method, values in found.items()}
-
-
-def seeds(frame: pd.DataFrame) -> int:
-    """Number of seeds of the headline table."""
-    return frame.seed[frame.experiment == "table2"].nunique()
+PAGE = Page(
+    "table2",
+    "Table 2: continued pre-training",
+    preamble,
+    headline,
+    sections,
+    comparisons,
+    lambda frame, scale: {"table2": draw(frame, scale)},
+)

@@ -1,15 +1,17 @@
-"""Table 6 and its map, rendered: `results/table6.md`, with the figures `table6.png` and `table6_map.png`."""
+"""Table 6 and its map: `results/table6.md`, with the figures `table6.png` and `table6_map.png`."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from analysis import reference
-from analysis.claims import FLAT, TABLE6, TABLE6_BY_TEACHER
-from analysis.predicates import Claim, Verdict, holds_in_paper
-from analysis.statistics import mean_interval
+from analysis.claims import FLAT, HALF_OF_SKEW, TABLE6, TABLE6_BY_TEACHER
+from analysis.measures import MEASURES, Measure
+from analysis.page import Comparison, Page
+from analysis.rows import mapped, seeds
+from analysis.statistics import difference, estimates
 from analysis.style import name
 from analysis.table6_figures import draw, draw_map
 from analysis.table6_rows import (
@@ -21,85 +23,100 @@ from analysis.table6_rows import (
     by_teacher,
     gaps,
     label,
-    page,
-    seeds,
+    page_test,
     slopes,
     variants,
     without_teacher,
 )
-from analysis.tables import MISSING, claims_table, document, markdown, number, plural, provenance, value
+from analysis.tables import MISSING, Table, counted, interval, number, plural, value, versus
 
-TITLE = "Table 6: the capacity gap"
-
-
-def write(frame: pd.DataFrame, folder: Path, scale: str) -> None:
-    """Render the rows of one scale to `folder`: table6.md, table6.png and, with a map, table6_map.png."""
-    (folder / "table6.md").write_text(render(frame, scale), encoding="utf-8")
-    draw(frame, scale).savefig(folder / "table6.png", metadata={"Software": None})
-    if variants(frame):
-        draw_map(frame).savefig(folder / "table6_map.png", metadata={"Software": None})
+SLOPES = {
+    metric: Measure(MEASURES[metric].title, f"{MEASURES[metric].unit} per tenfold teacher", 3)
+    for metric in JUDGED
+}
 
 
-def render(frame: pd.DataFrame, scale: str) -> str:
-    """The whole document, from the rows of one scale. Equal rows give equal text."""
-    sections = {
-        "Scores": score_table(frame, scale),
-        "Claims": claims(frame),
+def sections(frame: pd.DataFrame, scale: str) -> dict[str, str]:
+    return {
+        "Scores": headline(frame, scale).markdown()
+        + reference_notes(frame, "last_word_accuracy")
+        + beside_kl(frame),
         "Trends": trends(frame),
         "Check: teachers get better with size": teachers_check(frame),
-        **{title: by_teacher_table(frame, metric) for metric, (title, *_) in METRICS.items()},
+        **{MEASURES[metric].heading: by_teacher_table(frame, metric) for metric in METRICS},
         "The map: where does the gap start?": map_table(frame),
         "Learning rates": rates_table(frame),
-        "Provenance": provenance(frame),
     }
-    return document(TITLE, scale, preamble(frame, scale), sections)
 
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
+    alone, error = reference.PYTHIA_70M
     return (
         "*Paper*: Pythia 70M distilled from Pythia 410M to 6.9B, LAMBADA accuracy (our reading)."
         f" *Ours ({scale})*: the same architecture and ratios at 1/3,000 of the parameters, on prose;"
         " accuracy is that of whole last words of sentences from held-out documents. Compare trends, not"
-        " numbers."
-        f" {plural(seeds(frame), 'seed')}; ± is half of the 95% t-interval over them. A dash means no rows."
-        " What the scale model is: `docs/capacity.md`.\n\n"
+        " numbers. The held-out loss is a mean over tokens."
+        f" {plural(seeds(frame, 'table6'), 'seed')}; ± is half of the 95% t-interval over them. A dash means no"
+        " rows. There is one teacher of each size. What the scale model is: `docs/capacity.md`.\n\n"
         "![Scores against teacher size](table6.png)\n\n"
         "*Figure*: means over seeds with 95% intervals against the teacher's size. The axis of the loss"
-        " points down, so that up is better. Dashed: SFT, no teacher; dotted: before distillation. Seeds move"
-        " whole curves; whether they agree on a trend is in the table of trends.\n"
+        " points down, so that up is better. In our panels: dashed SFT, no teacher; dotted before distillation."
+        f" In the paper's: the released Pythia 70M, not distilled ({alone} ± {error}, a standard error; from"
+        " lm-eval's lambada_openai, not from the paper). Seeds move whole curves; whether they agree on a trend"
+        " is in the table of trends.\n"
     )
 
 
-def score_table(frame: pd.DataFrame, scale: str) -> str:
-    """Method × teacher: the paper's score | ours."""
+def headline(frame: pd.DataFrame, scale: str) -> Table:
+    """Method × teacher: the paper's score | ours; TAID − KL last."""
     paper, ours = reference.table6(), by_teacher(frame, "last_word_accuracy")
 
     def cell(method: str, teacher: str) -> str:
         theirs = paper.get(method, {}).get(teacher)
-        own = value(ours[teacher].get(method), seeds(frame))
+        own = value(ours[teacher].get(method), seeds(frame, "table6"))
         return f"{MISSING if theirs is None else number(theirs)} \\| {own}"
 
     body = [[name(m), *(cell(m, teacher) for teacher in SIZES)] for m in METHODS]
-    note = reference_notes(frame, "last_word_accuracy")
-    return markdown(["paper \\| ours", *map(name, SIZES)], body) + note
+    label, *gaps = versus(*((ours[teacher], 2) for teacher in SIZES))
+    body.append([label, *(f"{MISSING} \\| {gap}" for gap in gaps)])
+    return Table(["accuracy [percent]: paper \\| ours", *map(name, SIZES)], body)
+
+
+def beside_kl(frame: pd.DataFrame) -> str:
+    """TAID − KL over the teachers by the primary measure, in a sentence."""
+    measure, ours = MEASURES[JUDGED[0]], by_teacher(frame, JUDGED[0])
+    found = [e for t in SIZES if (e := difference(ours[t], "taid", "kl")) and e.n > 1]
+    trend = difference(slopes(ours, measure.sign), "taid", "kl")
+    if not found or not trend:
+        return ""
+    ends = (number(edge, 3) for edge in (max(e.mean for e in found), min(e.mean for e in found)))
+    below, above = sum(e.high < 0 for e in found), sum(e.low > 0 for e in found)
+    return (
+        f"\nBy {measure.title} TAID − KL lies between {' and '.join(ends)} {measure.unit}: its interval is below"
+        f" 0 with {below} of {len(found)} teachers, above 0 with {above}; per tenfold teacher it changes by"
+        f" {interval(trend, 3)}.\n"
+    )
 
 
 def by_teacher_table(frame: pd.DataFrame, metric: str) -> str:
-    """Method × teacher, mean and interval over seeds, the teachers' own last."""
-    ours, digits = by_teacher(frame, metric), METRICS[metric][1]
+    """Method × teacher, mean and interval over seeds, the teachers' own, TAID − KL last."""
+    ours, digits = by_teacher(frame, metric), MEASURES[metric].digits
     count = {"teacher": 1}  # one of each size, for all seeds
     body = [
-        [name(m), *(value(ours[t].get(m), count.get(m, seeds(frame)), digits) for t in SIZES)]
+        [name(m), *(value(ours[t].get(m), count.get(m, seeds(frame, "table6")), digits) for t in SIZES)]
         for m in (*METHODS, "teacher")
         if any(m in scores for scores in ours.values())
     ]
-    return markdown(["", *map(name, SIZES)], body) + reference_notes(frame, metric) if body else ""
+    gap = versus(*((ours[teacher], digits) for teacher in SIZES))
+    table = Table(["", *map(name, SIZES)], [*body, gap] if body else []).markdown()
+    return table + reference_notes(frame, metric) if table else ""
 
 
 def reference_notes(frame: pd.DataFrame, metric: str) -> str:
     """A line with what needs no teacher, as far as it has rows."""
-    digits, alone = METRICS[metric][1], without_teacher(frame, metric)
-    notes = [f"{name(m)} {value(alone[m], seeds(frame), digits)}" for m in ("sft", "untrained") if m in alone]
+    digits, alone = MEASURES[metric].digits, without_teacher(frame, metric)
+    count = seeds(frame, "table6")
+    notes = [f"{name(m)} {value(alone[m], count, digits)}" for m in ("sft", "untrained") if m in alone]
     if metric == "last_word_accuracy" and (chance := without_teacher(frame, "last_word_chance")):
         share = next(iter(chance["untrained"].values()))  # of the items, and so the same for all seeds
         notes.append(f"always the most frequent word {number(share, digits)}")
@@ -110,11 +127,11 @@ def teachers_check(frame: pd.DataFrame) -> str:
     """The teachers' own scores, and whether each metric gets strictly better from size to size."""
     body = []
     for metric in (*JUDGED, "entropy"):
-        title, digits, sign = METRICS.get(metric, ("Entropy [nats/token]", 3, 0))
+        measure = MEASURES[metric]
         own = [by_teacher(frame, metric)[teacher].get("teacher", {}).get(0) for teacher in SIZES]
-        cells = [MISSING if v is None else number(v, digits) for v in own]
-        body.append([title, *cells, strictly_better(own, sign) if sign else ""])
-    return markdown(["teacher's own", *map(name, SIZES), "strictly better"], body)
+        cells = [MISSING if v is None else number(v, measure.digits) for v in own]
+        body.append([measure.heading, *cells, strictly_better(own, measure.sign) if measure.sign else ""])
+    return Table(["teacher's own", *map(name, SIZES), "strictly better"], body).markdown()
 
 
 def strictly_better(values: Sequence[float | None], sign: int) -> str:
@@ -126,22 +143,25 @@ def strictly_better(values: Sequence[float | None], sign: int) -> str:
 
 def trends(frame: pd.DataFrame) -> str:
     """Per metric and method: slope with its interval, Page's test both ways; the paper's slope beside."""
-    paper, body = paper_slopes(), []
-    for metric in JUDGED:
-        title, digits, sign = METRICS[metric]
-        ours = by_teacher(frame, metric)
-        for method, values in slopes(ours, sign).items():
-            tests = page(ours, method, sign)
-            theirs = number(paper[method]) if metric == JUDGED[0] and method in paper else MISSING
+    paper, count, body = paper_slopes(), seeds(frame, "table6"), []
+    for metric, measure in SLOPES.items():
+        ours, sign = by_teacher(frame, metric), MEASURES[metric].sign
+        found = slopes(ours, sign)
+        for method, values in found.items():
+            tests = page_test(ours, method, sign)
+            theirs = number(paper[method]) if metric == "last_word_accuracy" and method in paper else MISSING
             p = [MISSING, MISSING] if tests is None else [number(t, 3) for t in tests]
-            body.append([title, name(method), theirs, value(values, seeds(frame), digits), *p])
+            body.append([measure.title, name(method), theirs, value(values, count, measure.digits), *p])
+        if found:
+            label, gap = versus((found, measure.digits))
+            body.append([measure.title, label, MISSING, gap, "", ""])
     note = (
-        "\nSlopes per tenfold teacher, positive where a larger one is better; a least-squares line for each"
+        "Slopes per tenfold teacher, positive where a larger one is better; a least-squares line for each"
         " seed, then mean ± half of the 95% t-interval. Page's test: p that the seeds' order of teachers is"
-        " chance, against rising and against falling.\n"
+        " chance, against rising and against falling."
     )
     header = ["metric", "method", "paper", "ours", "Page: rises, p", "Page: falls, p"]
-    return markdown(header, body, text_columns=2) + note if body else ""
+    return Table(header, body, note, text_columns=2).markdown()
 
 
 def paper_slopes() -> dict[str, float]:
@@ -151,35 +171,24 @@ def paper_slopes() -> dict[str, float]:
     return {method: values[0] for method, values in slopes(nested).items()}
 
 
-def verdicts(frame: pd.DataFrame) -> Iterable[tuple[str, Claim, bool, Verdict]]:
-    """The claims about trends, then about each teacher, on every judged metric that has rows."""
-    paper, paper_trends = reference.table6(), paper_slopes() | {FLAT: 0.0}
-    for metric in JUDGED:
-        title, _, sign = METRICS[metric]
-        ours = by_teacher(frame, metric)
-        if trend := slopes(ours, sign):
-            every = {seed for values in trend.values() for seed in values}
-            flat = {FLAT: dict.fromkeys(every, 0.0)}
-            for claim in TABLE6:
-                yield title, claim, holds_in_paper(claim, paper_trends), claim.predicate(trend | flat)
-        for teacher in SIZES:
-            oriented = {m: {s: sign * v for s, v in by.items()} for m, by in ours[teacher].items()}
-            if any(method in oriented for method in METHODS):
-                theirs = {method: by[teacher] for method, by in paper.items()}
-                for claim in TABLE6_BY_TEACHER:
-                    where = f"{title}, {name(teacher)}"
-                    yield where, claim, holds_in_paper(claim, theirs), claim.predicate(oriented)
-
-
-def claims(frame: pd.DataFrame) -> str:
-    """All verdicts and the rule behind them; empty without rows."""
-    rule = (
-        "\nOriented so that higher is better; differences of slopes are per tenfold teacher, paired by seed."
-        " *Supported*: the 95% interval lies wholly above 0. *Contradicted*: wholly below. Else"
-        " *inconclusive*.\n"
-    )
-    judged = list(verdicts(frame))
-    return claims_table(judged, digits=3) + rule if judged else ""
+def comparisons(frame: pd.DataFrame) -> list[Comparison]:
+    """The trends, then the scores with each teacher, on every judged metric that has rows."""
+    theirs, paper_trend = reference.table6(), {**paper_slopes(), FLAT: 0.0}
+    found = []
+    for metric, measure in SLOPES.items():
+        if trend := slopes(by_teacher(frame, metric), MEASURES[metric].sign):
+            flat = dict.fromkeys({seed for values in trend.values() for seed in values}, 0.0)
+            half = mapped(trend, lambda slope: slope / 2).get("skew_kl", {})
+            paper = paper_trend if metric == "last_word_accuracy" else None
+            found.append(Comparison("", measure, {**trend, FLAT: flat, HALF_OF_SKEW: half}, TABLE6, paper))
+    for teacher in SIZES:
+        paper = {method: by[teacher] for method, by in theirs.items()}
+        for metric in JUDGED:
+            ours = by_teacher(frame, metric)[teacher]
+            if any(method in ours for method in METHODS):
+                known = paper if metric == "last_word_accuracy" else None
+                found.append(Comparison(name(teacher), MEASURES[metric], ours, TABLE6_BY_TEACHER, known))
+    return found
 
 
 def map_table(frame: pd.DataFrame) -> str:
@@ -189,28 +198,21 @@ def map_table(frame: pd.DataFrame) -> str:
     drawn = [m for m in METHODS if any(m in by for v, by in gaps(frame, JUDGED[0]).items() if v != "base")]
     parts = []
     for metric in JUDGED:
-        title, digits, _ = METRICS[metric]
         body = [
-            [label(variant), *(spread(by.get(m), digits) for m in drawn)]
+            [label(variant), *(counted(estimates(by).get(m), MEASURES[metric].digits) for m in drawn)]
             for variant, by in gaps(frame, metric).items()
         ]
-        parts.append(f"**{title}**\n\n" + markdown(["changed", *map(name, drawn)], body))
+        parts.append(
+            f"**{MEASURES[metric].heading}**\n\n" + Table(["changed", *map(name, drawn)], body).markdown()
+        )
+    absent = ", ".join(name(method) for method in METHODS if method not in drawn)
     note = (
         "![Map](table6_map.png)\n\nWhat a student gains (negative: loses) when its teacher grows from the"
         " smallest to the largest, one thing changed at a time from Table 6 (*base*); mean [95% interval] and"
         " seeds. Learning rates are Table 6's. τ divides the teacher's logits: below 1 it is more peaked,"
-        " above 1 flatter.\n\n"
+        f" above 1 flatter.{f' Not in the map: {absent}.' if absent else ''}\n\n"
     )
     return note + "\n".join(parts) + peakedness(frame)
-
-
-def spread(values: Mapping[int, float] | None, digits: int) -> str:
-    """ "−0.012 [−0.020, −0.004], 3 seeds" """
-    if not values:
-        return MISSING
-    e = mean_interval(list(values.values()))
-    bounds = f" [{number(e.low, digits)}, {number(e.high, digits)}]" if e.n > 1 else ""
-    return f"{number(e.mean, digits)}{bounds}, {plural(e.n, 'seed')}"
 
 
 def peakedness(frame: pd.DataFrame) -> str:
@@ -222,7 +224,7 @@ def peakedness(frame: pd.DataFrame) -> str:
         own = [ours[teacher].get("teacher", {}).get(0) for teacher in (small, large)]
         if None not in own:
             body.append(["τ = 1" if variant == "base" else variant, *(number(v, 3) for v in own)])
-    table = markdown(["teacher's entropy [nats/token]", name(small), name(large)], body)
+    table = Table(["teacher's entropy [nats/token]", name(small), name(large)], body).markdown()
     return f"\n**Peakedness**\n\n{table}" if body else ""
 
 
@@ -244,7 +246,7 @@ def rates_table(frame: pd.DataFrame) -> str:
     return (
         f"Grid {', '.join(f'{rate:g}' for rate in grid)}, the same for all; chosen by held-out loss on"
         " validation, seed 0. Bold: an edge of the grid.\n\n"
-        + markdown(["", *map(name, SIZES)], body)
+        + Table(["", *map(name, SIZES)], body).markdown()
         + (f"\nSFT: {cell(sft)}.\n" if sft else "")
         + fixed_rates(frame)
     )
@@ -263,5 +265,14 @@ def fixed_rates(frame: pd.DataFrame) -> str:
     body = [[name(method), *(cell(method, rate) for rate in rates)] for method in METHODS]
     return (
         "\nIs a gap one of rates? What the largest teacher gains over the smallest in held-out loss at one"
-        " rate for both (validation, seed 0):\n\n" + markdown(["", *(f"{rate:g}" for rate in rates)], body)
+        " rate for both (validation, seed 0):\n\n"
+        + Table(["", *(f"{rate:g}" for rate in rates)], body).markdown()
     )
+
+
+def figures(frame: pd.DataFrame, scale: str) -> dict[str, Figure]:
+    drawn = {"table6": draw(frame, scale)}
+    return drawn | ({"table6_map": draw_map(frame)} if variants(frame) else {})
+
+
+PAGE = Page("table6", "Table 6: the capacity gap", preamble, headline, sections, comparisons, figures)

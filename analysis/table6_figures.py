@@ -7,20 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import reference
-from analysis.statistics import Estimate, mean_interval
+from analysis.figures import REFERENCE, band, legend, plain
+from analysis.measures import MEASURES
+from analysis.statistics import Estimate, estimates, mean_interval
 from analysis.style import COLOURS, name
-from analysis.table6_rows import (
-    JUDGED,
-    METHODS,
-    METRICS,
-    SIZES,
-    by_teacher,
-    estimate,
-    gaps,
-    label,
-    without_teacher,
-)
-from analysis.theory_figures import plain
+from analysis.table6_rows import JUDGED, METHODS, SIZES, by_teacher, gaps, label, without_teacher
 
 
 def draw(frame: pd.DataFrame, scale: str) -> Figure:
@@ -29,18 +20,22 @@ def draw(frame: pd.DataFrame, scale: str) -> Figure:
     first, *others = figure.subplots(1, 1 + len(JUDGED))
     for method, by in reference.table6().items():
         curve(first, method, {t: mean_interval([score]) for t, score in by.items()}, hollow=True)
+    alone, error = reference.PYTHIA_70M
+    first.axhline(
+        alone, color=REFERENCE, linestyle="-.", linewidth=1.2, label="released student, not distilled"
+    )
+    first.axhspan(alone - error, alone + error, color=REFERENCE, alpha=0.13, linewidth=0)
     sizes_axis(first, "paper: LAMBADA accuracy [percent]")
     for ax, metric in zip(others, JUDGED, strict=True):
         ours, alone = by_teacher(frame, metric), without_teacher(frame, metric)
         for method in METHODS:
-            curve(ax, method, {t: estimate(ours[t][method]) for t in SIZES if method in ours[t]})
+            curve(ax, method, {t: estimates(ours[t])[method] for t in SIZES if method in ours[t]})
         for method, form in (("sft", "--"), ("untrained", ":")):
             if method in alone:
-                level = estimate(alone[method]).mean
+                level = estimates(alone)[method].mean
                 ax.axhline(level, color=COLOURS[method], linestyle=form, linewidth=1.2, label=name(method))
-        title, _, sign = METRICS[metric]
-        sizes_axis(ax, f"ours ({scale}): {title[0].lower()}{title[1:]}")
-        if sign < 0:
+        sizes_axis(ax, f"ours ({scale}): {MEASURES[metric].heading}")
+        if MEASURES[metric].sign < 0:
             ax.invert_yaxis()  # up is better
     return legend(figure)
 
@@ -54,32 +49,25 @@ def draw_map(frame: pd.DataFrame) -> Figure:
         for height, by in enumerate(found.values()):
             for offset, method in enumerate(drawn):
                 if method in by:
-                    point(ax, height + 0.22 * (offset - (len(drawn) - 1) / 2), estimate(by[method]), method)
+                    at = height + 0.22 * (offset - (len(drawn) - 1) / 2)
+                    point(ax, at, estimates(by)[method], method)
         ax.axvline(0, color="#555555", linewidth=1)
         ax.set_yticks(range(len(found)), [label(variant) for variant in found])
         ax.set_ylim(len(found) - 0.5, -0.5)
-        ax.set_title(f"gain: {METRICS[metric][0]}", fontsize=9)
+        ax.set_title(f"gain: {MEASURES[metric].title} [{MEASURES[metric].unit}]", fontsize=9)
         ax.set_xlabel("← worse   with the largest teacher   better →", fontsize=8)
         plain(ax)
     return legend(figure)
 
 
-def curve(ax: Axes, method: str, estimates: Mapping[str, Estimate], hollow: bool = False) -> None:
+def curve(ax: Axes, method: str, found: Mapping[str, Estimate], hollow: bool = False) -> None:
     """One method over the teachers that it has, with a band for its intervals."""
-    x, colour = [SIZES[teacher] for teacher in estimates], COLOURS[method]
+    x, colour = [SIZES[teacher] for teacher in found], COLOURS[method]
     if not x:
         return
-    means = [e.mean for e in estimates.values()]
-    look = {
-        "color": colour,
-        "markerfacecolor": "white" if hollow else colour,
-        "markersize": 5,
-        "linewidth": 1.8,
-    }
-    ax.plot(x, means, "o-", label=name(method), **look)
-    if all(e.n > 1 for e in estimates.values()):
-        ends = [e.low for e in estimates.values()], [e.high for e in estimates.values()]
-        ax.fill_between(x, *ends, color=colour, alpha=0.13, linewidth=0)
+    look = {"markerfacecolor": "white" if hollow else colour, "markersize": 5, "linewidth": 1.8}
+    ax.plot(x, [e.mean for e in found.values()], "o-", color=colour, label=name(method), **look)
+    band(ax, x, list(found.values()), colour)
 
 
 def sizes_axis(ax: Axes, title: str) -> Axes:
@@ -95,13 +83,3 @@ def point(ax: Axes, height: float, e: Estimate, method: str) -> None:
     if e.n > 1:
         ax.plot([e.low, e.high], [height, height], color=COLOURS[method], linewidth=2.2, alpha=0.5)
     ax.plot(e.mean, height, "o", color=COLOURS[method], markersize=5.5, label=name(method))
-
-
-def legend(figure: Figure) -> Figure:
-    """One for all axes, each label once."""
-    handles: dict = {}
-    for ax in figure.axes:
-        handles |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    columns = max(len(handles), 1)
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
-    return figure

@@ -7,21 +7,16 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from analysis.measures import MEASURES
 from analysis.rows import Pair, Scores, scores
-from analysis.statistics import Estimate, mean_interval
 from analysis.style import name
 
 STUDENT, NONE = "pythia-70m", "none"
 SIZES = {"pythia-410m": 0.41, "pythia-1b": 1.0, "pythia-2.8b": 2.8, "pythia-6.9b": 6.9}  # 10⁹ parameters
 DECADES = {teacher: math.log10(size) for teacher, size in SIZES.items()}
 METHODS = ("taid", "skew_kl", "kl", "rkl", "gjs")
-METRICS = {  # metric → (title with its unit, decimals, +1 where higher is better)
-    "last_word_accuracy": ("Last-word accuracy [percent]", 2, 1),
-    "last_word_log_likelihood": ("Last-word log-likelihood [nats/word]", 3, 1),
-    "held_out_loss": ("Held-out loss [nats/token]", 3, -1),
-    "kl_to_teacher": ("KL to its teacher [nats/token]", 3, -1),
-}
-JUDGED = ("last_word_accuracy", "last_word_log_likelihood", "held_out_loss")
+JUDGED = ("last_word_log_likelihood", "held_out_loss", "last_word_accuracy")  # the primary measure first
+METRICS = ("last_word_accuracy", "last_word_log_likelihood", "held_out_loss", "kl_to_teacher")
 BY_TEACHER = Mapping[str, Scores]  # teacher → method → seed → value
 
 
@@ -43,11 +38,6 @@ def variants(frame: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(frame.task[(frame.experiment == "table6_map") & frame.method.isin(METHODS)]))
 
 
-def seeds(frame: pd.DataFrame) -> int:
-    """Number of seeds with students in Table 6."""
-    return frame.seed[(frame.experiment == "table6") & frame.method.isin(METHODS)].nunique()
-
-
 def label(variant: str) -> str:
     return f"student {name(variant)}" if variant.startswith("pythia") else variant
 
@@ -67,7 +57,7 @@ def slopes(ours: BY_TEACHER, sign: int = 1) -> Scores:
     return found
 
 
-def page(ours: BY_TEACHER, method: str, sign: int) -> tuple[float, float] | None:
+def page_test(ours: BY_TEACHER, method: str, sign: int) -> tuple[float, float] | None:
     """p-values of Page's exact trend test that scores rise with the teacher, and that they fall; None below
     two seeds. Its rows are seeds, so it asks whether they agree on an order (Page 1963).
     """
@@ -85,7 +75,7 @@ def gaps(frame: pd.DataFrame, metric: str) -> dict[str, Scores]:
 
     The variant "base" is Table 6 itself, on the seeds of all its rows.
     """
-    sign, (small, *_, large) = METRICS[metric][2], SIZES
+    sign, (small, *_, large) = MEASURES[metric].sign, SIZES
     found: dict[str, Scores] = {}
     for variant in ("base", *variants(frame)):
         ours = by_teacher(frame, metric, variant)
@@ -96,7 +86,3 @@ def gaps(frame: pd.DataFrame, metric: str) -> dict[str, Scores]:
         }
         found[variant] = {method: values for method, values in both.items() if values}
     return found
-
-
-def estimate(values: Mapping[int, float]) -> Estimate:
-    return mean_interval(list(values.values()))

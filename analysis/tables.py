@@ -1,21 +1,60 @@
-"""Markdown from scores. What no row tells is printed as a dash, never as a number."""
+"""Text from scores: cells, and tables as Markdown or aligned for a terminal. What no row tells is a dash."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.predicates import Claim, Verdict
+from analysis.measures import Measure
 from analysis.rows import Scores
-from analysis.statistics import Estimate, mean_interval, paired_interval
+from analysis.statistics import Estimate, difference, mean_interval, paired_interval
 
 MISSING = "—"
-SMOKE = "**Scale smoke: the numbers mean nothing. They show that everything runs, and no more.**\n\n"
+VERSUS = "**TAID − KL**"
 
 
-def document(title: str, scale: str, preamble: str, sections: Mapping[str, str]) -> str:
-    """A page: title, at the scale smoke a warning, preamble, and the sections that are not empty."""
-    body = "".join(f"\n## {heading}\n\n{text}" for heading, text in sections.items() if text)
-    return f"# {title}\n\n{SMOKE if scale == 'smoke' else ''}{preamble}{body}"
+@dataclass(frozen=True)
+class Table:
+    """Header, lines of cells, and a note: columns of text first, to the left; numbers to the right."""
+
+    header: Sequence[str]
+    body: Sequence[Sequence[str]]
+    note: str = ""
+    text_columns: int = 1
+
+    def markdown(self) -> str:
+        """Empty without a line."""
+        rule = [":--"] * self.text_columns + ["--:"] * (len(self.header) - self.text_columns)
+        lines = "".join(f"| {' | '.join(line)} |\n" for line in [self.header, rule, *self.body])
+        return lines + (f"\n{self.note}\n" if self.note else "") if self.body else ""
+
+    def aligned(self) -> str:
+        """For a terminal: columns as wide as their numbers, a long header over several lines."""
+        body = [[plain(cell) for cell in line] for line in self.body]
+        words = [[len(word) for word in plain(cell).split()] for cell in self.header]
+        widths = [max([8, *words[i], *(len(line[i]) for line in body)]) for i in range(len(words))]
+        heads = [
+            textwrap.wrap(plain(cell), width, break_on_hyphens=False)
+            for cell, width in zip(self.header, widths, strict=True)
+        ]
+        height = max(map(len, heads))
+        rows = [[head[i - height + len(head)] if i >= height - len(head) else "" for head in heads]
+                for i in range(height)]  # fmt: skip
+        return "".join(self._line(cells, widths) for cells in [*rows, *body])
+
+    def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
+        padded = [
+            cell.ljust(width) if i < self.text_columns else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "  ".join(padded).rstrip() + "\n"
+
+
+def plain(cell: str) -> str:
+    """A cell without Markdown."""
+    return cell.replace("**", "").replace("\\|", "|")
 
 
 def provenance(frame: pd.DataFrame) -> str:
@@ -28,12 +67,6 @@ def provenance(frame: pd.DataFrame) -> str:
         "devices": sorted(frame.device.unique()),
     }
     return "".join(f"- {fact}: {' | '.join(values)}\n" for fact, values in facts.items())
-
-
-def markdown(header: Sequence[str], body: Iterable[Sequence[str]], text_columns: int = 1) -> str:
-    """A Markdown table: columns of text first, to the left; numbers to the right."""
-    rule = [":--"] * text_columns + ["--:"] * (len(header) - text_columns)
-    return "".join(f"| {' | '.join(line)} |\n" for line in [header, rule, *body])
 
 
 def plural(count: int, noun: str) -> str:
@@ -56,8 +89,8 @@ def value(values: Mapping[int, float] | None, seeds: int, digits: int = 2) -> st
         return MISSING
     estimate = mean_interval(list(values.values()))
     count = f" ({plural(estimate.n, 'seed')})" if estimate.n == 1 or estimate.n != seeds else ""
-    spread = f" ± {number(estimate.high - estimate.mean, digits)}" if estimate.n > 1 else ""
-    return f"{number(estimate.mean, digits)}{spread}{count}"
+    half = f" ± {number(estimate.high - estimate.mean, digits)}" if estimate.n > 1 else ""
+    return f"{number(estimate.mean, digits)}{half}{count}"
 
 
 def interval(estimate: Estimate | None, digits: int = 2) -> str:
@@ -66,6 +99,39 @@ def interval(estimate: Estimate | None, digits: int = 2) -> str:
         return MISSING
     mean, low, high = (number(x, digits) for x in (estimate.mean, estimate.low, estimate.high))
     return f"{mean} (1 seed)" if estimate.n == 1 else f"{mean} [{low}, {high}]"
+
+
+def counted(estimate: Estimate | None, digits: int = 2) -> str:
+    """ "−0.21 [−0.40, −0.02], 4 seeds" """
+    if estimate is None or estimate.n == 1:
+        return interval(estimate, digits)
+    return f"{interval(estimate, digits)}, {plural(estimate.n, 'seed')}"
+
+
+def exponential(estimate: Estimate | None) -> Estimate | None:
+    """A difference of logarithms as the ratio that it is."""
+    if estimate is None:
+        return None
+    high = math.exp(estimate.high) if math.isfinite(estimate.high) else math.inf
+    return Estimate(math.exp(estimate.mean), math.exp(estimate.low), high, estimate.n)
+
+
+def effect(estimate: Estimate | None, measure: Measure) -> str:
+    """A difference in the measure's own digits; the ratio where the measure is one, with a sign before it."""
+    if not measure.ratio:
+        return interval(estimate, measure.digits)
+    return MISSING if estimate is None else f"× {interval(exponential(estimate), measure.digits)}"
+
+
+def versus(*columns: tuple[Scores, int]) -> list[str]:
+    """The last line of a table, TAID − KL paired by seed, as measured: its label with n, a cell per column.
+
+    A column is its scores and its decimals.
+    """
+    found = [(difference(scores, "taid", "kl"), digits) for scores, digits in columns]
+    counts = sorted({estimate.n for estimate, _ in found if estimate})
+    seeds = f", n = {'–'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}" if counts else ""
+    return [f"{VERSUS}{seeds}", *(interval(estimate, digits) for estimate, digits in found)]
 
 
 def marks(scores: Scores) -> dict[str, str]:
@@ -77,38 +143,7 @@ def marks(scores: Scores) -> dict[str, str]:
     formats = {best: "**{}**"}
     for method in scores.keys() - {best}:
         if len(scores[best].keys() & scores[method].keys()) > 1:
-            difference = paired_interval(scores[best], scores[method])
-            if difference.low <= 0 <= difference.high:
+            against_best = paired_interval(scores[best], scores[method])
+            if against_best.low <= 0 <= against_best.high:
                 formats[method] = "{} †"
     return formats
-
-
-def claims_table(verdicts: Iterable[tuple[str, Claim, bool, Verdict]], digits: int = 2) -> str:
-    """One line per (where, claim, whether the paper's numbers satisfy it, our verdict)."""
-    body = [
-        [
-            where,
-            claim.statement,
-            "holds" if in_paper else "does not hold",
-            f"**{verdict.outcome}**",
-            interval(verdict.estimate, digits),
-            verdict.explanation,
-        ]
-        for where, claim, in_paper, verdict in verdicts
-    ]
-    header = ["where", "claim", "in the paper", "in our rows", "difference [95% interval]", "because"]
-    return markdown(header, body, text_columns=len(header))
-
-
-def judged(verdicts: Iterable[tuple[str, Claim, Verdict]], digits: int = 3) -> str:
-    """One line per (where, claim, our verdict), for claims without numbers in the paper; and the rule."""
-    body = [
-        [where, claim.paper_item, claim.statement, f"**{found.outcome}**", interval(found.estimate, digits)]
-        for where, claim, found in verdicts
-    ]
-    header = ["where", "from", "claim", "in our rows", "difference [95% interval]"]
-    rule = (
-        "\n*Supported*: the 95% interval of the difference, paired by seed, lies wholly where the claim has"
-        " it. *Contradicted*: wholly elsewhere. Else *inconclusive*; one seed settles nothing.\n"
-    )
-    return markdown(header, body, text_columns=len(header)) + rule

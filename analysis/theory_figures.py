@@ -7,24 +7,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from numpy import ndarray as Array
 
+from analysis.figures import REFERENCE, SHADES, plain
+from analysis.figures import lines as lines  # for the notebook, which draws with this module alone
 from analysis.style import COLOURS
 
-TAID, FORWARD, REVERSE, REFERENCE = COLOURS["taid"], COLOURS["kl"], COLOURS["rkl"], "#555555"
+TAID, FORWARD, REVERSE = COLOURS["taid"], COLOURS["kl"], COLOURS["rkl"]
 REPEATED = FORWARD  # self-distillation; never beside the forward KL
-SHADES = ("#F9C784", "#E8853B", "#A63C06", "#5C1A03")  # an ordered family: lengths, rates
-
-
-def plain(ax: Axes) -> Axes:
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
-
-
-def lines(ax: Axes, x: Array, curves: Mapping[str, tuple[Array, str, str]], **settings: str) -> Axes:
-    """Curves over x by label, each with colour and matplotlib's format string; `settings` go to the axes."""
-    for label, (y, colour, form) in curves.items():
-        ax.plot(x, y, form, color=colour, linewidth=1.8, markersize=4, label=label)
-    ax.set(**settings)
-    return plain(ax)
 
 
 def phase_diagram(

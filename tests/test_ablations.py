@@ -1,17 +1,16 @@
-"""Variants of TAID: what their gradients are, what a run is named by, what the page says of the rows."""
+"""Variants of TAID: what their gradients are, what a run is named by."""
 
 import json
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from page_rows import row as row_of
 from torch.nn.functional import cross_entropy
 
-from analysis import ablations as page
-from analysis import rows as analysis_rows
+from analysis.ablations import GROUPS
 from taid import losses, results, schedule
 from taid.objectives import TAID
 from taid.studies import ablations, instruction_tuning, sources, study, variants
@@ -172,7 +171,7 @@ def test_every_variant_trains(name, monkeypatch):
     assert loss.ndim == 0 and torch.autograd.grad(loss, student)[0].abs().sum() > 0
     objective.update(loss.item(), 1.0)
     assert json.loads(json.dumps(run.config())) == run.config()
-    assert name in {method for group in page.GROUPS.values() for method in group}
+    assert name in {method for group in GROUPS.values() for method in group}
 
 
 def test_a_run_is_named_by_everything_that_decides_it(monkeypatch):
@@ -210,9 +209,8 @@ def test_an_unknown_variant_names_the_known_ones():
 
 
 def test_learning_rates_are_table_1s_choice():
-    row = cell("taid", 0, 1.0)[0]
     table1 = [
-        replace(row, experiment="table1", method=method, config={"learning_rate": rate})
+        row_of(1.0, method=method, config={"learning_rate": rate})
         for method, rate in (("taid", 0.01), ("sft", 0.003))
     ]
     others = [replace(table1[0], **{key: "llama-2"}) for key in ("teacher", "scale", "experiment")]
@@ -234,93 +232,6 @@ def test_table_1s_runs_keep_their_names():
             row.scale, row.method, row.teacher, row.seed, row.config["learning_rate"]
         )
         assert results.config_hash(run.config() | {"experiment": "table1"}) == row.config_hash
-
-
-# The page
-
-
-@cache  # a row asks git for its commit
-def template() -> results.Row:
-    return ablations.rows(RUN, "ablations", {("score", "average"): 0.0}, 1.0)[0]
-
-
-def cell(method: str, seed: int, score: float) -> list[results.Row]:
-    """A cell as the study writes it: better by `score` in all measures, but for a little noise."""
-    noise = 0.01 * np.random.default_rng([seed, *method.encode()]).normal()
-    values = {"score": score, "held_out_loss": 3 - score / 4, "kl_to_teacher": 1 - score / 8}
-    return [
-        replace(template(), method=method, seed=seed, metric=metric, value=value + noise)
-        for metric, value in values.items()
-    ]
-
-
-def frame_of(folder, scores: dict[str, float], seeds: int = 4):
-    cells = [cell(method, seed, score) for method, score in scores.items() for seed in range(seeds)]
-    results.append(folder / "ablations.jsonl", sum(cells, []))
-    return analysis_rows.load(folder / "ablations.jsonl", "cpu")
-
-
-def outcomes(frame) -> dict[str, set[str]]:
-    return {
-        claim.name: {verdict.outcome for verdict in found.values()} for claim, found in page.verdicts(frame)
-    }
-
-
-def test_claims_flip_with_the_data(tmp_path):
-    equal = dict.fromkeys(ablations.VARIANTS, 1.0)
-    up = outcomes(frame_of(tmp_path / "a", equal | {"taid": 2.0, "with_data_0.3": 3.0}))
-    assert up["taid > kl"] == up["taid > kl_matched"] == up["with_data_0.3 > taid"] == {"supported"}
-    assert up["with_data_0.1 > taid"] == up["top_50 = taid"] == {"contradicted"}
-    assert up["α is best"] == up["t_start is best"] == {"supported"}
-    down = outcomes(frame_of(tmp_path / "b", equal | {"kl": 2.0, "alpha_4": 2.0}))
-    assert down["taid > kl"] == down["α is best"] == {"contradicted"}
-    assert down["top_50 = taid"] == down["beta_0 = taid"] == {"supported"}
-
-
-def test_the_page_works_with_whatever_rows_exist(tmp_path):
-    one = frame_of(tmp_path / "a", {"taid": 1.0, "kl": 0.5}, seeds=1)
-    assert set().union(*outcomes(one).values()) == {"inconclusive"}
-    text = page.render(one, "cpu")
-    assert "| SFT | — | — | — | — | — | — |" in text and "mean nothing" not in text
-    assert "mean nothing" in page.render(one, "smoke") and "Another learning rate" not in text
-    page.draw(one)
-    page.write(frame_of(tmp_path / "b", {"kl": 0.5}), tmp_path, "cpu")
-
-
-def test_marks_are_corrected_for_all_comparisons(tmp_path):
-    """By hand: four seeds, three degrees of freedom; t is 3.18 for 95%, 12.9 for 50 comparisons."""
-    found = {
-        "taid": dict.fromkeys(range(4), 0.0),
-        "kl": {0: 0.9, 1: 1.1, 2: 0.9, 3: 1.1},
-        "sft": {0: 0.3, 1: 0.9, 2: 0.3, 3: 0.9},
-    }
-    assert page.marked(found, "kl", 2, count=50).endswith("‡")
-    assert page.marked(found, "sft", 2, count=1).endswith("‡")
-    assert not page.marked(found, "sft", 2, count=50).endswith("‡")
-    assert page.marked(found, "taid", 2, count=1) == page.marked(found, "rkl", 2, count=1) == "—"
-
-
-def test_the_search_is_shown_apart(tmp_path):
-    frame_of(tmp_path, {"taid": 1.0, "over_t": 1.0}, seeds=1)
-    for rate, score in ((1e-3, 0.25), (1e-2, 0.75)):
-        row = cell("over_t", 0, score)[0]
-        searched = replace(
-            row, experiment="ablations_search", value=score, config=row.config | {"learning_rate": rate}
-        )
-        results.append(tmp_path / "ablations.jsonl", [searched])
-    text = page.render(analysis_rows.load(tmp_path / "ablations.jsonl", "cpu"), "cpu")
-    assert (
-        "| variant | 0.001 | 0.01 |" in text
-        and "| TAID, loss divided by t | 0.25 (1 seed) | 0.75 (1 seed) |" in text
-    )
-
-
-def test_rendering_is_deterministic(tmp_path):
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        page.write(frame_of(folder, {"taid": 1.0, "kl": 0.9}, seeds=2), folder, "cpu")
-    for name in ("ablations.md", "ablations.png"):
-        first, second = ((tmp_path / folder / name).read_bytes() for folder in "ab")
-        assert first == second
 
 
 @pytest.mark.slow

@@ -1,11 +1,10 @@
-"""The audit of the adaptive update: closed forms, traces, the warning, replayed curves; the page."""
+"""The audit of the adaptive update: closed forms, traces, the warning, replayed curves."""
 
 import itertools
 import json
 import math
 import warnings
-from dataclasses import asdict, replace
-from functools import cache
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -14,10 +13,6 @@ from conftest import tiny_trainer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import adaptivity as page
-from analysis import rows as analysis_rows
-from analysis.claims import adaptivity as adaptivity_claims
-from taid import results
 from taid.losses import forward_kl
 from taid.objectives import TAID, Divergence
 from taid.schedule import Adaptive, Linear, Replayed, State, inert_below
@@ -289,84 +284,3 @@ def test_stretched_losses_keep_trend_and_noise():
         assert np.mean(long) == pytest.approx(np.mean(short), rel=0.05)
     assert np.log(longer).std() == pytest.approx(np.log(losses).std(), rel=0.1)
     assert np.array_equal(longer, adaptivity.stretched(losses, 30_000, seed=0))
-
-
-# The page
-
-RUN = ablations.Run("cpu", "taid", ablations.TEACHER, seed=0, learning_rate=1e-2)
-LOSSES = np.random.default_rng(4).lognormal(0.2, 0.1, size=300)
-
-
-@cache  # a row asks git for its commit
-def rows_of(method: str, seed: int, score: float) -> list[results.Row]:
-    """A cell as the study writes it: better by `score`, with a trace under random losses."""
-    run, noise = (
-        replace(RUN, method=method, seed=seed),
-        0.01 * np.random.default_rng([seed, len(method)]).normal(),
-    )
-    values = {
-        "score": score + noise,
-        "held_out_loss": 3 - score / 2 + noise,
-        "kl_to_teacher": 1 - score / 5 + noise,
-    }
-    if run.adaptive:
-        steps = [{"loss": x} | asdict(s) for x, s in zip(LOSSES, states(run.schedule(), LOSSES)[1:])]
-        values |= adaptivity.summary(steps, run.schedule())
-    return ablations.rows(run, "adaptivity", {(metric, "average"): v for metric, v in values.items()}, 1.0)
-
-
-def frame_of(folder, scores: dict[str, float], seeds: int = 3):
-    cells = [rows_of(method, seed, score) for method, score in scores.items() for seed in range(seeds)]
-    results.append(folder / "adaptivity.jsonl", sum(cells, []))
-    return analysis_rows.load(folder / "adaptivity.jsonl", "cpu")
-
-
-def outcomes(frame) -> dict[str, str]:
-    return {claim.name: verdict.outcome for _, claim, verdict in page.verdicts(frame)}
-
-
-def test_claims_flip_with_the_data(tmp_path):
-    shape = frame_of(tmp_path / "a", {"taid": 1.0, "taid_no_adaptive": 0.5, "constant": 1.0, "replayed": 1.0})
-    assert outcomes(shape) == {
-        "adaptive is better": "supported",
-        "the momentum helps": "inconclusive",
-        "the momentum changes nothing": "supported",
-        "another run's curve does as well": "supported",
-        "the momentum is too small": "supported",
-        "no loss of this range could do it": "supported",
-        "noise outweighs progress": "supported",
-        "t is predicted": "supported",
-    }
-    by_students = [claim.name for claim in adaptivity_claims(0.1)]
-    adaptive = frame_of(
-        tmp_path / "b", {"taid": 1.0, "taid_no_adaptive": 1.5, "constant": 0.5, "replayed": 0.5}
-    )
-    assert {name: outcome for name, outcome in outcomes(adaptive).items() if name in by_students} == {
-        "adaptive is better": "contradicted",
-        "the momentum helps": "supported",
-        "the momentum changes nothing": "contradicted",
-        "another run's curve does as well": "contradicted",
-    }
-
-
-def test_the_page_works_with_whatever_rows_exist(tmp_path):
-    one = frame_of(tmp_path, {"taid": 1.0}, seeds=1)
-    text = page.render(one, "cpu")
-    assert "| TAID, σ(m) = ½ | — | — |" in text and "mean nothing" not in text
-    assert "mean nothing" in page.render(one, "smoke")
-    assert set(outcomes(one).values()) == {"inconclusive"}
-    page.draw(one)
-    page.render(frame_of(tmp_path / "none", {"replayed": 1.0}, seeds=2), "cpu")
-
-
-def test_rendering_is_deterministic(tmp_path):
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        page.write(frame_of(folder, {"taid": 1.0, "constant": 0.9}, seeds=2), folder, "cpu")
-    for name in ("adaptivity.md", "adaptivity.png"):
-        first, second = ((tmp_path / folder / name).read_bytes() for folder in "ab")
-        assert first == second
-
-
-def test_the_effort_by_hand():
-    """0.63^100 = 10^(−20.07)."""
-    assert "falls by 37%" in page.effort(0.37) and "10^20 " in page.effort(0.37)

@@ -1,82 +1,32 @@
 """From rows to verdicts and Markdown, on numbers that a hand can check."""
 
 import math
-import sys
-from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from page_rows import by_seed, frame_of, row
 from scipy import stats
 
-from analysis import figures, reference, rows, style, table1, tables
-from analysis.__main__ import main
-from analysis.claims import METHODS, TABLE1
-from analysis.predicates import best, greater, holds_in_paper
-from analysis.rows import Pair
-from analysis.statistics import gap_in_deviations, mean_interval, paired_interval
-from taid.results import Provenance, Row, append
+from analysis import figures, reference, rows, style, tables
+from analysis.claims import TABLE1
+from analysis.measures import Measure
+from analysis.page import Comparison, by_claim, findings
+from analysis.predicates import best, close, greater, in_paper
+from analysis.reference import METHODS
+from analysis.rows import REFERENCES, Pair
+from analysis.statistics import (
+    difference,
+    gap_in_deviations,
+    holm,
+    mean_interval,
+    p_value,
+    paired_interval,
+    rank_agreement,
+    rank_stability,
+)
 
-LLAMA = Pair("llama-2", "tinyllama")
+LLAMA, PHI = Pair("llama-2", "tinyllama"), Pair("phi-3-mini", "tinyllama")
 PAIRS = tuple(reference.table1())
-HERE = Provenance(commit="c0ffee", dirty=False, versions="python 3.11", device="cpu", date="2025-01-01")
-
-
-def by_seed(*values: float) -> dict[int, float]:
-    return dict(enumerate(values))
-
-
-def row(value: float, **fields) -> Row:
-    default = Row(
-        experiment="table1",
-        scale="cpu",
-        method="taid",
-        teacher=LLAMA.teacher,
-        student=LLAMA.student,
-        task="average",
-        seed=0,
-        metric="score",
-        value=value,
-        unit="points of 10",
-        higher_is_better=True,
-        config={"learning_rate": 0.01},
-        config_hash="0",
-        seconds=1.0,
-        **asdict(HERE),
-    )
-    return replace(default, **fields)
-
-
-def table_rows(seeds: int, lead: float = 1.0, **fields) -> list[Row]:
-    """Headline and two categories of every method and pair: TAID `lead` above ten equal rivals."""
-    base = {**dict.fromkeys(METHODS, 4.0), "taid": 4.0 + lead, "teacher": 9.0, "untrained": 1.0}
-    return [
-        row(
-            base[method] + shift + 0.1 * seed,
-            method=method,
-            seed=seed,
-            task=task,
-            teacher=pair.teacher,
-            student=pair.student,
-            **fields,
-        )
-        for pair in PAIRS
-        for method in base
-        for seed in range(seeds)
-        for task, shift in {"define": -0.5, "novel": 0.5, "average": 0.0}.items()
-    ]
-
-
-def frame_of(tmp_path: Path, written: list[Row], scale: str = "cpu"):
-    path = tmp_path / "table1.jsonl"
-    append(path, written)
-    return rows.load(path, scale)
-
-
-def line_of(markdown: str, start: str) -> list[str]:
-    """Cells of the first table line that starts with `start`."""
-    line = next(line for line in markdown.splitlines() if line.startswith(f"| {start} |"))
-    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 # Statistics
@@ -121,6 +71,44 @@ def test_a_gap_in_standard_deviations_by_hand():
     assert gap_in_deviations([8, 10, 12], [1, 3]) == pytest.approx(8 / math.sqrt(4 + 2))
     assert math.isnan(gap_in_deviations([9], [2]))
     assert gap_in_deviations([9], [2, 2]) == math.inf
+
+
+@pytest.mark.parametrize("bound", [-0.5, 0.0, 2.0])
+def test_p_values_agree_with_scipy_and_with_the_interval(bound):
+    values = list(np.random.default_rng(1).normal(size=6))
+    assert p_value(values, bound) == pytest.approx(stats.ttest_1samp(values, bound).pvalue, rel=1e-12)
+    edge = mean_interval(values).low
+    assert p_value(values, edge) == pytest.approx(0.05) and p_value([1.0], 0) == 1.0
+    assert p_value([2.0, 2.0], 2.0) == 1.0 and p_value([2.0, 2.0], 0.0) == 0.0
+
+
+def test_holm_by_hand():
+    # ascending 0.01, 0.02, 0.03, 0.5 times 4, 3, 2, 1: 0.04, 0.06, 0.06 (never less than the one before), 0.5
+    assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    assert holm([0.9, 0.6]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_the_order_of_methods_is_compared_with_the_papers():
+    """By hand: one swap of neighbours among five is ρ = 1 − 6 · 2 / (5 · 24) = 0.9."""
+    paper = {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}
+    same = {method: by_seed(v, v + 0.1) for method, v in paper.items()}
+    swapped = same | {"a": by_seed(2, 2.1), "b": by_seed(1, 1.1)}
+    found = rank_agreement(paper, same)
+    assert (found.mean, found.low, found.high) == pytest.approx((1, 1, 1))
+    assert rank_agreement(paper, swapped).mean == pytest.approx(0.9)
+    assert rank_stability(swapped) == pytest.approx(1)
+    torn = {method: by_seed(v, -v) for method, v in paper.items()}
+    assert rank_stability(torn) == pytest.approx(-1)
+    found = rank_agreement(paper, torn | {"a": by_seed(1, -0.5)})
+    assert found.low < 0 < found.high
+    assert rank_agreement(paper, {"a": {0: 1.0}}) is None and rank_stability({"a": {0: 1.0}}) is None
+
+
+def test_ranks_agree_with_scipy():
+    ours, theirs = np.random.default_rng(2).normal(size=(2, 9)).round(1)  # with ties
+    named = [{str(i): v for i, v in enumerate(values)} for values in (theirs, ours)]
+    found = rank_agreement(named[0], {method: {0: v} for method, v in named[1].items()})
+    assert found.mean == pytest.approx(stats.spearmanr(ours, theirs).statistic) and found.n == 1
 
 
 # Claims
@@ -176,10 +164,57 @@ def test_one_seed_and_missing_rows_are_inconclusive():
 
 def test_the_papers_own_numbers():
     for numbers in reference.table1().values():
-        assert all(holds_in_paper(claim, numbers) for claim in TABLE1)
+        assert all(in_paper(claim, numbers).outcome == "supported" for claim in TABLE1)
     # Bold cells of the paper's table: TAID 4.05, 4.27, 3.05; without its lead the claim must fail.
     beaten = {**reference.table1()[LLAMA], "dkd": 4.30}
-    assert [holds_in_paper(claim, beaten) for claim in TABLE1] == [False, True]
+    assert [in_paper(claim, beaten).outcome for claim in TABLE1] == ["contradicted", "supported", "supported"]
+
+
+def test_a_verdict_can_be_corrected():
+    """Differences 1, 2, 3: 2 ± 2.48, p = 0.074; 2, 3, 4: 3 ± 2.48, p = 0.035, and 0.07 as one of two."""
+    assert greater({"a": by_seed(1, 2, 3), "b": by_seed(0, 0, 0)}, "a", "b").outcome == "inconclusive"
+    verdict = greater({"a": by_seed(2, 3, 4), "b": by_seed(0, 0, 0)}, "a", "b")
+    assert verdict.p == pytest.approx(0.035, abs=5e-4) and verdict.outcome == "supported"
+    assert verdict.at(2 * verdict.p) == "inconclusive"
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("gap", "outcome"),
+    [
+        (0.0, "supported"),
+        (0.66, "supported"),
+        (0.68, "inconclusive"),
+        (0.71, "inconclusive"),
+        (0.73, "contradicted"),
+    ],
+)
+def test_close_means_the_whole_interval_within_the_margin(gap, outcome, sign):
+    """A paired interval of gap ± 4.303 · 0.01 / √3 = gap ± 0.025, a margin of log 2 = 0.693."""
+    scores = {"taid": by_seed(*(sign * gap + NOISE)), "kl": by_seed(0, 0, 0)}
+    verdict = close(scores, "taid", "kl", math.log(2))
+    assert verdict.outcome == outcome and verdict.estimate.mean == pytest.approx(sign * gap)
+
+
+@pytest.mark.parametrize(
+    ("gap", "outcome"),
+    [(0.73, "supported"), (0.71, "inconclusive"), (0.68, "inconclusive"), (0.66, "contradicted")],
+)
+def test_greater_by_a_margin_means_the_whole_interval_above_it(gap, outcome):
+    scores = {"taid": by_seed(*(gap + NOISE)), "kl": by_seed(0, 0, 0)}
+    assert greater(scores, "taid", "kl", math.log(2)).outcome == outcome
+
+
+def test_less_is_better_where_a_measure_says_so():
+    loss = {
+        m: by_seed(*(v + k * NOISE))
+        for k, (m, v) in enumerate({"taid": 1.0, "taid_no_adaptive": 2.0}.items())
+    }
+    adaptive = TABLE1[1:2]
+    less, more = (Comparison("", Measure("loss", sign=sign), loss, adaptive) for sign in (-1, 1))
+    assert [f.verdict.outcome for f in findings([less, more])] == ["supported", "contradicted"]
+    [group] = by_claim(findings([less, more]))
+    assert group[0].verdict.estimate.mean == pytest.approx(1)  # the primary measure is the first
 
 
 def test_the_paper_has_eleven_methods_and_three_pairs():
@@ -202,7 +237,7 @@ def test_the_last_row_of_a_cell_wins_but_search_rates_stay_apart(tmp_path):
         row(9.0, scale="smoke"),
     ]
     frame = frame_of(tmp_path, written)
-    assert rows.scores(frame, "table1", "score") == {LLAMA: {"taid": {0: 2.0}}}
+    assert rows.scores(frame, "table1", "score") == {PHI: {"taid": {0: 2.0}}}
     search = frame[frame.experiment == "table1_search"]
     assert dict(zip(search.learning_rate, search.value)) == {0.001: 3.0, 0.01: 5.0}
 
@@ -230,104 +265,51 @@ def test_best_is_bold_and_a_tie_is_marked():
     assert tables.marks({}) == {}
 
 
-def test_the_headline_shows_paper_and_ours_side_by_side(tmp_path):
-    text = table1.render(frame_of(tmp_path, table_rows(3)), "cpu")
-    # 5.0, 5.1, 5.2: mean 5.1, ± 4.303 · 0.1 / √3 = 0.25
-    assert line_of(text, "TAID")[1:5] == ["**4.05**", "**5.10 ± 0.25**", "**4.27**", "**5.10 ± 0.25**"]
-    assert line_of(text, "SFT")[3:5] == ["3.94", "4.10 ± 0.25"]
-    assert line_of(text, "teacher")[1:3] == ["—", "9.10 ± 0.25"]
-    assert "33 of 33 cells have rows" in text and "Seeds: 3" in text and "mean nothing" not in text
-    assert text.count("**supported**") == 6 and "table1_one_rate" not in text
+def test_the_line_of_taid_less_kl_says_over_how_many_seeds():
+    found = {"taid": by_seed(2, 3, 4), "kl": by_seed(1, 1, 1, 9)}
+    assert tables.versus((found, 2), ({}, 2)) == ["**TAID − KL**, n = 3", "2.00 [−0.48, 4.48]", "—"]
+    assert tables.versus((found, 1), ({"taid": {0: 1.0}, "kl": {0: 0.5}}, 1))[0] == "**TAID − KL**, n = 1–3"
+    assert tables.versus(({}, 2)) == ["**TAID − KL**", "—"]
 
 
-def test_a_partial_file_renders_dashes(tmp_path):
-    missing = {("phi-3-mini", method) for method in METHODS} | {("llama-2", "kl")}
-    partial = [r for r in table_rows(3) if (r.teacher, r.method) not in missing]
-    text = table1.render(frame_of(tmp_path, partial), "cpu")
-    assert line_of(text, "KL") == ["KL", "2.71", "—", "3.99", "—", "2.74", "4.10 ± 0.25"]
-    assert "21 of 33 cells have rows" in text
-    assert "no rows for KL" in text  # Llama-2's claim, for want of one rival
-    assert text.count("no rows for SFT") == 0 and text.count("no rows for TAID") == 2  # Phi-3's two claims
+def test_a_table_is_aligned_for_a_terminal_and_has_no_markdown():
+    table = tables.Table(["method", "a head of many words"], [["KL", "**1.00** †"], ["TAID", "2 \\| 3"]])
+    assert table.aligned().splitlines() == [
+        "            a head",
+        "           of many",
+        "method       words",
+        "KL          1.00 †",
+        "TAID         2 | 3",
+    ]
+    assert tables.Table(["method"], [], "a note").markdown() == ""
 
 
-def test_one_seed_has_no_interval_and_no_verdict(tmp_path):
-    text = table1.render(frame_of(tmp_path, table_rows(1)), "cpu")
-    assert line_of(text, "TAID")[2] == "**5.00 (1 seed)**"
-    assert "±" not in line_of(text, "KL")[2] and "†" not in line_of(text, "KL")[2]
-    assert text.count("**inconclusive**") == 6 and "**supported**" not in text and "inf" not in text
-    assert "— (1 seed)" in text  # the separation check
-
-
-@pytest.mark.parametrize(("lead", "outcome"), [(0.0, "inconclusive"), (-1.0, "contradicted")])
-def test_a_table_without_a_lead_does_not_support_the_claims(tmp_path, lead, outcome):
-    text = table1.claims(frame_of(tmp_path, table_rows(3, lead)))
-    assert text.count(f"**{outcome}**") == 6
-
-
-def test_smoke_says_that_its_numbers_mean_nothing(tmp_path):
-    text = table1.render(frame_of(tmp_path, table_rows(1, scale="smoke"), scale="smoke"), "smoke")
-    assert "the numbers mean nothing" in text and "ours (smoke)" in text
-
-
-def test_both_protocols_are_judged_apart(tmp_path):
-    one_rate = table_rows(3, lead=-1.0, experiment="table1_one_rate")
-    text = table1.render(frame_of(tmp_path, table_rows(3) + one_rate), "cpu")
-    headline, _, second = text.partition("## One learning rate for all")
-    assert line_of(headline, "TAID")[2] == "**5.10 ± 0.25**" and line_of(second, "TAID")[2] == "3.10 ± 0.25"
-    assert text.count("**supported**") == 6 and text.count("**contradicted**") == 6
-
-
-def test_search_rows_show_the_grid_with_the_chosen_rate_in_bold(tmp_path):
-    rates = {0.003: 5.0, 0.01: 6.0, 0.03: 4.0}
-    searched = row(0.0, experiment="table1_search")
-    search = [replace(searched, value=score, config={"learning_rate": rate}) for rate, score in rates.items()]
-    text = table1.render(frame_of(tmp_path, table_rows(1) + search), "cpu").partition("## Learning rates")[2]
-    assert line_of(text, "method") == ["method", "0.003", "0.01", "0.03"]
-    assert line_of(text, "TAID") == ["TAID", "5.00", "**6.00**", "4.00"]
-
-
-def test_categories_come_from_the_rows(tmp_path):
-    text = table1.render(frame_of(tmp_path, table_rows(3)), "cpu").partition("## Scores per category")[2]
-    assert line_of(text, "method") == ["method", "define", "novel"]
-    assert line_of(text, "KL") == ["KL", "3.60 ± 0.25", "4.60 ± 0.25"]
-
-
-def test_the_separation_check_measures_and_warns(tmp_path):
-    written = table_rows(3)
-    # SFT has s = 0.1, the teacher too: (9.1 − 4.1) / √0.02 = 35.4. Move one category of both to the ceiling.
-    moved = {("pythia", "novel", method) for method in ("sft", "teacher")}
-    written = [replace(r, value=9.6) if (r.student, r.task, r.method) in moved else r for r in written]
-    text = table1.render(frame_of(tmp_path, written), "cpu").partition("## Can the benchmark")[2]
-    assert line_of(text, "Llama-2 → TinyLlama")[3:] == ["35.4 (pass)", "none"]
-    assert line_of(text, "StableLM Zephyr → Pythia")[3:] == ["35.4 (pass)", "novel"]
-    close = [replace(r, value=r.value - 4.8) if r.method == "teacher" else r for r in written]
-    text = table1.render(frame_of(tmp_path / "close", close), "cpu").partition("## Can the benchmark")[2]
-    assert line_of(text, "Llama-2 → TinyLlama")[3] == "1.4 (FAIL)"
-
-
-def test_rendering_is_deterministic_and_writes_beside_the_rows(tmp_path):
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        frame = frame_of(folder, table_rows(2))
-        table1.write(frame, folder, "cpu")
-    for name in ("table1.md", "table1.png"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
-def test_the_command_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["analysis", "claims", "--results", str(tmp_path)])
-    with pytest.raises(SystemExit, match="1"):
-        main()
-    assert "`make table1 SCALE=cpu RESULTS=" in capsys.readouterr().err
-    append(tmp_path / "table1.jsonl", table_rows(3))
-    main()
-    assert capsys.readouterr().out.count("**supported**") == 6
+def test_a_ratio_is_shown_as_one():
+    logs = difference({"a": by_seed(*np.log([2, 2])), "b": by_seed(0, 0)}, "a", "b")
+    assert tables.effect(logs, Measure("", ratio=True)) == "× 2.00 [2.00, 2.00]"
+    assert tables.effect(logs, Measure("", digits=1)) == "0.7 [0.7, 0.7]"
 
 
 # Figures
 
 
+def test_what_lies_far_out_is_cut_with_its_number():
+    found = {
+        m: mean_interval([v - 0.1, v + 0.1])
+        for m, v in {"kl": 0.1, "rkl": -0.2, "sft": 0.3, "gkd": -90.0}.items()
+    }
+    ax = figures.differences(figures.Figure(), {"score": found}, list(found), to="taid").axes[0]
+    assert max(map(abs, ax.get_xlim())) < 3 and "−90.00" in [text.get_text() for text in ax.texts]
+    spans = [
+        line.get_xdata()
+        for line in ax.get_lines()
+        if len(line.get_xdata()) == 2 and list(line.get_xdata()) != [0, 0]
+    ]
+    assert len(spans) == 3 and all(ax.get_xlim()[0] <= x <= ax.get_xlim()[1] for span in spans for x in span)
+
+
 def test_every_method_has_a_name_and_a_colour_of_its_own():
-    assert {*METHODS, *table1.REFERENCES} <= set(style.COLOURS) <= set(style.NAMES)
+    assert {*METHODS, *REFERENCES} <= set(style.COLOURS) <= set(style.NAMES)
     assert len(set(style.COLOURS.values())) == len(style.COLOURS)
 
 

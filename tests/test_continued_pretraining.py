@@ -1,10 +1,10 @@
-"""Table 2: what is trained on what, what is measured, what a cache of logits costs, and how it is shown."""
+"""Table 2: what is trained on what, what is measured, what a cache of logits costs."""
 
 import math
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,13 +12,9 @@ import pytest
 import torch
 from conftest import tiny_examples, tiny_trainer
 
-from analysis import reference, table2
-from analysis import rows as analysis_rows
-from analysis.claims import TABLE2, TABLE2_METHODS
-from analysis.predicates import holds_in_paper
+from analysis import reference
 from taid import losses, results
 from taid.files import cache_dir
-from taid.results import Provenance, Row
 from taid.studies import continued_pretraining, lm_tasks, logit_cache, sources, study, training, zoo
 from taid.studies.continued_pretraining import TABLE2 as METHODS
 from taid.studies.continued_pretraining import UNITS, Run
@@ -82,7 +78,7 @@ def ids(examples: list[dict]) -> set[tuple]:
 
 
 def test_the_methods_are_the_paper_s():
-    assert METHODS == TABLE2_METHODS and len(METHODS) == 8
+    assert METHODS == reference.TABLE2_METHODS and len(METHODS) == 8
 
 
 def test_windows_of_healing_distillation_and_tests_are_of_no_common_document(here):
@@ -335,94 +331,3 @@ def test_the_experiment_runs_and_resumes(cache, tmp_path):
     assert measured == {*METHODS, *continued_pretraining.REFERENCES}
     run()
     assert results.read(tmp_path / "table2.jsonl") == rows  # nothing ran again
-
-
-# Rendering
-
-HERE = Provenance(commit="c0ffee", dirty=False, versions="python 3.11", device="cpu", date="2025-01-01")
-
-
-def row(value: float, **fields) -> Row:
-    default = Row(
-        experiment="table2",
-        scale="cpu",
-        method="taid",
-        teacher="smollm2-135m",
-        student="six layers",
-        task="average",
-        seed=0,
-        metric="kl_to_teacher",
-        value=value,
-        unit="",
-        higher_is_better=False,
-        config={"learning_rate": 1e-3},
-        config_hash="0",
-        seconds=1.0,
-        **asdict(HERE),
-    )
-    return replace(default, **fields)
-
-
-def frame_of(tmp_path, rows: list[Row]):
-    results.append(tmp_path / "table2.jsonl", rows)
-    return analysis_rows.load(tmp_path / "table2.jsonl", "cpu")
-
-
-def scored(method: str, task: str, accuracy: float, seed: int = 0, error: float = 0.01, chance: float = 0.25):
-    found = {"accuracy": accuracy, "standard_error": error, "chance": chance}
-    return [row(v, method=method, task=task, metric=metric, seed=seed) for metric, v in found.items()]
-
-
-def test_a_task_at_which_the_teacher_guesses_is_shown_and_does_not_count(tmp_path):
-    """By hand: cloze counts, 0.25 + 1.7 · 0.02; truth does not, 0.25 + 1.6 · 0.02. One-sided at 5%: 1.645."""
-    rows = scored("teacher", "cloze", 0.25 + 1.7 * 0.02, error=0.02)
-    rows += scored("teacher", "truth", 0.25 + 1.6 * 0.02, error=0.02)
-    rows += scored("taid", "cloze", 0.5) + scored("taid", "truth", 0.1)
-    frame = frame_of(tmp_path, rows)
-    assert table2.averaged(frame) == ["cloze"]
-    assert table2.average(frame)["taid"] == {0: 50.0}
-    assert "10.0 (1 seed)" in table2.by_task(frame)
-    assert "Left out, for the teacher itself is at chance: truth." in table2.averages(frame, "cpu")
-    assert table2.chance(frame) == 25.0
-
-
-def test_the_average_is_over_tasks_of_seeds_that_have_all(tmp_path):
-    rows = [r for task in ("cloze", "truth") for r in scored("teacher", task, 0.9)]
-    rows += scored("kl", "cloze", 0.4) + scored("kl", "truth", 0.6) + scored("kl", "cloze", 0.9, seed=1)
-    frame = frame_of(tmp_path, rows)
-    assert table2.average(frame)["kl"] == {0: pytest.approx(50.0)}
-
-
-def test_claims_hold_in_the_paper_and_are_judged_by_pairs_of_seeds(tmp_path):
-    paper = reference.table2()
-    assert all(holds_in_paper(claim, paper["average"]) for claim in TABLE2)
-    for method in METHODS:  # transcription: the average is that of the six tasks, rounded to two digits
-        six = [paper[task][method] for task in paper if task != "average"]
-        assert paper["average"][method] == pytest.approx(sum(six) / 6, abs=0.011)
-    losses_of = {"taid": 1.0, "kl": 1.1} | {m: 1.2 for m in METHODS if m not in ("taid", "kl")}
-    noise = {0: 0.0, 1: 0.3, 2: -0.2}  # moves a seed as a whole, and cancels in pairs
-    wiggle = {0: 0.001, 1: -0.001, 2: 0.0}
-    rows = [
-        row(v + noise[seed] + wiggle[seed] * i, method=m, seed=seed)
-        for seed in noise
-        for i, (m, v) in enumerate(losses_of.items())
-    ]
-    frame = frame_of(tmp_path, rows)
-    judged = table2.likelihood_verdicts(frame)
-    found = {(where, claim.name): verdict.outcome for where, claim, verdict in judged}
-    title = table2.MEASURES["kl_to_teacher"]
-    assert found[title, "TAID is best"] == found[title, "KL is strong"] == "supported"
-    assert found[table2.MEASURES["held_out_loss"], "TAID is best"] == "inconclusive"  # no rows
-
-
-def test_missing_cells_are_dashes_and_equal_rows_give_equal_text(tmp_path):
-    frame = frame_of(tmp_path, [row(1.5, method="kl"), *scored("kl", "cloze", 0.5)])
-    text = table2.render(frame, "cpu")
-    assert "| KL | **1.500 (1 seed)** | — | — |" in text
-    assert text == table2.render(frame.sample(frac=1, random_state=0), "cpu")
-    assert "Task scores" not in text  # no teacher, no average
-    table2.draw(frame, "cpu")
-
-
-def test_smoke_is_never_mistaken_for_a_result(tmp_path):
-    assert "mean nothing" in table2.render(frame_of(tmp_path, [row(1.0)]), "smoke")

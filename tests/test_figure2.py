@@ -1,15 +1,11 @@
-"""Figure 2, left and middle: which points a run gives, and what the page says of them."""
+"""Figure 2, left and middle: which points a run gives."""
 
 from dataclasses import asdict, replace
-from functools import cache
 
 import numpy as np
 import pytest
 
 from analysis import figure2 as page
-from analysis import rows as analysis_rows
-from analysis.claims import FIGURE2
-from taid import results
 from taid.studies import ablations, adaptivity, instruction_tuning, study
 
 RUN = ablations.Run("cpu", "taid", ablations.TEACHER, seed=0, learning_rate=1e-2)
@@ -79,63 +75,3 @@ def test_only_the_adaptive_update_has_a_curve_at_the_papers_length(curves):
     }
     assert metrics["taid"] - metrics["taid_no_adaptive"] == {"t_paper_constant", "t_paper_measured"}
     assert metrics["taid_no_adaptive"] - metrics["kl"] == {"t"}
-
-
-# The page
-
-
-@cache  # a row asks git for its commit
-def template() -> results.Row:
-    return ablations.rows(RUN, "figure2", {("t", "average"): 0.0}, 1.0)[0]
-
-
-def frame_of(folder, curves, noise: dict[str, float], fall: dict[str, float], seeds: int = 3):
-    rows = [
-        replace(template(), method=method, seed=seed, metric=metric, task=task, value=value)
-        for method in noise
-        for seed in range(seeds)
-        for (metric, task), value in curves(method, seed, noise[method], fall[method]).items()
-    ]
-    results.append(folder / "figure2.jsonl", rows)
-    return analysis_rows.load(folder / "figure2.jsonl", "cpu")
-
-
-def outcomes(frame) -> list[str]:
-    return [verdict.outcome for _, _, verdict in page.verdicts(frame)]
-
-
-def test_claims_flip_with_the_data(tmp_path, curves):
-    """KL with more noise and more fall than TAID, then with less; t obeys α in both."""
-    methods = ("kl", "taid", "alpha_0.25", "alpha_4")
-    more = dict(zip(methods, (0.3, 0.1, 0.1, 0.1))), dict(zip(methods, (2.0, 0.2, 0.2, 0.2)))
-    less = dict(zip(methods, (0.1, 0.3, 0.3, 0.3))), dict(zip(methods, (0.2, 2.0, 2.0, 2.0)))
-    assert outcomes(frame_of(tmp_path / "a", curves, *more)) == ["supported"] * 6
-    assert outcomes(frame_of(tmp_path / "b", curves, *less)) == ["supported"] * 2 + ["contradicted"] * 4
-    assert sum(map(len, FIGURE2.values())) == 6
-
-
-def test_the_page_works_with_whatever_rows_exist(tmp_path, curves):
-    one = frame_of(tmp_path, curves, {"taid": 0.1}, {"taid": 1.0}, seeds=1)
-    assert set(outcomes(one)) == {"inconclusive"}
-    assert "| KL | — | — | — | — |" in page.render(one, "cpu")
-    assert "mean nothing" in page.render(one, "smoke")
-    page.draw(one)
-
-
-def test_the_figure_shows_the_rows(tmp_path, curves):
-    frame = frame_of(tmp_path, curves, {"taid": 0.1, "kl": 0.2}, {"taid": 1.0, "kl": 1.0}, seeds=2)
-    paper, own, objective, noise = page.draw(frame).axes
-    chosen = frame[(frame.metric == "t") & (frame.method == "taid") & (frame.seed == 0)]
-    drawn = next(line for line in own.get_lines() if line.get_label() == "TAID")
-    assert (
-        list(drawn.get_ydata()) == list(chosen.value)
-        and len(objective.get_lines()) == len(noise.get_lines()) == 4
-    )
-
-
-def test_rendering_is_deterministic(tmp_path, curves):
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        page.write(frame_of(folder, curves, {"taid": 0.1}, {"taid": 1.0}, seeds=2), folder, "cpu")
-    for name in ("figure2.md", "figure2.png"):
-        first, second = ((tmp_path / folder / name).read_bytes() for folder in "ab")
-        assert first == second

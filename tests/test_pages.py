@@ -1,24 +1,165 @@
-"""The committed pages are what the committed rows say."""
+"""What holds of every page: it says what the committed rows say, whatever rows there are, and stands alone."""
 
+import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from analysis import rows
-from analysis.__main__ import TABLES
+from analysis import page, rows, verdicts
+from analysis.__main__ import MODULES, PAGES, main, render
 
-RESULTS = Path(__file__).parents[1] / "results"
-COMMITTED = [(RESULTS, table, "cpu") for table in TABLES] + [(RESULTS / "gpu", "speed", "gpu")]
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+COMMITTED = [(RESULTS, name, "cpu") for name in PAGES] + [(RESULTS / "gpu", "speed", "gpu")]
 
 
-@pytest.mark.parametrize(
-    ("folder", "table", "scale"), COMMITTED, ids=lambda value: getattr(value, "name", value)
-)
-def test_a_committed_page_is_what_its_rows_say(folder, table, scale):
-    frame = rows.load(folder / f"{table}.jsonl", scale)
-    assert TABLES[table].render(frame, scale) == (folder / f"{table}.md").read_text(encoding="utf-8")
+@cache
+def frame_of(folder: Path, name: str, scale: str):
+    return rows.load(folder / f"{name}.jsonl", scale)
+
+
+def every() -> verdicts.Frames:
+    return [(PAGES[name], frame_of(RESULTS, name, "cpu")) for name in PAGES]
+
+
+@pytest.mark.parametrize(("folder", "name", "scale"), COMMITTED, ids=lambda v: getattr(v, "name", v))
+def test_a_committed_page_is_what_its_rows_say(folder, name, scale):
+    text = (folder / f"{name}.md").read_text(encoding="utf-8")
+    assert page.render(PAGES[name], frame_of(folder, name, scale), scale) == text
+
+
+def test_the_committed_verdicts_are_what_the_rows_say():
+    assert verdicts.render(every(), "cpu") == (RESULTS / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_committed_figures_are_what_the_rows_say(tmp_path):
+    for name, frame in every():
+        page.save(tmp_path, {}, {f"{stem}.png": drawn for stem, drawn in name.figures(frame, "cpu").items()})
+    verdicts.write(every(), tmp_path, "cpu")
+    for path in [*tmp_path.glob("*.png"), *tmp_path.glob("*.svg")]:
+        assert path.read_bytes() == (RESULTS / path.name).read_bytes(), path.name
 
 
 def test_every_committed_page_is_rendered_from_rows():
     pages = {path.relative_to(RESULTS).with_suffix("") for path in RESULTS.rglob("*.md")}
-    assert pages == {(folder / table).relative_to(RESULTS) for folder, table, _ in COMMITTED}
+    assert pages == {(folder / name).relative_to(RESULTS) for folder, name, _ in COMMITTED} | {Path("README")}
+
+
+def test_every_figure_and_page_that_a_page_names_is_there():
+    for path in RESULTS.rglob("*.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+            assert (path.parent / target).exists(), f"{path.name} names {target}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_one_seed_settles_nothing_and_says_so(name):
+    """By the t-interval a single value has no spread to judge by."""
+    frame = frame_of(RESULTS, name, "cpu")
+    if name == "speed":  # its cells are judged by blocks that take turns
+        frame = frame[frame.experiment == "cost"]
+    frame = frame[frame.seed == 0]
+    assert {f.verdict.outcome for f in page.findings(PAGES[name].comparisons(frame))} == {"inconclusive"}
+    text = page.render(PAGES[name], frame, "cpu")
+    assert "**supported**" not in text and not re.search(r"\b(nan|inf)\b", text)
+
+
+@pytest.mark.parametrize(("name", "method"), [(name, "taid") for name in PAGES] + [("table1", "teacher")])
+def test_a_page_renders_with_the_rows_of_one_method(name, method):
+    """As a run that was cut short leaves them."""
+    frame = frame_of(RESULTS, name, "cpu")
+    part = frame[frame.method == method]
+    assert not re.search(r"\b(nan|inf)\b", page.render(PAGES[name], part, "cpu"))
+    PAGES[name].figures(part, "cpu")
+
+
+def test_smoke_is_never_mistaken_for_a_result():
+    frame = frame_of(RESULTS, "adaptivity", "cpu")
+    assert "mean nothing" in page.render(PAGES["adaptivity"], frame, "smoke")
+    assert "mean nothing" not in page.render(PAGES["adaptivity"], frame, "cpu")
+
+
+@pytest.mark.parametrize("name", ["table1", "table2", "table3", "table6", "ablations"])
+def test_every_table_has_a_line_for_the_difference_between_taid_and_kl(name):
+    assert "| **TAID − KL**, n = " in (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+
+
+def test_pages_do_not_import_pages():
+    names = [module.__name__.rpartition(".")[2] for module in MODULES]
+    for module in MODULES:
+        source = Path(module.__file__).read_text(encoding="utf-8")
+        assert not re.search(rf"from analysis(\.| import .*\b)({'|'.join(names)})\b", source)
+
+
+# The command line
+
+
+def run(monkeypatch, *arguments: object) -> None:
+    monkeypatch.setattr("sys.argv", ["analysis", *map(str, arguments)])
+    main()
+
+
+def refused(monkeypatch, capsys, *arguments: object) -> str:
+    """The one line that is said where the command ends with 2."""
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, *arguments)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "Traceback" not in said
+    return said.splitlines()[-1]
+
+
+def test_a_command_ends_with_its_headline_and_where_all_lies(tmp_path, monkeypatch, capsys):
+    (tmp_path / "table6.jsonl").write_bytes((RESULTS / "table6.jsonl").read_bytes())
+    run(monkeypatch, "table6", "--results", tmp_path)
+    said = capsys.readouterr().out
+    assert "20.82 | 1.41 ± 0.07" in said and "TAID − KL, n = 5" in said
+    for name in ("table6.md", "table6.png", "table6_map.png", "table6.jsonl"):
+        assert str(tmp_path / name) in said and (tmp_path / name).stat().st_size > 1000
+    assert not list(tmp_path.glob(".*"))  # no temporary file is left
+
+
+def test_what_is_missing_is_said_with_the_target_that_makes_it(tmp_path, monkeypatch, capsys):
+    said = refused(monkeypatch, capsys, "table2", "--results", tmp_path)
+    assert "there is no" in said and f"`make table2 SCALE=cpu RESULTS={tmp_path}`" in said
+    (tmp_path / "table2.jsonl").touch()
+    assert "has no rows of scale cpu; " in refused(monkeypatch, capsys, "table2", "--results", tmp_path)
+    (tmp_path / "table3.jsonl").write_bytes(
+        (RESULTS / "table3.jsonl").read_bytes()[:200_000].rpartition(b"\n")[0] + b"\n"
+    )
+    said = refused(monkeypatch, capsys, "table3", "--scale", "smoke", "--results", tmp_path)
+    assert "has no rows of scale smoke, only of cpu" in said
+    assert "`make bench cost SCALE=cpu" in refused(monkeypatch, capsys, "speed", "--results", tmp_path)
+    assert "invalid choice" in refused(monkeypatch, capsys, "table9")
+    assert "invalid choice" in refused(monkeypatch, capsys, "table1", "--scale", "huge")
+    assert "the benchmarks alone" in refused(monkeypatch, capsys, "table1", "--scale", "gpu")
+
+
+def test_a_broken_line_is_named_and_not_left_out_in_silence(tmp_path, monkeypatch, capsys):
+    (tmp_path / "table2.jsonl").write_text('{"experiment": "table2"}\n')
+    assert "table2.jsonl" in refused(monkeypatch, capsys, "report", "--results", tmp_path)
+
+
+def test_of_many_pages_those_without_rows_are_named(tmp_path, capsys):
+    (tmp_path / "rounds.jsonl").write_bytes((RESULTS / "rounds.jsonl").read_bytes())
+    render("report", tmp_path, "cpu")
+    said = capsys.readouterr().out
+    assert "self-distillation" in said and said.count("left out: ") == len(PAGES) - 1
+
+
+def test_every_target_of_make_that_is_named_is_one():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][a-z0-9-]*):", makefile, re.MULTILINE))
+    places = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *RESULTS.rglob("*.md")]
+    places += [
+        path
+        for folder in ("taid", "paper_experiments", "benchmarks", "analysis")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    for path in places:
+        for words in re.findall(
+            r"`make ((?:[a-z][a-z0-9-]*)(?: [a-z][a-z0-9-]*)*)", path.read_text(encoding="utf-8")
+        ):
+            assert set(words.split()) <= targets, f"{path.relative_to(ROOT)} names `make {words}`"
+    for name, each in PAGES.items():
+        assert set(each.targets or [name]) <= targets

@@ -1,18 +1,14 @@
-"""Repeated rounds with language models: what is trained on what, what is measured, and what is claimed."""
+"""Repeated rounds with language models: what is trained on what and what is measured."""
 
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import PAD, VOCAB, tiny_examples, tiny_model, tiny_trainer
+from page_rows import row
 from scipy import special, stats
 
-from analysis import rounds as page
-from analysis import rows as analysis_rows
-from analysis.claims import ROUNDS
 from taid import results, theory
 from taid.data import Collator
 from taid.logits import response_logits
@@ -200,78 +196,9 @@ def test_a_chain_is_named_by_everything_that_decides_it(monkeypatch):
 
 
 def test_the_learning_rate_is_table_1s_choice_for_kl():
-    [row, *_] = chain_rows("taid", 0, 0.1)
-    chosen = replace(row, experiment="table1", method="kl", config={"learning_rate": 0.01})
+    chosen = row(1.0, method="kl", teacher=rounds.TEACHER, config={"learning_rate": 0.01})
     elsewhere = {"method": "rkl", "scale": "smoke", "teacher": "llama-2", "experiment": "table1_search"}
     others = [replace(chosen, config={"learning_rate": 9.0}, **{k: v}) for k, v in elsewhere.items()]
     assert rounds.learning_rate([chosen, *others], "cpu") == 0.01
     with pytest.raises(ValueError, match="run `make table1 SCALE=cpu` first"):
         rounds.learning_rate(others, "cpu")
-
-
-# Claims and rendering
-
-
-@cache  # a row asks git for its commit
-def chain_rows(variant: str, seed: int, loss: float) -> list[results.Row]:
-    """A chain that loses a share `loss` of the teacher's signal in every round but the first, as rows."""
-    y, noise = rounds.centred(random_logits(1)), rounds.centred(random_logits(100 + seed))
-    students = [(1 - loss) ** t * y + 0.1 * noise for t in range(6)]
-    values = rounds.trajectory(students, y, torch.zeros_like(y), LABELS, rounds.VARIANTS[variant])
-    return rounds.rows(rounds.Chain(variant, replace(KL, seed=seed)), "rounds", values, seconds=1.0)
-
-
-def frame_of(folder: Path, losses: dict[str, float], seeds: int = 3):
-    for variant, loss in losses.items():
-        for seed in range(seeds):
-            results.append(folder / "rounds.jsonl", chain_rows(variant, seed, loss))
-    return analysis_rows.load(folder / "rounds.jsonl", "cpu")
-
-
-def outcomes(frame) -> dict[str, str]:
-    return {claim.name: verdict.outcome for _, claim, verdict in page.verdicts(frame)}
-
-
-def test_claims_flip_with_the_data(tmp_path):
-    """The theory's picture, and its reverse. Less signal is more entropy here: the logits shrink."""
-    names = [claim.name for about in ROUNDS.values() for claim in about]
-    picture = outcomes(frame_of(tmp_path / "a", {"self_distillation": 0.3, "taid": 0.0, "constant": 0.1}))
-    assert picture == dict.fromkeys(names, "supported") | {"self-distillation narrows": "contradicted"}
-    reverse = outcomes(frame_of(tmp_path / "b", {"self_distillation": -0.1, "taid": 0.5, "constant": 0.5}))
-    assert reverse == dict.fromkeys(names, "contradicted") | {
-        "self-distillation drifts away": "supported",  # the KL sees too much signal as well
-        "self-distillation narrows": "supported",
-    }
-
-
-def test_one_seed_or_one_variant_settles_nothing(tmp_path):
-    one = frame_of(tmp_path, {"self_distillation": 0.3}, seeds=1)
-    assert set(outcomes(one).values()) == {"inconclusive"}
-    text = page.render(one, "cpu")
-    assert "1 seed;" in text and "| TAID |" not in text and "mean nothing" not in text
-    assert "mean nothing" in page.render(one, "smoke")
-
-
-@pytest.mark.parametrize(
-    ("strength", "outcome"),
-    [(4.01, "no collapse"), (4.0, "undecided"), (2.01, "undecided"), (2.0, "collapse")],
-)
-def test_predictions_turn_at_the_bound_and_at_its_root(strength, outcome):
-    assert page.predicted(strength, bound=4.0) == outcome
-
-
-def test_rendering_is_deterministic(tmp_path):
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        page.write(frame_of(folder, {"self_distillation": 0.3, "taid": 0.0}, seeds=2), folder, "cpu")
-    for name in ("rounds.md", "rounds.png"):
-        text = [(tmp_path / folder / name).read_bytes() for folder in "ab"]
-        assert text[0] == text[1]
-
-
-def test_the_figure_shows_the_rounds_means(tmp_path):
-    frame = frame_of(tmp_path, {"self_distillation": 0.3, "taid": 0.0})
-    ax = page.draw(frame).axes[page.DRAWN.index("drift")]
-    drawn = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
-    means = frame[(frame.metric == "drift") & (frame.method == "taid")].groupby("task").value.mean()
-    assert drawn["TAID"] == pytest.approx([means[f"round {t}"] for t in range(7)])
-    assert {"self-distillation", "self-distillation, bound", "TAID, bound"} <= drawn.keys()

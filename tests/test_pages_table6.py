@@ -2,52 +2,37 @@
 
 import math
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from page_rows import row as any_row
 from scipy import stats
 
-from analysis import reference, rows, style, table6, table6_rows
+from analysis import page, reference, rows, style, table6, table6_figures, table6_rows
 from analysis.claims import FLAT, TABLE6, TABLE6_BY_TEACHER
-from analysis.predicates import holds_in_paper
+from analysis.measures import MEASURES
+from analysis.predicates import in_paper
+from analysis.table6_rows import page_test
 from taid import results
-from taid.results import Provenance, Row
+from taid.results import Row
 from taid.studies import capacity
 
-HERE = Provenance(commit="c0ffee", dirty=False, versions="python 3.11", device="cpu", date="2025-01-01")
 SEEDS = range(5)
 WIGGLE = (0.0, 0.01, -0.01, 0.02, -0.02)  # of the seeds' slopes, mean 0
 SLOPES = {"taid": 0.5, "skew_kl": -0.25, "kl": 0.0}  # per tenfold teacher, on every metric, up is better
 
 
 def row(metric: str, value: float, **fields) -> Row:
-    unit, higher = capacity.UNITS[metric]
-    default = Row(
-        experiment="table6",
-        scale="cpu",
-        method="taid",
-        teacher="pythia-1b",
-        student="pythia-70m",
-        task="base",
-        seed=0,
-        metric=metric,
-        value=value,
-        unit=unit,
-        higher_is_better=higher,
-        config={"learning_rate": 0.01},
-        config_hash="0",
-        seconds=1.0,
-        **asdict(HERE),
-    )
-    return replace(default, **fields)
+    own = {"experiment": "table6", "teacher": "pythia-1b", "student": "pythia-70m", "task": "base"}
+    return any_row(value, metric=metric, **own | fields)
 
 
 def synthetic(slopes=SLOPES, seeds=SEEDS, teachers=tuple(table6.SIZES)) -> list[Row]:
     """Students on a line over log₁₀ size, a level and a slope for each seed, and their references."""
     found = []
     for metric in table6.METRICS:
-        sign = table6.METRICS[metric][2]
+        sign = MEASURES[metric].sign
         for teacher in teachers:
             x = math.log10(table6.SIZES[teacher])
             for method, slope in slopes.items():
@@ -75,7 +60,7 @@ def mapped() -> list[Row]:
     for variant in capacity.variants(capacity.Run("cpu", "taid", "pythia-1b", 0, 0.01)):
         shared = {"experiment": "table6_map", "task": variant.task, "student": variant.student}
         for metric in table6.JUDGED:
-            sign = table6.METRICS[metric][2]
+            sign = MEASURES[metric].sign
             for method, gain in (("taid", 1.0), ("skew_kl", -2.0)):
                 for seed in range(3):
                     for teacher, share in (("pythia-410m", 0), ("pythia-6.9b", 1)):
@@ -112,17 +97,19 @@ def test_the_papers_table_is_whole_and_its_claims_hold():
     for method, by in paper.items():  # oracle: the textbook formula
         y = np.array(list(by.values()))
         assert slopes[method] == pytest.approx(((x - x.mean()) * y).sum() / ((x - x.mean()) ** 2).sum())
-    assert all(holds_in_paper(claim, slopes | {FLAT: 0.0}) for claim in TABLE6)
+    own = [claim for claim in (*TABLE6, *TABLE6_BY_TEACHER) if claim.paper_item == "Table 6"]
+    trend, by_teacher = own[:-1], own[-1]
+    assert all(in_paper(claim, slopes | {FLAT: 0.0}).outcome == "supported" for claim in trend)
     for teacher in table6.SIZES:
         numbers = {method: by[teacher] for method, by in paper.items()}
-        assert all(holds_in_paper(claim, numbers) for claim in TABLE6_BY_TEACHER)
+        assert in_paper(by_teacher, numbers).outcome == "supported"
 
 
 def test_library_and_analysis_name_the_same_things():
     assert tuple(table6.SIZES) == capacity.TEACHERS and table6_rows.STUDENT == capacity.STUDENT
     assert set(table6.METHODS) == set(capacity.METHODS) and table6.NONE == capacity.NONE
     assert set(table6.METRICS) <= set(capacity.UNITS)
-    for metric, (_, _, sign) in table6.METRICS.items():
+    for metric, sign in ((m, MEASURES[m].sign) for m in table6.METRICS):
         assert (sign > 0) == capacity.UNITS[metric][1]
     assert set(capacity.ZOO) <= set(style.NAMES)
 
@@ -132,7 +119,7 @@ def test_library_and_analysis_name_the_same_things():
 
 @pytest.mark.parametrize("metric", table6.JUDGED)
 def test_slopes_are_those_of_the_lines(full, metric):
-    found = table6.slopes(table6.by_teacher(full, metric), table6.METRICS[metric][2])
+    found = table6.slopes(table6.by_teacher(full, metric), MEASURES[metric].sign)
     for method, slope in SLOPES.items():
         assert found[method] == pytest.approx({seed: slope + WIGGLE[seed] for seed in SEEDS})
 
@@ -146,18 +133,22 @@ def test_a_seed_without_all_teachers_has_no_slope(tmp_path):
 def test_pages_test_is_scipys_on_seeds_by_teachers(full):
     """Five seeds that all rise: the rarest of the (4!)^5 orders, p = 1 / 24^5."""
     ours = table6.by_teacher(full, "held_out_loss")
-    up, down = table6.page(ours, "taid", -1)
+    up, down = page_test(ours, "taid", -1)
     assert up == pytest.approx(24**-5) and down == pytest.approx(1)
-    assert table6.page(ours, "skew_kl", -1)[1] == pytest.approx(24**-5)
+    assert page_test(ours, "skew_kl", -1)[1] == pytest.approx(24**-5)
     data = [[ours[teacher]["taid"][seed] for teacher in table6.SIZES] for seed in SEEDS]
-    assert table6.page(ours, "taid", 1)[0] == pytest.approx(stats.page_trend_test(data).pvalue)
+    assert page_test(ours, "taid", 1)[0] == pytest.approx(stats.page_trend_test(data).pvalue)
 
 
 # Claims
 
 
-def outcomes(chosen) -> dict[tuple[str, str], str]:
-    return {(where, claim.name): verdict.outcome for where, claim, _, verdict in table6.verdicts(chosen)}
+def outcomes(chosen) -> dict[tuple[str, str], set[str]]:
+    """(teacher, claim) → its outcomes by the judged metrics, which are alike in these rows."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for finding in page.findings(table6.comparisons(chosen)):
+        found.setdefault((finding.where, finding.claim.name), set()).add(finding.verdict.outcome)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -171,22 +162,39 @@ def outcomes(chosen) -> dict[tuple[str, str], str]:
 )
 def test_claims_follow_the_rows(tmp_path, slopes, rises, falls, gains):
     found = outcomes(frame(tmp_path, synthetic(slopes)))
-    for metric in table6.JUDGED:
-        title = table6.METRICS[metric][0]
-        assert [found[title, claim.name] for claim in TABLE6] == [rises, falls, gains]
+    assert [found["", claim.name] for claim in TABLE6[:3]] == [{rises}, {falls}, {gains}]
+
+
+@pytest.mark.parametrize(
+    ("kl", "falls", "half"),
+    [
+        (-0.25, "supported", "supported"),
+        (0.0, "inconclusive", "contradicted"),
+        (0.5, "contradicted", "contradicted"),
+    ],
+)
+def test_whether_kl_has_a_gap_follows_the_rows(tmp_path, kl, falls, half):
+    """Skew KL loses 0.25 per tenfold teacher; TAID gains 0.25, more than KL but in the last case."""
+    found = outcomes(frame(tmp_path, synthetic({"taid": 0.25, "skew_kl": -0.25, "kl": kl})))
+    assert found["", "KL falls with the teacher"] == {falls}
+    assert found["", "KL's gap is half of skew KL's"] == {half}
+    assert found["", "TAID gains more than KL"] == {"contradicted" if kl == 0.5 else "supported"}
+    below = "contradicted" if kl == 0.5 else "supported"
+    assert found["Pythia 6.9B", "TAID above KL"] == {below}
 
 
 def test_claims_by_teacher_are_paired_and_oriented(full):
     """At 6.9B TAID's line lies above skew KL's, at 410M below, for accuracy and for the loss alike."""
     found = outcomes(full)
-    for metric in table6.JUDGED:
-        title = table6.METRICS[metric][0]
-        assert found[f"{title}, Pythia 6.9B", "TAID above skew KL"] == "supported"
-        assert found[f"{title}, Pythia 410M", "TAID above skew KL"] == "contradicted"
+    assert found["Pythia 6.9B", "TAID above skew KL"] == {"supported"}
+    assert found["Pythia 410M", "TAID above skew KL"] == {"contradicted"}
 
 
-def test_one_seed_settles_nothing(tmp_path):
-    assert set(outcomes(frame(tmp_path, synthetic(seeds=[0]))).values()) == {"inconclusive"}
+def test_taid_less_kl_is_told_in_a_sentence(full):
+    """By hand: 0.5 · log₁₀ of the size, −0.194 at 0.41 to 0.419 at 6.9; at 1.0 it is 0."""
+    said = table6.beside_kl(full)
+    assert "between 0.419 and −0.194 nats/word" in said
+    assert "below 0 with 1 of 4 teachers, above 0 with 2" in said and "0.500 [0.500, 0.500]" in said
 
 
 # Check and map
@@ -200,8 +208,8 @@ def test_teachers_must_get_strictly_better(tmp_path):
     worse = [replace(r, value=9.0) if (r.method, r.metric, r.teacher) == spoilt else r for r in synthetic()]
     lines = table6.teachers_check(frame(tmp_path, worse)).splitlines()
     verdicts = {line.split(" | ")[0].strip("| "): line.strip(" |").split(" | ")[-1] for line in lines[2:]}
-    assert verdicts["Held-out loss [nats/token]"] == "NO"
-    assert verdicts["Last-word accuracy [percent]"] == "yes"
+    assert verdicts["held-out loss ↓ [nats/token]"] == "NO"
+    assert verdicts["last-word accuracy ↑ [percent]"] == "yes"
 
 
 def test_gaps_are_the_largest_teachers_gain_in_every_variant(full):
@@ -222,7 +230,7 @@ def test_gaps_are_the_largest_teachers_gain_in_every_variant(full):
 
 
 def test_paper_and_ours_stand_side_by_side_and_apart(full):
-    table = table6.score_table(full, "cpu")
+    table = page.render(table6.PAGE, full, "cpu")
     line = next(line for line in table.splitlines() if line.startswith("| TAID |"))
     mean = 3.2 + 0.5 * math.log10(0.41)
     assert f"| 20.82 \\| {mean:.2f} ± " in line
@@ -263,9 +271,12 @@ def axes(figure):
 
 
 def test_the_figure_draws_the_papers_numbers_and_ours(full):
-    paper, accuracy, _, loss = axes(table6.draw(full, "cpu"))
+    paper, _, loss, accuracy = axes(table6_figures.draw(full, "cpu"))
     theirs = [list(by.values()) for by in reference.table6().values()]
-    assert [list(line.get_ydata()) for line in paper.lines] == theirs
+    assert [list(line.get_ydata()) for line in paper.lines][:-1] == theirs
+    assert (
+        list(paper.lines[-1].get_ydata()) == [reference.PYTHIA_70M[0]] * 2
+    )  # the student before distillation
     taid = accuracy.lines[0]
     assert list(taid.get_xdata()) == list(table6.SIZES.values())
     expected = [3.2 + 0.5 * math.log10(size) for size in table6.SIZES.values()]
@@ -274,7 +285,7 @@ def test_the_figure_draws_the_papers_numbers_and_ours(full):
 
 
 def test_the_maps_figure_draws_every_gap(full):
-    for ax in axes(table6.draw_map(full)):
+    for ax in axes(table6_figures.draw_map(full)):
         dots = [line for line in ax.lines if line.get_marker() == "o"]
         assert len(dots) == 2 * 7  # the map's two methods, in the base and in six variants
 
@@ -305,7 +316,7 @@ def test_the_maps_figure_draws_every_gap(full):
 def test_any_part_of_the_rows_renders(tmp_path, keep):
     """As a run that was cut short leaves them; equal rows give equal text."""
     part = frame(tmp_path, [r for r in synthetic() + mapped() if keep(r)])
-    table6.write(part, tmp_path, "cpu")
+    page.write(table6.PAGE, part, tmp_path, "cpu")
     text = (tmp_path / "table6.md").read_text()
-    assert text == table6.render(part, "cpu") and not re.search(r"\b(nan|inf)\b", text.lower())
+    assert text == page.render(table6.PAGE, part, "cpu") and not re.search(r"\b(nan|inf)\b", text.lower())
     assert (tmp_path / "table6.png").exists()

@@ -1,0 +1,84 @@
+"""Table 2's rows: what the headline runs scored, and which tasks count."""
+
+import pandas as pd
+
+from analysis.rows import Scores, mapped, scores, seeds
+
+TASKS = {  # our task → the paper's that it is shaped like
+    "cloze": "arc",
+    "next_sentence": "hellaswag",
+    "definition": "mmlu",
+    "truth": "truthfulqa",
+    "pronoun": "winogrande",
+    "arithmetic": "gsm8k",
+}
+SURELY = 1.645  # standard errors: a one-sided test at 5%
+
+
+def at(frame: pd.DataFrame, metric: str, task: str = "average") -> Scores:
+    """Method → seed → value of the headline runs."""
+    return next(iter(scores(frame, "table2", metric, task).values()), {})
+
+
+def accuracy(frame: pd.DataFrame, task: str) -> Scores:
+    return percent(at(frame, "accuracy", task))
+
+
+def percent(found: Scores) -> Scores:
+    return mapped(found, lambda share: 100 * share)
+
+
+def count(frame: pd.DataFrame, method: str) -> int:
+    """The seeds that a method should have: the teacher is one for all."""
+    return 1 if method == "teacher" else seeds(frame, "table2")
+
+
+def mean_of(frame: pd.DataFrame, metric: str, task: str) -> float | None:
+    """A metric's mean over all models and seeds [percent]."""
+    found = [v for values in percent(at(frame, metric, task)).values() for v in values.values()]
+    return sum(found) / len(found) if found else None
+
+
+def above_chance(frame: pd.DataFrame, task: str) -> bool | None:
+    """Whether the teacher's accuracy lies above chance by a one-sided test at 5%; None without its rows."""
+    metrics = ("accuracy", "chance", "standard_error")
+    own, guess, error = (at(frame, metric, task).get("teacher", {}) for metric in metrics)
+    if not own:
+        return None
+    seed = min(own)
+    return own[seed] - guess[seed] > SURELY * error[seed]
+
+
+def averaged(frame: pd.DataFrame) -> list[str]:
+    """The tasks that count: those at which the teacher is above chance."""
+    return [task for task in TASKS if above_chance(frame, task)]
+
+
+def average(frame: pd.DataFrame) -> Scores:
+    """Method → seed → mean accuracy over the tasks that count [percent]."""
+    return over(frame, averaged(frame))
+
+
+def over(frame: pd.DataFrame, tasks: list[str]) -> Scores:
+    """Method → seed → mean accuracy over some tasks [percent]; of seeds that have all of them."""
+    by = [accuracy(frame, task) for task in tasks]
+    found: dict[str, dict[int, float]] = {}
+    for method in sorted(set().union(*by)):
+        for seed in sorted(set.intersection(*(set(task.get(method, {})) for task in by))):
+            found.setdefault(method, {})[seed] = sum(task[method][seed] for task in by) / len(by)
+    return found
+
+
+def chance(frame: pd.DataFrame) -> float:
+    """Mean accuracy of guessing at the tasks that count [percent]; 0 for none."""
+    by = [percent(at(frame, "chance", task))["teacher"] for task in averaged(frame)]
+    return sum(min(values.values()) for values in by) / max(len(by), 1)
+
+
+def first_above(level: float, steps: int, t_start: float, alpha: float) -> int:
+    """The first update after which t exceeds `level`: the larger of linear floor and t at momentum 0."""
+    for n in range(steps + 1):
+        adaptive = 1 - (1 - t_start) * (1 - alpha / 2) ** n
+        if max(adaptive, t_start + (1 - t_start) * n / steps) > level:
+            return n
+    return steps
