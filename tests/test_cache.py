@@ -288,6 +288,21 @@ def test_the_trainer_s_own_data_sets_and_standard_collators(data, collator, tmp_
     assert found == pytest.approx(expected, abs=1e-2)  # fp16 rounds a logit near 4 by up to 2e-3
 
 
+def test_ends_that_are_padding_too_are_in_the_cache_as_the_trainer_learns_them(tmp_path, teacher):
+    """The trainer learns the end of a sequence with this collator too, where plain transformers does not."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    rows = [{"input_ids": row["input_ids"]} for row in tokenised()]
+    collate = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    cache = cached_teacher(teacher, rows, collate, tmp_path / "cache")
+    cache.live = None
+    found, expected = (
+        losses(tiny_trainer(tmp_path, "kl", teacher=t, examples=rows, collator=collate))
+        for t in (cache, teacher)
+    )
+    assert found == pytest.approx(expected, abs=1e-2)
+
+
 def test_left_padding_does_not_move_positions(folder):
     """A model that learned absolute positions. Oracle: each example alone."""
     model, rows, collate = absolute(), tokenised(), DataCollatorForSeq2Seq(left(tiny_tokenizer()))

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import PAD, VOCAB, tiny_examples, tiny_model, tiny_tokenizer, tiny_trainer
+from datasets import Dataset
 from safetensors.numpy import save_file
 from transformers import DataCollatorForSeq2Seq
 
+from taid import DistillationTrainer
 from taid.data import IGNORE, Collator
+from taid.examples import examples
 from taid.objectives import METHODS, objective
-from taid.teacher import OfflineTeacher, TopLogits, cached_teacher, write_offline
+from taid.teacher import HiddenStates, OfflineTeacher, TopLogits, cached_teacher, write_offline
 from taid.teacher import cache as cache_module
 
 ROWS = [
@@ -228,14 +231,36 @@ def test_samples_are_in_no_folder(method, folder, tmp_path, teacher):
         tiny_trainer(tmp_path, method, teacher=OfflineTeacher(folder))
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_text_is_looked_up_by_the_tokens_that_the_trainer_makes_of_it(packing, folder, tmp_path, teacher):
+    """Oracle: the live teacher. One folder serves rows of one text and rows of several, packed."""
+    tokenizer = tiny_tokenizer()
+    texts = Dataset.from_list([{"text": tokenizer.decode(row["input_ids"][:-1])} for row in ROWS])
+    write_offline(teacher, examples(texts, tokenizer, max_length=32), folder, k=None)
+
+    def trained(teacher) -> list[float]:
+        trainer = DistillationTrainer(
+            tiny_model(),
+            teacher,
+            "taid",
+            args=tiny_trainer(tmp_path, "sft", steps=3).args,
+            train_dataset=texts,
+            processing_class=tokenizer,
+            max_length=32,
+            packing=packing,
+        )
+        trainer.train()
+        return [logs["loss"] for logs in trainer.state.log_history if "loss" in logs]
+
+    assert trained(OfflineTeacher(folder)) == pytest.approx(trained(teacher), abs=1e-2)  # fp16
+
+
 def test_what_has_no_teacher_needs_none(folder, tmp_path, teacher):
     write_offline(teacher, ROWS, folder, k=7)
     tiny_trainer(tmp_path, "sft", teacher=OfflineTeacher(folder))
 
 
 def test_hidden_states_are_of_no_use_without_the_model(folder, teacher):
-    from taid.teacher import HiddenStates
-
     cached_teacher(teacher, ROWS, collate, folder, store=HiddenStates())
     with pytest.raises(ValueError, match="need the teacher's head"):
         OfflineTeacher(folder)
@@ -275,10 +300,10 @@ def test_a_vocabulary_of_another_size_is_refused_before_training(folder, tmp_pat
 
 def test_our_collator_s_examples_and_theirs_are_one(folder, teacher):
     """The same texts, by our Collator and by a standard one: one entry, and no second computation."""
-    examples, calls = tiny_examples(24), []
+    ours, calls = tiny_examples(24), []
     write_offline(teacher, ROWS, folder, k=7)
-    write_offline(teacher, examples, folder, k=7, collator=Collator(PAD), progress=lambda *d: calls.append(d))
+    write_offline(teacher, ours, folder, k=7, collator=Collator(PAD), progress=lambda *d: calls.append(d))
     assert not calls
     torch.testing.assert_close(
-        OfflineTeacher(folder)(Collator(PAD)(examples[:5])), OfflineTeacher(folder)(collate(ROWS[:5]))
+        OfflineTeacher(folder)(Collator(PAD)(ours[:5])), OfflineTeacher(folder)(collate(ROWS[:5]))
     )

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import DataCollatorForLanguageModeling
 
 from taid import losses
-from taid.data import IGNORE, pad_right
+from taid.data import IGNORE, KeepEnds, pad_right
 from taid.files import locked
 from taid.teacher.digests import Key, digest_of_model, keys, one_a_row
 from taid.teacher.live import LiveTeacher
@@ -84,10 +85,9 @@ class OfflineTeacher:
             )
         kept, loss = self.shards.store, getattr(objective, "loss", None)
         if isinstance(kept, TopLogits) and kept.k < self.vocab_size and loss not in EVEN_TAIL:
-            name = getattr(loss, "__name__", type(objective).__name__)
             good = ", ".join(loss.__name__ for loss in EVEN_TAIL)
             raise ValueError(
-                f"{name} reads the teacher's logits of unlikely tokens, of which top-{kept.k} has the sum alone "
+                f"{objective!r} reads the teacher's logits of unlikely tokens, of which top-{kept.k} has the sum alone "
                 f"(docs/offline_teacher.md): keep all (k=None), or take one of {good}. To train on the even tail "
                 "all the same, pass teacher=lambda batch: offline(batch)"
             )
@@ -234,6 +234,8 @@ def _computed(live: LiveTeacher, store: Store, batch: dict) -> tuple[Kept, int]:
 
 def _prepared(model, collator: Callable, remove_unused_columns: bool) -> Callable[[list[dict]], dict]:
     """The collator as the trainer calls it, with one example a row."""
+    if isinstance(collator, DataCollatorForLanguageModeling):
+        collator = KeepEnds(collator)
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     known = {"labels", *inspect.signature(inner.forward).parameters}
 
