@@ -41,6 +41,7 @@ from taid.logits import (
     vocabulary,
 )
 from taid.objectives import Objective, objective
+from taid.refusals import check_arguments, check_call, check_objective, check_student
 from taid.teacher import LiveTeacher, check_teacher
 from taid.validation import Answered, Sums, only_rows, own_randomness, own_rows, validations
 from taid.vocabulary import known_vocabularies, shared_vocabulary
@@ -95,20 +96,18 @@ class DistillationTrainer(Trainer):
         teacher, method, options = given["teacher"], given["method"] or "taid", given["method_options"] or {}
         if options and not isinstance(method, str):
             raise ValueError(f"method_options {options} are for a method given by its name, not for {method}")
+        check_call(method, kwargs)
         self.objective = objective(method, **options) if isinstance(method, str) else method
+        check_objective(self.objective, given["fuse_head"])
         if self.objective.uses_teacher and teacher is None:
             name = method if isinstance(method, str) else type(method).__name__
             raise ValueError(f"{name!r} learns from a teacher: pass teacher=…, or use method='sft'")
         super().__init__(model=model, **kwargs)
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                f"one process sees {self.args.n_gpu} GPUs: start one process each, torchrun --nproc-per-node="
-                f"{self.args.n_gpu} …, or show it a single one, CUDA_VISIBLE_DEVICES=0"
-            )
+        check_arguments(self.args)
+        check_student(self.model)
         # compute_loss normalises over the labels of the whole optimizer step, but those in column 0
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = not is_encoder_decoder(self.model)
-        self.args.average_tokens_across_devices = True
         self._vocabularies = known_vocabularies(
             self.model, self.processing_class, teacher, teacher_processing_class, given["vocab_size"]
         )

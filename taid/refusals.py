@@ -1,0 +1,115 @@
+"""What DistillationTrainer does not do as it was told, and says so before it begins: docs/trainer.md has every argument."""
+
+import inspect
+from collections.abc import Callable
+
+from transformers import Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from taid.objectives import METHODS, Objective
+
+IN_BACKWARD = (  # optimizers that step while gradients are computed: no step is ever whole
+    OptimizerNames.LOMO,
+    OptimizerNames.ADALOMO,
+    OptimizerNames.GALORE_ADAMW_LAYERWISE,
+    OptimizerNames.GALORE_ADAMW_8BIT_LAYERWISE,
+    OptimizerNames.GALORE_ADAFACTOR_LAYERWISE,
+    OptimizerNames.APOLLO_ADAMW_LAYERWISE,
+)
+
+Refusal = tuple[Callable[[TrainingArguments], bool], str]
+REFUSED: dict[str, Refusal] = {  # field -> (whether it asks for what we do not do, what to do instead)
+    "label_smoothing_factor": (
+        lambda args: args.label_smoothing_factor != 0,
+        "the loss is the method's: leave it 0; softer targets are a teacher's, objective('kl', temperature=2.0)",
+    ),
+    "average_tokens_across_devices": (
+        lambda args: args.world_size > 1 and not args.average_tokens_across_devices,
+        "the loss is a mean over the labels of all ranks, whatever their number: leave it True",
+    ),
+    "use_liger_kernel": (
+        lambda args: args.use_liger_kernel,
+        "its loss makes no logits, of which divergences are: patch the model before, apply_liger_kernel_to_llama("
+        "fused_linear_cross_entropy=False), and pass fuse_head=True for the same saving",
+    ),
+    "deepspeed": (lambda args: bool(args.deepspeed), "no test of ours runs it: shard with fsdp"),
+    "parallelism_config": (
+        lambda args: args.parallelism_config is not None,
+        "the loss is counted over ranks with data of their own: leave out tensor, context and sequence parallelism",
+    ),
+    "optim": (
+        lambda args: args.optim in IN_BACKWARD,
+        "it steps within the backward pass, before the gradient of the optimizer step is whole and known to be "
+        "finite: take another, galore_adamw for galore_adamw_layerwise, adafactor for adalomo",
+    ),
+    "hub_strategy": (
+        lambda args: args.push_to_hub and args.hub_strategy in ("checkpoint", "all_checkpoints"),
+        "a checkpoint would be pushed before it is whole: take every_save or end, and push the folder yourself",
+    ),
+    "label_names": (
+        lambda args: args.label_names is not None and "labels" not in args.label_names,
+        "validation is of 'labels': add it",
+    ),
+    "accelerator_config": (
+        lambda args: args.world_size > 1 and args.accelerator_config.even_batches is False,
+        "with even_batches=False a rank without a batch lets the others wait: leave it True, repeated rows count "
+        "for nothing",
+    ),
+}
+
+
+def check_call(method, keywords: dict) -> None:
+    """Raises TypeError or ValueError for a `method` that is none, and for keywords that the Trainer does not know
+    or whose loss would not be the method's."""
+    if isinstance(method, type) and issubclass(method, Objective):
+        raise TypeError(f"method is the class {method.__name__}: pass an objective, {method.__name__}(…)")
+    if not isinstance(method, str | Objective):
+        known = ", ".join(METHODS)
+        raise TypeError(f"method must be a name ({known}) or an Objective of taid.objectives, got {method!r}")
+    unknown = keywords.keys() - inspect.signature(Trainer.__init__).parameters.keys()
+    if unknown:
+        raise TypeError(
+            f"unknown arguments {', '.join(sorted(unknown))}: options of a method go with it, "
+            f"method=objective({method!r}, …) of taid.objectives, and settings of training into args"
+        )
+    if keywords.get("compute_loss_func") is not None:
+        raise ValueError(
+            "compute_loss_func would take the place of the method: pass the loss of logits as method=Divergence(loss), "
+            "of taid.objectives"
+        )
+
+
+def check_objective(chosen: Objective, fuse_head: bool) -> None:
+    """Raises ValueError for an objective that has no loss of heads, where one is asked for, or whose state no
+    checkpoint holds, nor a second run finds as it was."""
+    if fuse_head and not chosen.fusable:
+        raise ValueError(f"{type(chosen).__name__} cannot be fused with the head: train without fuse_head")
+    changes = type(chosen).update is not Objective.update
+    if changes and type(chosen).state_dict is Objective.state_dict:
+        name = type(chosen).__name__
+        raise ValueError(
+            f"{name}.update changes what no state_dict gives: define state_dict and load_state_dict, for state "
+            "belongs to a run, and checkpoints hold it"
+        )
+
+
+def check_arguments(args: TrainingArguments) -> None:
+    """Raises ValueError for what REFUSED says."""
+    for field, (asks, instead) in REFUSED.items():
+        if asks(args):
+            raise ValueError(f"{field}={getattr(args, field)!r} is not for distillation: {instead}")
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"one process sees {args.n_gpu} GPUs: start one process each, torchrun --nproc-per-node={args.n_gpu} …, "
+            "or show it a single one, CUDA_VISIBLE_DEVICES=0"
+        )
+
+
+def check_student(model) -> None:
+    """Raises ValueError for a student with a loss of its own beside the method's."""
+    config = getattr(model, "config", None)
+    if getattr(config, "output_router_logits", False):
+        raise ValueError(
+            f"{type(model).__name__} would add a loss that balances its experts (output_router_logits=True), and the "
+            "method's loss has none: set model.config.output_router_logits = False, and watch the balance"
+        )
