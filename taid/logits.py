@@ -58,7 +58,7 @@ def response_states(
         states, *others = inputs  # [B, L, H]
         if states.shape[:2] != shape:
             return None
-        hidden = states[:, before:].flatten(0, 1).index_select(0, rows)
+        hidden = states[:, before:].flatten(0, 1).index_select(0, rows.to(states.device))
         passed = through(hidden)
         return passed[None], *others
 
@@ -120,9 +120,10 @@ def check_language_model(model, role: str) -> None:
     """Raises ValueError for a model of transformers that predicts no next token: a classifier, a base without
     a head, a masked language model."""
     found = inner(model)
+    found = found.get_base_model() if hasattr(found, "get_base_model") else found
     if type(found).__module__.startswith("transformers.models.") and not found.can_generate():
         raise ValueError(
-            f"the {role} is a {_name(model)}, which predicts no next token: load it as …ForCausalLM, "
+            f"the {role} is a {_name(found)}, which predicts no next token: load it as …ForCausalLM, "
             "…ForConditionalGeneration, or by AutoModelForCausalLM.from_pretrained"
         )
 

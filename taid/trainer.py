@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import has_length, rotate_checkpoints
 
+from taid.adapters import with_adapters
 from taid.arguments import chosen
 from taid.checkpoints import BUFFER, STATE, all_finite, last_checkpoint, read_buffer, read_state
 from taid.data import IGNORE
@@ -42,7 +43,7 @@ from taid.logits import (
 )
 from taid.objectives import Objective, objective
 from taid.refusals import check_arguments, check_call, check_objective, check_student
-from taid.teacher import LiveTeacher, check_teacher
+from taid.teacher import LiveTeacher, check_teacher, live_teacher, load_teacher
 from taid.validation import Answered, Sums, only_rows, own_randomness, own_rows, validations
 from taid.vocabulary import known_vocabularies, shared_vocabulary
 
@@ -53,8 +54,9 @@ COLUMNS = ("index", "prompt_ids", "response_ids")  # of `taid.data.encode`, read
 class DistillationTrainer(Trainer):
     """Trains `model` by `method`, a name of `taid.objectives.METHODS` or an Objective, against `teacher`.
 
-    `teacher`: a causal language model, or a callable from batch to logits (`taid.teacher.CachedTeacher`);
-    methods without a teacher need none. The loss is the sum over unmasked tokens divided by their number in
+    `teacher`: a language model, the name or folder of one, or a callable from batch to logits
+    (`taid.teacher.CachedTeacher`); methods without a teacher need none. A student of PEFT, or made one by
+    `peft_config`, may learn from the model inside it: its adapters are off for the teacher's passes. The loss is the sum over unmasked tokens divided by their number in
     the whole optimizer step, over micro-batches and ranks; the objective is updated once per optimizer step
     from that mean, in training only. Validation (`eval_loss`) is the cross-entropy on the labels, in nats per
     token, for all methods and batch sizes alike; DistiLLM needs it: without it no student text is sampled.
@@ -84,6 +86,7 @@ class DistillationTrainer(Trainer):
         *,
         teacher_processing_class=None,
         vocab_size: int | None = None,
+        peft_config=None,
         fuse_head: bool | None = None,
         eval_kl: bool | None = None,
         max_length: int | None = None,
@@ -102,12 +105,16 @@ class DistillationTrainer(Trainer):
         if self.objective.uses_teacher and teacher is None:
             name = method if isinstance(method, str) else type(method).__name__
             raise ValueError(f"{name!r} learns from a teacher: pass teacher=…, or use method='sft'")
+        if peft_config is not None:
+            model = with_adapters(model, peft_config, kwargs.get("args"))
         super().__init__(model=model, **kwargs)
         check_arguments(self.args)
         check_student(self.model)
         # compute_loss normalises over the labels of the whole optimizer step, but those in column 0
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = not is_encoder_decoder(self.model)
+        if isinstance(teacher, str | Path):
+            teacher = load_teacher(teacher, self.model, self.args)
         self._vocabularies = known_vocabularies(
             self.model, self.processing_class, teacher, teacher_processing_class, given["vocab_size"]
         )
@@ -120,7 +127,7 @@ class DistillationTrainer(Trainer):
             check_teacher(teacher, self.model)
             sizes = (model.config.get_text_config().vocab_size for model in (self.model, teacher))
             shared_vocabulary(*sizes, **self._vocabularies)
-            teacher = LiveTeacher(teacher.to(self.args.device))
+            teacher = live_teacher(teacher, self.model, self.args.device)
         elif hasattr(teacher, "check"):  # logits on disk
             shared_vocabulary(
                 self.model.config.get_text_config().vocab_size, teacher.vocab_size, **self._vocabularies
@@ -244,7 +251,7 @@ class DistillationTrainer(Trainer):
     def _targets(self, inputs) -> Tensor | Head:
         """The teacher's logits [n, V], or what would give them."""
         if self.fuse_head and isinstance(self.teacher, LiveTeacher):
-            return response_head(self.teacher.model, inputs)[0]
+            return self.teacher.head(inputs)
         return self.teacher(inputs)
 
     def create_optimizer(self, model=None):

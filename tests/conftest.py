@@ -82,6 +82,7 @@ def tiny_trainer(
     tokenizer=None,
     teacher_tokenizer=None,
     vocab_size=None,
+    peft_config=None,
     optimizers=(None, None),
     fuse_head: bool = False,
     eval_kl: bool = True,
@@ -91,8 +92,8 @@ def tiny_trainer(
 ) -> DistillationTrainer:
     """A trainer on the CPU that writes below `folder`; student and teacher are fresh, of seeds 0 and 1."""
     return DistillationTrainer(
-        student or tiny_model(seed=0),
-        tiny_model(teacher, seed=1) if isinstance(teacher, str) else teacher,
+        tiny_model(seed=0) if student is None else student,
+        tiny_model(teacher, seed=1) if isinstance(teacher, str) and teacher in CONFIG_MAPPING else teacher,
         method,
         args=TrainingArguments(
             **{
@@ -114,6 +115,7 @@ def tiny_trainer(
         processing_class=tokenizer,
         teacher_processing_class=teacher_tokenizer,
         vocab_size=vocab_size,
+        peft_config=peft_config,
         optimizers=optimizers,
         fuse_head=fuse_head,
         eval_kl=eval_kl,

@@ -25,7 +25,7 @@ LAYERS = [  # of the library, lower first; within a layer imports make no circle
     {"data", "results", "vocabulary", "logits", "sampling"},
     {"arguments", "chat", "examples", "fused", "rollouts"},
     {"objectives", "teacher"},
-    {"checkpoints", "refusals", "validation"},
+    {"adapters", "checkpoints", "refusals", "validation"},
     {"trainer", "evaluation", "toy", "toy_language"},
     {"card", "hub", "runs"},
     {"cli", "__main__"},

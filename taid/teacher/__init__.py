@@ -6,7 +6,8 @@ row by row, as `response_logits` orders them.
 
 from taid.logits import response_logits
 from taid.teacher.cache import CachedTeacher, OfflineTeacher, cached_teacher, write_offline
-from taid.teacher.live import LiveTeacher, check_teacher
+from taid.teacher.given import check_teacher, live_teacher, load_teacher
+from taid.teacher.live import LiveTeacher, OwnBase
 from taid.teacher.stores import FullLogits, HiddenStates, Store, TopLogits
 
 __all__ = [
@@ -15,10 +16,13 @@ __all__ = [
     "HiddenStates",
     "LiveTeacher",
     "OfflineTeacher",
+    "OwnBase",
     "Store",
     "TopLogits",
     "cached_teacher",
     "check_teacher",
+    "live_teacher",
+    "load_teacher",
     "response_logits",
     "write_offline",
 ]

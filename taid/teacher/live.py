@@ -1,10 +1,14 @@
-"""A teacher that is a model in memory."""
+"""A teacher that is a model in memory: one of its own, or the model inside a student of PEFT."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
 
-from taid.logits import check_language_model, inner, is_encoder_decoder, response_states
+from taid.logits import Head, evaluation_mode, response_head, response_states
+from taid.sampling import is_sharded
 
 
 class LiveTeacher:
@@ -20,22 +24,43 @@ class LiveTeacher:
         """Whether it can answer: always."""
         return True
 
-    @torch.no_grad()
     def states(self, batch: dict) -> tuple[Tensor | None, Tensor, Tensor]:
         """`response_states`, on the model's device."""
-        device = next(self.model.parameters()).device
-        return response_states(self.model, send_to_device(batch, device))
+        with torch.no_grad(), self._teaching():
+            return response_states(self.model, self._here(batch))
+
+    def head(self, batch: dict) -> Head:
+        """What would give the logits, see `response_head`."""
+        with torch.no_grad(), self._teaching():
+            return response_head(self.model, self._here(batch))[0]
+
+    def _here(self, batch: dict) -> dict:
+        """The batch on the model's device; of a model that accelerate spreads or offloads, its hooks do the rest."""
+        devices = (parameter.device for parameter in self.model.parameters())
+        return send_to_device(batch, next((d for d in devices if d.type != "meta"), batch["labels"].device))
+
+    @contextmanager
+    def _teaching(self) -> Iterator[None]:
+        """Around each pass."""
+        yield
 
 
-def check_teacher(teacher: torch.nn.Module, student) -> None:
-    """Raises ValueError for a module that cannot teach the student: no language model, or one of other positions."""
-    if not hasattr(inner(teacher), "config"):
-        raise ValueError(
-            f"the teacher is a {type(teacher).__name__} without a config: pass a language model of transformers, its "
-            "name or folder, or a function from a batch to logits [n, V] at its n labels"
-        )
-    check_language_model(teacher, "teacher")
-    if is_encoder_decoder(teacher) != is_encoder_decoder(student):
-        raise ValueError(
-            "one of student and teacher is an encoder–decoder: their labels have other positions"
-        )
+class OwnBase(LiveTeacher):
+    """The model inside a student of PEFT: for its passes the adapters are off, and dropout with them."""
+
+    def __init__(self, student):
+        self.student, self.model = student, student.get_base_model()
+
+    @contextmanager
+    def _teaching(self):
+        if is_sharded(self.student):
+            raise ValueError(
+                "the base of a student that ranks share cannot be its teacher: pass a copy of its own"
+            )
+        wanted = [(parameter, parameter.requires_grad) for parameter in self.student.parameters()]
+        try:
+            with self.student.disable_adapter(), evaluation_mode(self.student):
+                yield
+        finally:
+            for parameter, grad in wanted:  # PEFT switches them all on again
+                parameter.requires_grad_(grad)

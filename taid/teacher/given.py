@@ -1,0 +1,63 @@
+"""A teacher as users give it: a model, its name, or the student's own base."""
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, TrainingArguments
+
+from taid.logits import check_language_model, inner, is_encoder_decoder
+from taid.teacher.live import LiveTeacher, OwnBase
+
+
+def load_teacher(name: str, student, args: TrainingArguments) -> PreTrainedModel:
+    """The language model of a folder or of a hub, from safetensors, in the type that the student computes in.
+
+    No code of a hub runs. Raises ValueError, saying why, if there is no such model.
+    """
+    auto = AutoModelForSeq2SeqLM if is_encoder_decoder(student) else AutoModelForCausalLM
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else inner(student).dtype
+    try:
+        return auto.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(
+            f"no teacher could be loaded from {str(name)!r}: pass the name of a model of a hub, a folder of "
+            f"save_pretrained with safetensors, or the model itself. {error}"
+        ) from error
+
+
+def live_teacher(model: torch.nn.Module, student, device: torch.device) -> LiveTeacher:
+    """The model as a teacher on `device`, or, if it is the model inside a student of PEFT, with adapters off.
+
+    A model that is quantised or that accelerate has spread over devices stays where it is. Raises ValueError
+    for a module that cannot teach the student: no language model, one whose labels have other positions, one
+    that shares weights with the student and would learn with it.
+    """
+    check_teacher(model, student)
+    inside = getattr(inner(student), "get_base_model", None)
+    if inside is not None and inner(model) is inside():
+        return OwnBase(inner(student))
+    if _storages(model) & _storages(student):
+        raise ValueError(
+            "teacher and student share weights, so that the teacher would change as the student learns: pass "
+            "copy.deepcopy(model) as the teacher. (A student of PEFT can have student.get_base_model() as its "
+            "teacher.)"
+        )
+    placed = hasattr(model, "hf_device_map") or getattr(model, "is_quantized", False)
+    return LiveTeacher(model if placed else model.to(device))
+
+
+def check_teacher(teacher: torch.nn.Module, student) -> None:
+    """The ValueErrors of `live_teacher` but for shared weights."""
+    if not hasattr(inner(teacher), "config"):
+        raise ValueError(
+            f"the teacher is a {type(teacher).__name__} without a config: pass a language model of transformers, "
+            "its name or folder, or a function from a batch to logits [n, V] at its n labels"
+        )
+    check_language_model(teacher, "teacher")
+    if is_encoder_decoder(teacher) != is_encoder_decoder(student):
+        raise ValueError(
+            "one of student and teacher is an encoder–decoder: their labels have other positions"
+        )
+
+
+def _storages(model) -> set[int]:
+    """Where its weights lie."""
+    return {parameter.data_ptr() for parameter in model.parameters()} - {0}
