@@ -3,21 +3,27 @@
 import hashlib
 import os
 import random
+import subprocess
+import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import END, FAMILIES, PAD, VOCAB, tiny_examples, tiny_model, tiny_tokenizer, tiny_trainer
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     DataCollatorForLanguageModeling,
     DataCollatorForSeq2Seq,
     DataCollatorWithFlattening,
     GPT2Config,
+    T5Config,
+    T5ForConditionalGeneration,
     default_data_collator,
 )
 
@@ -32,6 +38,7 @@ COLLATOR = Collator(PAD)
 EXAMPLES = tiny_examples(20)
 HALF = 4e-3  # fp16 rounds a logit below 8 by at most 2⁻⁹ = 0.002; as much again for sums in another order
 STORES = {"full": FullLogits(), "hidden": HiddenStates(), "top 5": TopLogits(5)}
+READ = {"capture_output": True, "text": True, "check": True}
 FAITHFUL = {"full": HALF, "hidden": 1e-5}  # store → tolerance: sums in another order, and fp16
 
 
@@ -366,8 +373,9 @@ def test_a_row_without_labels_needs_no_entry(folder, teacher):
 
 
 def test_a_stream_an_empty_set_and_masks_at_random_are_refused(folder, teacher):
-    with pytest.raises(ValueError, match="is a stream"):
-        cached_teacher(teacher, iter(EXAMPLES), COLLATOR, folder)
+    for data in (iter(EXAMPLES), {"train": EXAMPLES}, Dataset.from_list(tokenised()).to_iterable_dataset()):
+        with pytest.raises(ValueError, match="cannot be counted"):
+            cached_teacher(teacher, data, COLLATOR, folder)
     with pytest.raises(ValueError, match="no examples"):
         cached_teacher(teacher, [], COLLATOR, folder)
     calls = iter(range(10**6))
@@ -376,6 +384,48 @@ def test_a_stream_an_empty_set_and_masks_at_random_are_refused(folder, teacher):
         cached_teacher(teacher, EXAMPLES, noisy, folder)
     with pytest.raises(ValueError, match="no labels"):
         cached_teacher(teacher, [{"input_ids": [5, 6]}], default_data_collator, folder)
+
+
+def test_what_is_no_causal_model_is_refused(folder):
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=16, num_layers=1))
+    for model, words in (
+        ("name/of-a-model", "load the teacher"),
+        (torch.nn.Linear(2, 2), "load the teacher"),
+        (t5, "live"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            cached_teacher(model, EXAMPLES, COLLATOR, folder)
+
+
+@pytest.mark.parametrize("store", ["full", "hidden"])
+def test_a_head_fused_with_its_loss_takes_cached_logits(store, folder, tmp_path, teacher):
+    """Oracle: the same without fuse_head, and the live teacher."""
+    cache = cached_teacher(teacher, EXAMPLES, COLLATOR, folder, store=STORES[store])
+    found, plain, live = (
+        losses(tiny_trainer(tmp_path, "taid", teacher=t, examples=EXAMPLES, fuse_head=fused))
+        for t, fused in ((cache, True), (cache, False), (teacher, True))
+    )
+    assert found == pytest.approx(plain, rel=1e-4) and found == pytest.approx(live, abs=1e-2)
+
+
+def adapted(alpha: int):
+    """A model of PEFT, with adapters that do something."""
+    torch.manual_seed(0)
+    targets = ["q_proj", "v_proj", "k_proj", "o_proj", "up_proj"]
+    config = LoraConfig(
+        r=2, lora_alpha=alpha, init_lora_weights=False, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(tiny_model(seed=1), config)
+
+
+def test_a_teacher_of_peft_is_kept_with_its_adapters(folder, teacher):
+    """Oracle: the live one; adapters of another strength are another teacher."""
+    model = adapted(4)
+    rows, collate = Dataset.from_list(tokenised()), DataCollatorForSeq2Seq(tiny_tokenizer())
+    cache, batch = cached_teacher(model, rows, collate, folder), collate(tokenised()[:5])
+    torch.testing.assert_close(cache(batch), LiveTeacher(model)(batch), atol=HALF, rtol=0)
+    with pytest.warns(UserWarning, match="another teacher"):
+        cached_teacher(adapted(8), rows, collate, folder)
 
 
 def test_a_teacher_of_nan_is_not_kept(folder, teacher):
@@ -441,6 +491,23 @@ def test_the_configuration_counts_and_the_path_does_not(teacher):
     assert digest_of_model(teacher) == before
     teacher.config.rms_norm_eps = 0.1
     assert digest_of_model(teacher) != before
+
+
+@pytest.mark.slow
+def test_a_digest_is_the_same_in_every_process():
+    """Adapters name their layers in a set, whose order Python draws anew."""
+    code = """if True:
+        import sys; sys.path.insert(0, "tests")
+        from test_cache import adapted, digest_of_model
+        print(digest_of_model(adapted(4)))"""
+    root = Path(__file__).parents[1]
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, cwd=root, **READ
+        )
+        for seed in "12"
+    ]
+    assert {run.stdout.strip() for run in runs} == {digest_of_model(adapted(4))}
 
 
 def test_a_teacher_that_is_not_in_memory_is_refused():

@@ -20,6 +20,7 @@ import tokenizers
 import torch
 from conftest import FAMILIES, VOCAB, tiny_model
 from lm_eval.models.huggingface import HFLM
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -368,6 +369,16 @@ def test_generation_and_chat_are_lm_eval_s_own(tokenizer):
     assert ours.apply_chat_template(chat) == theirs.apply_chat_template(chat) == "<s>user the cat"
     assert ours.chat_template(True) == tokenizer.chat_template
     assert tokenizer.pad_token is None  # HFLM gives its own copy one
+
+
+def test_models_of_peft_are_read_with_their_adapters(tokenizer):
+    """Oracle: HFLM."""
+    config = LoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(tiny_model(), config).eval()
+    asked = [Ask("w5 w6", " w7 w8"), Ask("w5", " w9")]
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device="cpu").loglikelihood(asked)
+    found = harness.LocalModel(model, tokenizer).loglikelihood(asked)
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in theirs], abs=1e-4)
 
 
 def test_models_with_an_encoder_are_refused(tokenizer):

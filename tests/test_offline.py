@@ -292,6 +292,15 @@ def test_a_writer_goes_on_and_refuses_what_is_not_its_own(folder, tmp_path, teac
     OfflineTeacher(by_hand)  # and left it as it was
 
 
+def test_a_model_that_was_written_down_is_left_as_it_was(folder, teacher):
+    teacher.train()
+    teacher.get_input_embeddings().weight.requires_grad_(False)
+    before = {name: parameter.requires_grad for name, parameter in teacher.named_parameters()}
+    write_offline(teacher, ROWS, folder, k=7)
+    assert teacher.training
+    assert before == {name: parameter.requires_grad for name, parameter in teacher.named_parameters()}
+
+
 def test_a_vocabulary_of_another_size_is_refused_before_training(folder, tmp_path):
     write_offline(tiny_model(seed=1, vocab_size=VOCAB + 300), ROWS, folder, k=7)
     with pytest.raises(ValueError, match=f"{VOCAB + 300}"):

@@ -22,7 +22,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from taid.data import IGNORE, pad_right
-from taid.logits import response_logits
+from taid.logits import inner, response_logits
 
 # The paper's Table 2, the first Open LLM Leaderboard: lm-eval's task → (shots, metric and filter)
 LEADERBOARD = {
@@ -54,7 +54,9 @@ class LocalModel(HFLM):
 
     def __init__(self, model, tokenizer, tokens_per_batch: int = 2048, **options):
         options = {"softmax_dtype": "float32", "batch_size": 8} | options
-        super().__init__(model, tokenizer=deepcopy(tokenizer), **options)  # which HFLM gives a padding token
+        super().__init__(
+            inner(model), tokenizer=deepcopy(tokenizer), **options
+        )  # HFLM gives it a padding token
         self.tokens_per_batch = tokens_per_batch
         if self.backend != "causal":
             raise ValueError(

@@ -17,6 +17,7 @@ from transformers import DataCollatorForLanguageModeling
 from taid import losses
 from taid.data import IGNORE, KeepEnds, pad_right
 from taid.files import locked
+from taid.logits import check_language_model, inner, is_encoder_decoder
 from taid.teacher.digests import Key, digest_of_model, keys, one_a_row
 from taid.teacher.live import LiveTeacher
 from taid.teacher.shards import Mismatch, Shards, Writer, clear
@@ -124,7 +125,8 @@ def cached_teacher(
     Files of another model, of another store, or damaged ones are made again, with a warning. A killed run goes
     on after its last whole shard; other processes wait for the one that computes.
     """
-    folder, live = _opened(folder, examples), LiveTeacher(model)
+    _check(model, examples)
+    folder, live = _made(folder), LiveTeacher(model)
     with locked(folder):
         writer = _renewed(folder, digest_of_model(model), store)
         _write(
@@ -152,24 +154,44 @@ def write_offline(
     """Write the k largest log-probabilities of `model` on `examples` (None: all logits) for `OfflineTeacher`.
 
     `collator` is the trainer's; None pads "input_ids" and "labels". The rest is as in `cached_teacher`, but that
-    a folder of another teacher is refused. Raises ValueError for k not in 1 … V.
+    a folder of another teacher is refused, and that `model` is left as it was. Raises ValueError for k not in
+    1 … V.
     """
     store: Store = FullLogits() if k is None else TopLogits(k)
-    folder, live = _opened(folder, examples), LiveTeacher(model)
-    with locked(folder):
-        writer = Writer(folder, digest_of_model(model), store)
-        collate = _prepared(model, collator or _padded, remove_unused_columns)
-        _write(writer, live, store, examples, collate, batch_size, progress)
+    _check(model, examples)
+    folder, was_training = _made(folder), model.training
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        with locked(folder):
+            writer = Writer(folder, digest_of_model(model), store)
+            collate = _prepared(model, collator or _padded, remove_unused_columns)
+            _write(writer, LiveTeacher(model), store, examples, collate, batch_size, progress)
+    finally:
+        model.train(was_training)
+        for parameter in learned:
+            parameter.requires_grad_(True)
 
 
-def _opened(folder: str | Path, examples) -> Path:
-    """The folder, there. Raises ValueError for examples that cannot be counted."""
-    if not hasattr(examples, "__len__"):
+def _check(model, examples) -> None:
+    """Raises ValueError for what is no causal model in memory, and for examples that cannot be counted."""
+    if not isinstance(model, torch.nn.Module) or not hasattr(inner(model), "config"):
         raise ValueError(
-            f"{type(examples).__name__} is a stream: give a data set with a length, list(…) of it, say"
+            f"{model!r:.80} is no model: load the teacher, AutoModelForCausalLM.from_pretrained(…)"
+        )
+    check_language_model(model, "teacher")
+    if is_encoder_decoder(model):
+        raise ValueError("an encoder–decoder's logits are not kept on disk: train with the live teacher")
+    if not hasattr(examples, "__len__") or not hasattr(examples, "__getitem__") or hasattr(examples, "keys"):
+        raise ValueError(
+            f"a {type(examples).__name__} cannot be counted: give one data set with a length, list(…) of a stream, "
+            "one split of a dictionary"
         )
     if not len(examples):
         raise ValueError("there are no examples: give one at least")
+
+
+def _made(folder: str | Path) -> Path:
+    """The folder, there."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     return Path(folder)
 
@@ -204,6 +226,8 @@ def _write(writer: Writer, live, store, examples, collate, batch_size, progress)
         chosen = [place for digest, place in rows.items() if digest not in held]
         if chosen:
             kept, vocab_size = _computed(live, store, _rows(batch, [row for row, _ in chosen]))
+            if any(len(tensor) != sum(key.count for _, key in chosen) for tensor in kept.values()):
+                raise ValueError("the teacher gives other positions than the labels': train with it live")
             parts.append(kept)
             new += [key for _, key in chosen]
             held.update(key.digest for _, key in chosen)

@@ -13,7 +13,7 @@ from torch import Tensor
 from taid.data import IGNORE
 
 LAYOUT = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}  # of padding-free rows
-KNOWN = {"input_ids", "labels", "attention_mask", "position_ids", "index", "sampled"} | LAYOUT
+KNOWN = {"input_ids", "labels", "shift_labels", "attention_mask", "position_ids", "index", "sampled"} | LAYOUT
 
 
 class Key(NamedTuple):
@@ -63,6 +63,8 @@ def keys(batch: dict) -> list[Key]:
     real = mask != 0  # [B, L]
     predicts = np.zeros_like(real)
     predicts[:, :-1] = labels[:, 1:] != IGNORE
+    if "shift_labels" in batch:
+        predicts = batch["shift_labels"].cpu().numpy() != IGNORE
     if (predicts & ~real).any():
         raise ValueError(
             "a label follows a padding token, which predicts nothing: pad on the right, or label no first token"
@@ -162,15 +164,19 @@ def digest_of_model(model) -> str:
     config = model.config.to_dict()
     for name in ("_name_or_path", "transformers_version"):
         config.pop(name, None)
-    total = hashlib.sha256(
-        f"{type(model).__name__} {json.dumps(config, sort_keys=True, default=str)}".encode()
-    )
-    total.update(repr(getattr(model, "peft_config", None)).encode())
+    adapters = {name: adapter.to_dict() for name, adapter in getattr(model, "peft_config", {}).items()}
+    about = [type(model).__name__, config, adapters]
+    total = hashlib.sha256(json.dumps(about, sort_keys=True, default=_in_order).encode())
     for name, value in sorted(model.state_dict().items()):
         total.update(name.encode())
         for part in _bytes(value, name):
             total.update(part)
     return total.hexdigest()
+
+
+def _in_order(value):
+    """A set, whose order is another in each process, sorted; anything else by its name."""
+    return sorted(map(str, value)) if isinstance(value, set | frozenset) else str(value)
 
 
 def _bytes(value, name: str) -> Iterator[bytes]:
