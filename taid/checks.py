@@ -65,6 +65,12 @@ def require_weight(name: str, value: float) -> None:
         raise ValueError(f"{name} must be finite and not negative, got {value}")
 
 
+def require_finite(name: str, value: float) -> None:
+    """A number in (−∞, ∞)."""
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name} must be a finite number, got {value}")
+
+
 def require_t(t: float) -> None:
     """A number in [0, 1]."""
     if not 0 <= t <= 1:

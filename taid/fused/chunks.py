@@ -147,11 +147,12 @@ def run(rows: Rows, compiled: bool = False) -> None:
     """The engine: rows that count, in chunks."""
     _keep_freed_memory()
     own_step = _compiled(rows.loss) if compiled else step
+    numbers = own_step is step  # those of compiled code are tensors, or it is compiled anew for each
     size = max(1, CHUNK.get(rows.student.device.type, CHUNK["cuda"]) // rows.student.shape[-1])
     for chosen in _chunks(len(rows.student), size, rows.weights):
         chunk = rows.of(chosen)
         factor, parameters = chunk.factor, chunk.parameters
-        if compiled:  # numbers would have it compiled anew for each of them
+        if not numbers:
             factor, parameters = _tensor(factor, rows), {k: _tensor(v, rows) for k, v in parameters.items()}
         core = CORES.get(rows.loss) or functools.partial(_by_autograd, losses.LOSSES[rows.loss])
         value, gradient, *slope = own_step(
