@@ -17,6 +17,7 @@ NAMES = {
     "gjs": "JSD",
     "skew_kl": "Skew KL",
     "skew_rkl": "Skew RKL",
+    "alpha_beta": "α-β-divergence",
     "constant": "TAID, σ(m) = ½",
     "replayed": "TAID, t replayed from another seed",
     "kl_matched": "KL, gradients of TAID's size",
@@ -79,6 +80,7 @@ COLOURS = {  # P. Tol's "muted" scheme; TAID's two and the references from Okabe
     "gjs": "#DDCC77",
     "skew_kl": "#661100",
     "skew_rkl": "#6699CC",
+    "alpha_beta": "#DDDDDD",
     "teacher": "#000000",
     "untrained": "#AAAAAA",
 }

@@ -13,6 +13,7 @@ exist: it changes neither value nor gradient. An entry that only one side has gi
     reverse_kl                         finite                            +∞
     adaptive_kl                        +∞                                +∞
     dkd                                +∞                                finite
+    alpha_beta                         finite if β, α + β > 0, else +∞   finite if α, α + β > 0, else +∞
     taid_kl (t < 1)                    finite, p_t has no mass there     finite, p_t has no mass there
     tvd, jsd, skew_kl, skew_rkl        finite                            finite
 
@@ -33,6 +34,7 @@ from torch.nn.functional import logsigmoid
 from taid.checks import (
     boolean,
     position_weights,
+    require_finite,
     require_fraction,
     require_labels,
     require_logits,
@@ -121,6 +123,41 @@ def adaptive_kl(
         w = torch.where(total > 0, w, 0.5).clamp(epsilon, 1 - epsilon)
     ratio = (log_p - log_q).masked_fill_((p == 0) & (q == 0), 0.0)
     return ((w * p - (1 - w) * q) * ratio).sum(-1)  # both divergences weigh the same log-ratio
+
+
+def alpha_beta(
+    student_logits: Tensor, teacher_logits: Tensor, alpha: float = 0.2, beta: float = 0.7
+) -> Tensor:
+    """α-β-divergence (Cichocki, Cruces, Amari 2011), with which ABKD distils (arXiv 2505.04560); any real α and β:
+
+        −1/(αβ) Σ (p^α q^β − α/(α + β) p^(α+β) − β/(α + β) q^(α+β)),      its limits where a divisor is 0.
+
+    (α, β) = (1, 0) is KL(p ‖ q), (0, 1) KL(q ‖ p), (½, ½) 2 Σ (√p − √q)², four times Hellinger's squared distance,
+    (1, 1) ½ Σ (p − q)², (0, 0) ½ Σ (log p − log q)². Exchanging α with β exchanges p with q. The defaults are ABKD's
+    for GPT-2 as we remember them: its code leaves them to the caller.
+
+    With E_c(r) = (e^(cr) − 1)/c, r at c = 0, and r = log p − log q it is Σ q^(α+β) (E_{α+β}(r) − E_α(r)) / β, which
+    only β = 0 troubles: the larger of α and β is what is divided by, if it is not next to 0.
+    """
+    require_finite("alpha", alpha)
+    require_finite("beta", beta)
+    log_q, log_p = _log_probs(student_logits, teacher_logits)
+    no_q, no_p = log_q == -math.inf, log_p == -math.inf
+    total = alpha + beta
+    x, y = (log.masked_fill(no_q | no_p, 0.0) for log in (log_p, log_q))  # which then agree: their term is 0
+    a, b = alpha, beta
+    if abs(a) > abs(b):
+        a, b, x, y = b, a, y, x
+    if abs(b) < 1e-3:  # by the series in a and b: their difference would be rounding
+        r = x - y
+        thirds = (total + a) / 3 + (total**2 + total * a + a**2) / 12 * r
+        values = (total * y).exp() * r.square() / 2 * (1 + thirds * r)
+    else:
+        values = (_difference(total, x, y, total * y) - _difference(a, x, y, total * y)) / b
+    for log, without, other in ((log_p, no_q & ~no_p, beta), (log_q, no_p & ~no_q, alpha)):
+        alone = (total * log).exp() / (other * total) if other > 0 and total > 0 else math.inf
+        values = torch.where(without, alone, values)
+    return values.sum(-1)
 
 
 def dkd(
@@ -240,7 +277,19 @@ def masked_mean(
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     loss.__name__: loss
-    for loss in (forward_kl, reverse_kl, tvd, jsd, skew_kl, skew_rkl, adaptive_kl, dkd, ctkd, taid_kl)
+    for loss in (
+        forward_kl,
+        reverse_kl,
+        tvd,
+        jsd,
+        skew_kl,
+        skew_rkl,
+        adaptive_kl,
+        alpha_beta,
+        dkd,
+        ctkd,
+        taid_kl,
+    )
 }
 """Per-token losses by their names; what trains with them under the names of the papers is `taid.objectives.METHODS`.
 
@@ -260,6 +309,15 @@ def _kl(log_a: Tensor, log_b: Tensor, own: float = 0.0) -> Tensor:
     if own:
         ratio = logsigmoid(ratio + math.log(own / (1 - own))) - math.log(own)
     return (a * ratio).sum(-1)
+
+
+def _difference(c: float, x: Tensor, y: Tensor, base: Tensor) -> Tensor:
+    """e^base (e^(c(x − y)) − 1) / c, [...], or its limit e^base (x − y) at c = 0; nothing overflows that is then small."""
+    if c == 0:
+        return base.exp() * (x - y)
+    change = c * (x - y)
+    up = -(base + change).exp() * (-change).clamp(max=0).expm1()
+    return torch.where(change > 0, up, base.exp() * change.clamp(max=0).expm1()) / c
 
 
 def _entropy(log_p: Tensor) -> Tensor:

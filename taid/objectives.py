@@ -344,6 +344,7 @@ METHODS: dict[str, Callable[..., Objective]] = {
     "gjs": partial(Divergence, losses.jsd),
     "skew_kl": partial(Divergence, losses.skew_kl),
     "skew_rkl": partial(Divergence, losses.skew_rkl),
+    "alpha_beta": partial(Divergence, losses.alpha_beta),
 }
 """Objectives by the names of the papers' tables. Options are their own: `objective("taid", t_start=0.2)`."""
 

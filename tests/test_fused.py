@@ -22,6 +22,7 @@ PARAMETERS = {
     "skew_kl": {"lam": 0.1},
     "skew_rkl": {"lam": 0.2},
     "adaptive_kl": {"mu": 0.5},
+    "alpha_beta": {"alpha": 0.2, "beta": 0.7},
     "dkd": {"labels": LABELS, "alpha": 1.0, "beta": 0.5, "temperature": 2.0},
     "ctkd": {"temperature": 3.0},
     "taid_kl": {"t": 0.3},
@@ -405,6 +406,36 @@ def test_adaptive_heads_narrow_and_wide(engine, mu, scale):
     expected, expected_gradient = oracle("adaptive_kl", s, z, mu=mu)
     assert value.item() == pytest.approx(expected.item(), rel=1e-5)
     assert error(gradient, expected_gradient) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta"),
+    [(1, 0), (0, 1), (0, 0), (0.5, 0.5), (2, -1), (-0.5, 0.5), (1e-5, 0.5), (0.5, -1e-5), (2e-4, 3e-4)],
+)
+@pytest.mark.parametrize("noise", [1.0, 0.01])
+def test_alpha_beta_at_its_corners(engine, alpha, beta, noise):
+    """Far apart and nearly equal. Oracle: the pure loss in fp64."""
+    s, other = logits(scale=1.0)
+    z = s.detach() + noise * other
+    value, gradient = mean_and_gradient("alpha_beta", s, z, alpha=alpha, beta=beta)
+    expected, expected_gradient = oracle("alpha_beta", s, z, alpha=alpha, beta=beta)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5 if noise == 1.0 else 1e-3)
+    assert error(gradient, expected_gradient) < (1e-5 if noise == 1.0 else 1e-3)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.2, 0.7), (1, 0), (0, 1), (0, 0), (2, -1), (-1, 0.5)])
+def test_alpha_beta_of_absent_entries(engine, alpha, beta):
+    """Finite or not as the pure loss is; with gradients where it is."""
+    for side in (0, 1):
+        pair = logits(scale=1.0)
+        pair[side].detach()[:, 5:540] = -INF
+        pair[0].detach()[:, -1] = pair[1][:, -1] = -INF
+        values, gradient = fused.value_and_gradient("alpha_beta", *pair, alpha=alpha, beta=beta)
+        s64 = pair[0].detach().double().requires_grad_()
+        expected = losses.alpha_beta(s64, pair[1].double(), alpha, beta)
+        torch.testing.assert_close(values.double(), expected.detach(), rtol=1e-5, atol=0)
+        if expected.isfinite().all():
+            assert error(gradient, torch.autograd.grad(expected.sum(), s64)[0]) < 1e-5
 
 
 def test_one_position_alone_and_none(engine):

@@ -15,6 +15,7 @@ from taid.losses import (
     LOSSES,
     CTKDTemperature,
     adaptive_kl,
+    alpha_beta,
     ctkd,
     dkd,
     forward_kl,
@@ -60,6 +61,23 @@ def np_dkd(s, z, beta=0.5):
     return np.array(values)
 
 
+def np_alpha_beta(s, z, alpha, beta):
+    """The definition and its limits, case by case (Cichocki, Cruces, Amari 2011, equation 25)."""
+    q, p = softmax(s, -1), softmax(z, -1)
+    if alpha == beta == 0:
+        terms = (np.log(p) - np.log(q)) ** 2 / 2
+    elif beta == 0:
+        terms = (p**alpha * alpha * np.log(p / q) - p**alpha + q**alpha) / alpha**2
+    elif alpha == 0:
+        terms = (q**beta * beta * np.log(q / p) - q**beta + p**beta) / beta**2
+    elif alpha + beta == 0:
+        terms = (alpha * np.log(q / p) + (q / p) ** -alpha - 1) / alpha**2
+    else:
+        total = alpha + beta
+        terms = -(p**alpha * q**beta - alpha / total * p**total - beta / total * q**total) / (alpha * beta)
+    return terms.sum(-1)
+
+
 def on_probabilities(divergence):
     return lambda s, z: divergence(softmax(s, -1), softmax(z, -1))
 
@@ -76,6 +94,7 @@ CASES = {
     "skew_kl": (skew_kl, on_probabilities(lambda q, p: np_kl(p, 0.1 * p + 0.9 * q))),
     "skew_rkl": (skew_rkl, on_probabilities(lambda q, p: np_kl(q, 0.9 * p + 0.1 * q))),
     "adaptive_kl": (adaptive_kl, np_adaptive_kl),
+    "alpha_beta": (alpha_beta, lambda s, z: np_alpha_beta(s, z, 0.2, 0.7)),
     "dkd": (lambda s, z: dkd(s, z, LABELS), np_dkd),
     "ctkd": (lambda s, z: ctkd(s, z, 3.0), lambda s, z: 9 * np_kl(softmax(z / 3, -1), softmax(s / 3, -1))),
     "taid": (
@@ -329,6 +348,84 @@ def test_adaptive_kl_is_infinite_although_the_infinite_part_has_no_weight():
     assert adaptive_kl(s, z, mu=0.4) == INF
 
 
+ENDS = [
+    (1, 0),
+    (0, 1),
+    (0, 0),
+    (0.5, 0.5),
+    (1, 1),
+    (2, -1),
+    (-1, 2),
+    (-0.5, 0.5),
+    (0.7, -0.7),
+    (0.5, 0),
+    (0, 2),
+]
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [*ENDS, (0.2, 0.7), (-0.3, 0.9), (-0.3, -0.4), (3, 0.1)])
+def test_alpha_beta_at_every_corner(alpha, beta):
+    """Oracle: the definition and its limits, case by case; slopes by differences. Positive, and 0 at equality."""
+    s, z = logits(scale=1.0)
+    expected = np_alpha_beta(s.detach().numpy(), z.numpy(), alpha, beta)
+    value = alpha_beta(s, z, alpha, beta)
+    np.testing.assert_allclose(value.detach(), expected, rtol=1e-9)
+    assert (value > 0).all() and alpha_beta(s, s.detach() + 3, alpha, beta).abs().max() < 1e-13
+    assert gradcheck(lambda s: alpha_beta(s, z, alpha, beta), s)
+    exchanged = alpha_beta(z, s, beta, alpha)
+    torch.testing.assert_close(exchanged, value, rtol=1e-10, atol=0)
+
+
+def test_alpha_beta_contains_the_divergences_that_it_generalises():
+    s, z = logits()
+    q, p = s.softmax(-1), z.softmax(-1)
+    torch.testing.assert_close(alpha_beta(s, z, 1, 0), forward_kl(s, z), rtol=1e-11, atol=0)
+    torch.testing.assert_close(alpha_beta(s, z, 0, 1), reverse_kl(s, z), rtol=1e-11, atol=0)
+    hellinger = 2 * (p.sqrt() - q.sqrt()).square().sum(-1)
+    torch.testing.assert_close(alpha_beta(s, z, 0.5, 0.5), hellinger, rtol=1e-11, atol=0)
+    torch.testing.assert_close(alpha_beta(s, z, 1, 1), (p - q).square().sum(-1) / 2, rtol=1e-11, atol=0)
+    chi = (p**2 / q).sum(-1) / 2 - 0.5  # Pearson's, halved
+    torch.testing.assert_close(alpha_beta(s, z, 2, -1), chi, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("alpha", "beta"), ENDS)
+def test_alpha_beta_is_continuous_at_every_corner(alpha, beta, dtype):
+    """A step of 1e-5 changes it by that order, in fp32 as well: nothing is divided by what vanishes."""
+    s, z = logits(scale=1.0, dtype=dtype)
+    value, gradient = value_and_gradient(lambda s, z: alpha_beta(s, z, alpha, beta), s, z)
+    for step in ((1e-5, 0), (0, 1e-5), (-1e-5, 1e-5)):
+        near = (alpha + step[0], beta + step[1])
+        value_near, gradient_near = value_and_gradient(lambda s, z, near=near: alpha_beta(s, z, *near), s, z)
+        torch.testing.assert_close(value_near, value, rtol=2e-4, atol=0)
+        torch.testing.assert_close(gradient_near, gradient, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "without_student", "without_teacher"),
+    [
+        (0.2, 0.7, True, True),
+        (1, 0, False, True),
+        (0, 1, True, False),
+        (0, 0, False, False),
+        (2, -1, False, True),
+        (-1, 0.5, False, False),
+    ],
+)
+def test_alpha_beta_of_an_entry_on_one_side(alpha, beta, without_student, without_teacher):
+    """Oracle: the limit of ever smaller logits. Finite where the other side's exponent and both's sum are positive."""
+    for side, finite in (("student", without_student), ("teacher", without_teacher)):
+        pair = [x.detach() for x in logits(scale=1.0)]
+        pair[side == "teacher"][:, 5:8] = -INF
+        value, gradient = value_and_gradient(
+            lambda s, z: alpha_beta(s, z, alpha, beta), pair[0].requires_grad_(), pair[1]
+        )
+        assert value.isfinite().all() == finite and gradient.isfinite().all() >= finite
+        if finite:
+            near = [torch.where(x == -INF, -400.0, x.detach()) for x in pair]
+            torch.testing.assert_close(value, alpha_beta(*near, alpha, beta), rtol=1e-9, atol=0)
+
+
 def test_losses_keep_leading_shapes():
     s, z = logits()
     blocks = (s.detach().view(2, 3, 4, VOCABULARY), z.view(2, 3, 4, VOCABULARY))
@@ -479,6 +576,8 @@ def test_shapes_that_differ_are_named(name):
         (lambda s, z: skew_kl(s, z, 1.0), "lam"),
         (lambda s, z: skew_rkl(s, z, math.nan), "lam"),
         (lambda s, z: adaptive_kl(s, z, -0.5), "mu"),
+        (lambda s, z: alpha_beta(s, z, math.nan), "alpha must be a finite number"),
+        (lambda s, z: alpha_beta(s, z, 1.0, INF), "beta must be a finite number"),
         (lambda s, z: taid_kl(s, z, 1.5), "t must"),
         (lambda s, z: dkd(s, z, None), "needs labels"),
         (lambda s, z: dkd(s, z, LABELS[:2]), rf"\({ROWS},\).*\(2,\)"),

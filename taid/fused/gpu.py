@@ -18,7 +18,7 @@ from taid.fused.rows import Rows
 
 INTERPRETED = triton.knobs.runtime.interpret
 LOSSES = frozenset(
-    ("forward_kl", "taid_kl", "reverse_kl", "tvd", "jsd", "skew_kl", "skew_rkl", "dkd", "ctkd")
+    ("forward_kl", "taid_kl", "reverse_kl", "tvd", "jsd", "skew_kl", "skew_rkl", "alpha_beta", "dkd", "ctkd")
 )  # not adaptive_kl, whose head wants a sort
 BLOCK, WARPS = 8192, 16  # the best of a sweep on an H100 over three losses, two vocabularies, bf16 and fp32
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
@@ -199,7 +199,12 @@ def _rows(
         value = 0.0
         for at in range(0, vocabulary, BLOCK):
             s, z = _logits(student, teacher, at, vocabulary, label, a, tau, LOSS, BLOCK)
-            f, h = _terms(tl.exp(s - s_max) / s_total, tl.exp(z - z_max) / z_total, a, LOSS)
+            x = s - s_max
+            y = z - z_max
+            if LOSS == "alpha_beta":
+                f, h = _alpha_beta(x - tl.log(s_total), y - tl.log(z_total), a, b)
+            else:
+                f, h = _terms(tl.exp(x) / s_total, tl.exp(y) / z_total, a, LOSS)
             value += tl.sum(f, 0)
             total += tl.sum(h, 0)
     tl.store(values + row, value)
@@ -216,6 +221,9 @@ def _rows(
             j = at + tl.arange(0, BLOCK)
             if LOSS == "reverse_kl":
                 gradient = tl.where(q == 0, 0.0, -q * (y - x + shift)) - q * total
+            elif LOSS == "alpha_beta":
+                f, h = _alpha_beta(x - tl.log(s_total), y - tl.log(z_total), a, b)
+                gradient = h - q * total
             elif LOSS == "tvd" or LOSS == "jsd" or LOSS == "skew_kl" or LOSS == "skew_rkl":
                 f, h = _terms(q, p, a, LOSS)
                 gradient = h - q * total
@@ -262,6 +270,44 @@ def _terms(q, p, a, LOSS: tl.constexpr):
         f = _times_log(q, ratio)
         h = f - a * q * ratio
     return f, h
+
+
+@triton.jit
+def _alpha_beta(log_q, log_p, alpha, beta):
+    """f and h of the α-β-divergence, see `taid.losses.alpha_beta`."""
+    total = alpha + beta
+    swap = tl.abs(alpha) > tl.abs(beta)
+    x = tl.where(swap, log_q, log_p)
+    y = tl.where(swap, log_p, log_q)
+    a = tl.where(swap, beta, alpha)
+    b = tl.where(swap, alpha, beta)
+    r = x - y
+    rise = _difference(total, total * x, total * y, r)
+    f = (rise - _difference(a, a * x + b * y, total * y, r)) / b
+    thirds = (total + a) / 3 + (total * total + total * a + a * a) / 12 * r
+    f = tl.where(tl.abs(b) < 1e-3, tl.exp(total * y) * r * r / 2 * (1 + thirds * r), f)
+    h = -_difference(alpha, alpha * log_p + beta * log_q, total * log_q, log_p - log_q)
+    no_q = log_q == ABSENT
+    no_p = log_p == ABSENT
+    f = tl.where(no_q, _alone(log_p, beta, total), tl.where(no_p, _alone(log_q, alpha, total), f))
+    h = tl.where(no_q, 0.0, tl.where(no_p, _alone(log_q, alpha, total) * total, h))
+    return tl.where(no_q & no_p, 0.0, f), tl.where(no_q & no_p, 0.0, h)
+
+
+@triton.jit
+def _alone(x, other, total):
+    """The term of one side alone, of log-probability x, where the other's has the exponent `other`."""
+    infinite = tl.minimum(other, total) <= 0
+    return tl.where(infinite, float("inf"), tl.exp(total * x) / (other * total))
+
+
+@triton.jit
+def _difference(c, u, v, r):
+    """(e^u − e^v) / c for u − v = c r, where that is small by its series: r at c = 0."""
+    x = c * r
+    series = 1 + x / 2 * (1 + x / 3 * (1 + x / 4 * (1 + x / 5 * (1 + x / 6 * (1 + x / 7)))))
+    small = tl.exp(v) * r * series
+    return tl.where(c == 0, small, tl.where(tl.abs(x) < 0.35, small, (tl.exp(u) - tl.exp(v)) / c))
 
 
 @triton.jit

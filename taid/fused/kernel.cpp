@@ -53,10 +53,10 @@ struct Job {  // as taid/fused/kernel.py lays it out; strides in elements, betwe
 enum Type { FLOAT32, BFLOAT16, FLOAT16 };
 enum Loss {
     FORWARD_KL, REVERSE_KL, TOTAL_VARIATION, JENSEN_SHANNON, SKEW_KL, SKEW_RKL, ADAPTIVE_KL, DKD, CTKD,
-    TAID_KL
+    TAID_KL, ALPHA_BETA
 };
 const char *const NAMES[] = {"forward_kl", "reverse_kl", "tvd", "jsd", "skew_kl", "skew_rkl", "adaptive_kl", "dkd",
-                             "ctkd", "taid_kl"};  // in taid/losses.py
+                             "ctkd", "taid_kl", "alpha_beta"};  // in taid/losses.py
 
 // Elementary functions
 
@@ -337,6 +337,47 @@ struct SkewRKL {
     INLINE F h(const Entry &e) const { return f(e) - lam * e.q * ratio(e); }
 };
 
+struct AlphaBeta {  // see taid/losses.py; log_s, log_z: of both sums of e^(x − maximum)
+    static constexpr bool reads_logits = true;
+    float alpha, beta, log_s, log_z;
+
+    INLINE F h(const Entry &e) const {
+        const F p = e.b - log_z, q = e.a - log_s;
+        return there(e, -difference(alpha, alpha * p + beta * q, total() * q, p - q), F{}, alone(alpha, q) * total());
+    }
+    INLINE F f(const Entry &e) const {
+        const F p = e.b - log_z, q = e.a - log_s;
+        const bool swap = std::fabs(alpha) > std::fabs(beta);
+        const F x = swap ? q : p, y = swap ? p : q;
+        const float a = swap ? beta : alpha, b = swap ? alpha : beta;
+        const F r = x - y, rise = difference(total(), total() * x, total() * y, r);
+        const F both = (rise - difference(a, a * x + b * y, total() * y, r)) / b;
+        const F thirds = (total() + a) / 3 + (total() * total() + total() * a + a * a) / 12 * r;
+        const F tiny = power(total() * y) * r * r * 0.5f * (1 + thirds * r);
+        return there(e, std::fabs(b) < 1e-3f ? tiny : both, alone(beta, p), alone(alpha, q));
+    }
+
+    float total() const { return alpha + beta; }
+    // by what is there: both probabilities, p alone, q alone, or neither
+    INLINE static F there(const Entry &e, F both, F only_p, F only_q) {
+        const F with_p = e.a == -INF ? only_p : both, without_p = e.a == -INF ? F{} : only_q;
+        return e.b == -INF ? without_p : with_p;
+    }
+    // the term of one side alone, of log-probability x, where the other's has this exponent
+    INLINE F alone(float other, F x) const {
+        return other > 0 && total() > 0 ? power(total() * x) / (other * total()) : F{} + INF;
+    }
+    // (e^u − e^v) / c for u − v = c r, where that is small by its series: r at c = 0
+    INLINE static F difference(float c, F u, F v, F r) {
+        const F x = c * r;
+        F series = F{} + 1;
+        for (float n : {7.0f, 6.0f, 5.0f, 4.0f, 3.0f, 2.0f}) series = 1 + x / n * series;
+        const F small = power(v) * r * series;
+        return c == 0 ? small : absolute(x) < 0.35f ? small : (power(u) - power(v)) / c;
+    }
+    INLINE static F power(F x) { return x > 88.0f ? F{} + INF : exponential(x); }
+};
+
 struct HeadGap {  // sums |p − q|: f over the head, b ≥ threshold, h over all
     static constexpr bool reads_logits = true;
     float threshold;
@@ -528,6 +569,11 @@ double value(const Job &job, int64_t i, const Softmax &s, const Softmax &z) {
         case JENSEN_SHANNON: row.normalise<false, false>(); return divergence(row, JSD{job.a});
         case SKEW_KL: row.normalise<false, false>(); return divergence(row, SkewKL{job.a});
         case SKEW_RKL: row.normalise<false, false>(); return divergence(row, SkewRKL{job.a});
+        case ALPHA_BETA: {
+            row.normalise<false, false>();
+            const float log_s = std::log(row.s.total), log_z = std::log(row.z.total);
+            return divergence(row, AlphaBeta{job.a, job.b, log_s, log_z});
+        }
         case ADAPTIVE_KL: row.normalise<true, true>(); return adaptive(row, job.a);
         case CTKD: row.normalise<true, false>(); return tempered(row, job.slopes ? job.slopes + i : nullptr);
         case REVERSE_KL: row.normalise<false, true>(); return reverse(row);
