@@ -18,6 +18,7 @@ NAMES = {
     "skew_kl": "Skew KL",
     "skew_rkl": "Skew RKL",
     "alpha_beta": "α-β-divergence",
+    "amid": "TAID, AMiD's bridge",
     "constant": "TAID, σ(m) = ½",
     "replayed": "TAID, t replayed from another seed",
     "kl_matched": "KL, gradients of TAID's size",
@@ -81,6 +82,7 @@ COLOURS = {  # P. Tol's "muted" scheme; TAID's two and the references from Okabe
     "skew_kl": "#661100",
     "skew_rkl": "#6699CC",
     "alpha_beta": "#DDDDDD",
+    "amid": "#F0E442",
     "teacher": "#000000",
     "untrained": "#AAAAAA",
 }

@@ -15,6 +15,7 @@ exist: it changes neither value nor gradient. An entry that only one side has gi
     dkd                                +∞                                finite
     alpha_beta                         finite if β, α + β > 0, else +∞   finite if α, α + β > 0, else +∞
     taid_kl (t < 1)                    finite, p_t has no mass there     finite, p_t has no mass there
+    amid_kl (t < 1)                    as taid_kl for α ≥ 1, else +∞     finite
     tvd, jsd, skew_kl, skew_rkl        finite                            finite
 
 and the gradient is finite wherever the value is.
@@ -252,6 +253,29 @@ def interpolate(student_logits: Tensor, teacher_logits: Tensor, t: float) -> Ten
     return torch.add((1 - t) * student, teacher, alpha=t)
 
 
+def amid_kl(student_logits: Tensor, teacher_logits: Tensor, t: float, mixture: float = 0.5) -> Tensor:
+    """TAID's objective KL(p_t ‖ q) with another bridge: p_t is AMiD's α-mixture of q and p (arXiv 2510.15982), with
+
+        p_t ∝ ((1 − t) q^c + t p^c)^(1/c),  c = (1 − α)/2,      q^(1−t) p^t at c = 0.
+
+    α = `mixture`, any real number: 1 is TAID's blend of logits, −1 that of probabilities, (1 − t) q + t p. p_t gets no
+    gradient, so that of the student's logits is q − p_t. t = 0 is q itself and t = 1 the teacher, for every α. The
+    default is that of AMiD's scripts.
+    """
+    require_finite("mixture", mixture)
+    require_t(t)
+    c = (1 - mixture) / 2
+    if c == 0 or t in (0, 1):
+        return taid_kl(student_logits, teacher_logits, t)
+    log_q, log_p = _log_probs(student_logits, teacher_logits)
+    y = log_q.detach()
+    rise = (c * (log_p - y)).masked_fill_((y == -math.inf) & (log_p == -math.inf), 0.0)
+    # from the side with the larger power, so that nothing is lost where the two are close or far apart
+    from_p = log_p + torch.log1p((1 - t) * (-rise).clamp(max=0).expm1()) / c
+    from_q = y + torch.log1p(t * rise.clamp(max=0).expm1()) / c
+    return _kl(torch.where(rise > 0, from_p, from_q).log_softmax(-1), log_q)
+
+
 def masked_mean(
     values: Tensor, mask: Tensor, weights: Tensor | None = None, *, official: bool = False
 ) -> Tensor:
@@ -289,6 +313,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
         dkd,
         ctkd,
         taid_kl,
+        amid_kl,
     )
 }
 """Per-token losses by their names; what trains with them under the names of the papers is `taid.objectives.METHODS`.

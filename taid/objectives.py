@@ -197,18 +197,26 @@ class CTKD(Divergence):
 
 class TAID(Divergence):
     """KL(p_t ‖ q) to the intermediate teacher p_t, with t from a schedule of `taid.schedule` (paper, section
-    3: see `taid.losses.taid_kl`, `taid.schedule.Adaptive`)."""
+    3: see `taid.losses.taid_kl`, `taid.schedule.Adaptive`), or another `loss` of a t, with further options."""
 
-    def __init__(self, schedule: Schedule = Adaptive(t_start=0.4)):
-        super().__init__(losses.taid_kl)
+    def __init__(
+        self,
+        schedule: Schedule = Adaptive(t_start=0.4),
+        loss: Callable[..., Tensor] = losses.taid_kl,
+        **options,
+    ):
+        super().__init__(loss, **options)
         self.schedule = schedule
         self.state = schedule.init()
+        self.per_token(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))  # or its words
 
     def __repr__(self):
-        return f"{type(self).__name__}({self.schedule})"
+        settings = [f"{name}={value!r}" for name, value in self._options.items()]
+        bridge = [] if self.loss is losses.taid_kl else [self.loss.__name__, *settings]
+        return f"{type(self).__name__}({', '.join([str(self.schedule), *bridge])})"
 
     def options(self, labels):
-        return {"t": self.state.t}
+        return super().options(labels) | {"t": self.state.t}
 
     def on_train_begin(self, updates):
         self.schedule.check(updates)
@@ -329,6 +337,10 @@ def _distillm(loss: str = "skew_kl", max_new_tokens: int = 64, **options) -> Div
     return Divergence(losses.LOSSES[loss], DistiLLMRollouts(max_new_tokens, **options))
 
 
+def _amid(mixture: float = 0.5, t_start: float = 0.4, t_end: float = 1.0, **options) -> TAID:
+    return TAID(Adaptive(t_start, t_end, **options), losses.amid_kl, mixture=mixture)
+
+
 METHODS: dict[str, Callable[..., Objective]] = {
     "sft": SFT,
     "kl": partial(Divergence, losses.forward_kl),
@@ -345,6 +357,7 @@ METHODS: dict[str, Callable[..., Objective]] = {
     "skew_kl": partial(Divergence, losses.skew_kl),
     "skew_rkl": partial(Divergence, losses.skew_rkl),
     "alpha_beta": partial(Divergence, losses.alpha_beta),
+    "amid": _amid,
 }
 """Objectives by the names of the papers' tables. Options are their own: `objective("taid", t_start=0.2)`."""
 

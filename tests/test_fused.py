@@ -26,6 +26,7 @@ PARAMETERS = {
     "dkd": {"labels": LABELS, "alpha": 1.0, "beta": 0.5, "temperature": 2.0},
     "ctkd": {"temperature": 3.0},
     "taid_kl": {"t": 0.3},
+    "amid_kl": {"t": 0.3, "mixture": 0.5},
 }
 every_loss = pytest.mark.parametrize("name", PARAMETERS)
 on_the_cpu = pytest.mark.skipif(DEVICE != "cpu" or kernel.library() is None, reason="the C++ kernel's")

@@ -20,7 +20,12 @@ from taid.objectives import METHODS, objective
 
 N, V = 2 * ROWS + 22, 300  # three chunks, the last one shorter
 LABELS = torch.arange(N) % V
-PARAMETERS = {"taid_kl": {"t": 0.4}, "dkd": {"labels": LABELS}, "ctkd": {"temperature": 2.0}}
+PARAMETERS = {
+    "taid_kl": {"t": 0.4},
+    "amid_kl": {"t": 0.4},
+    "dkd": {"labels": LABELS},
+    "ctkd": {"temperature": 2.0},
+}
 BATCH = Collator(PAD)(tiny_examples(5))
 
 

@@ -16,6 +16,7 @@ from taid.losses import (
     CTKDTemperature,
     adaptive_kl,
     alpha_beta,
+    amid_kl,
     ctkd,
     dkd,
     forward_kl,
@@ -78,6 +79,14 @@ def np_alpha_beta(s, z, alpha, beta):
     return terms.sum(-1)
 
 
+def np_amid_kl(s, z, t, mixture):
+    """Amari's α-mean of both probabilities: the mean of f(u) = u^((1 − α)/2), log u for α = 1, through f back."""
+    q, p = softmax(s, -1), softmax(z, -1)
+    power = (1 - mixture) / 2
+    mean = ((1 - t) * q**power + t * p**power) ** (1 / power) if power else q ** (1 - t) * p**t
+    return np_kl(mean / mean.sum(-1, keepdims=True), q)
+
+
 def on_probabilities(divergence):
     return lambda s, z: divergence(softmax(s, -1), softmax(z, -1))
 
@@ -97,6 +106,7 @@ CASES = {
     "alpha_beta": (alpha_beta, lambda s, z: np_alpha_beta(s, z, 0.2, 0.7)),
     "dkd": (lambda s, z: dkd(s, z, LABELS), np_dkd),
     "ctkd": (lambda s, z: ctkd(s, z, 3.0), lambda s, z: 9 * np_kl(softmax(z / 3, -1), softmax(s / 3, -1))),
+    "amid_kl": (lambda s, z: amid_kl(s, z, 0.3), lambda s, z: np_amid_kl(s, z, 0.3, 0.5)),
     "taid": (
         lambda s, z: taid_kl(s, z, 0.3),
         lambda s, z: np_kl(softmax(0.7 * s + 0.3 * z, -1), softmax(s, -1)),
@@ -178,7 +188,7 @@ def test_nan_logits_are_not_hidden(name):
 # Gradients
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in ("adaptive_kl", "taid")])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("adaptive_kl", "taid", "amid_kl")])
 def test_gradient_is_the_values_slope(name):
     s, z = logits(seed=1)
     assert gradcheck(lambda s: CASES[name][0](s, z), s)
@@ -253,7 +263,7 @@ def test_entries_absent_on_both_sides_do_not_exist(name):
 
 
 INFINITE_WITHOUT = {  # the side whose missing entry makes the loss infinite, as the module's table says
-    "student": ("forward_kl", "adaptive_kl", "dkd", "ctkd"),
+    "student": ("forward_kl", "adaptive_kl", "dkd", "ctkd", "amid_kl"),
     "teacher": ("reverse_kl", "adaptive_kl"),
 }
 
@@ -426,6 +436,52 @@ def test_alpha_beta_of_an_entry_on_one_side(alpha, beta, without_student, withou
             torch.testing.assert_close(value, alpha_beta(*near, alpha, beta), rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("mixture", [-5.0, -1.0, 0.0, 0.5, 1 - 1e-7, 1.0, 1 + 1e-7, 3.0])
+@pytest.mark.parametrize("t", [0.05, 0.6])
+def test_amids_bridge_is_the_alpha_mean(mixture, t):
+    """Oracle: the mean by its definition (fp64 loses digits in it next to α = 1); the gradient is q − p_t."""
+    s, z = logits(scale=1.0)
+    expected = np_amid_kl(s.detach().numpy(), z.numpy(), t, mixture)
+    value, gradient = value_and_gradient(lambda s, z: amid_kl(s, z, t, mixture), s, z)
+    np.testing.assert_allclose(value, expected, rtol=1e-6 if abs(mixture - 1) < 1e-3 else 1e-10)
+    c = (1 - mixture) / 2
+    log_q, log_p = s.detach().log_softmax(-1), z.log_softmax(-1)
+    mean = (
+        torch.logaddexp(c * log_q + math.log(1 - t), c * log_p + math.log(t)) / c
+        if c
+        else (1 - t) * s + t * z
+    )
+    torch.testing.assert_close(
+        gradient, s.detach().softmax(-1) - mean.detach().softmax(-1), rtol=0, atol=1e-8
+    )
+
+
+def test_amids_bridge_is_taids_and_that_of_probabilities():
+    """At α = 1 and −1; at its ends the student itself and the teacher; all of it zero at equality."""
+    s, z = logits()
+    assert torch.equal(amid_kl(s, z, 0.3, 1.0), taid_kl(s, z, 0.3))
+    log_q, log_p = s.detach().log_softmax(-1), z.log_softmax(-1)
+    arithmetic = torch.logaddexp(log_q + math.log(0.7), log_p + math.log(0.3))
+    torch.testing.assert_close(amid_kl(s, z, 0.3, -1.0), forward_kl(s, arithmetic), rtol=1e-12, atol=0)
+    for mixture in (-3.0, 0.5, 1.0, 4.0):
+        assert torch.equal(amid_kl(s, z, 1.0, mixture), forward_kl(s, z))
+        assert amid_kl(s, z, 0.0, mixture).abs().max() == 0
+        assert amid_kl(s, s.detach() - 2, 0.4, mixture).abs().max() < 1e-14
+    near = [amid_kl(*(x.float() for x in (s, z)), 0.3, 1 + change) for change in (-1e-4, 0, 1e-4)]
+    for other in (near[0], near[2]):  # in fp32 as well
+        torch.testing.assert_close(other, near[1], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("mixture", "infinite"), [(0.5, True), (-1.0, True), (1.0, False), (3.0, False)])
+def test_amids_bridge_to_what_the_student_lacks(mixture, infinite):
+    """A mean of c > 0 has mass where one side has; of c ≤ 0 where both have."""
+    s, z = (x.detach() for x in logits(scale=1.0))
+    s[:, 5:8] = z[:, 8:9] = -INF
+    s[:, 9] = z[:, 9] = -INF
+    value, gradient = value_and_gradient(lambda s, z: amid_kl(s, z, 0.3, mixture), s.requires_grad_(), z)
+    assert (value == INF).all() if infinite else value.isfinite().all() and gradient.isfinite().all()
+
+
 def test_losses_keep_leading_shapes():
     s, z = logits()
     blocks = (s.detach().view(2, 3, 4, VOCABULARY), z.view(2, 3, 4, VOCABULARY))
@@ -579,6 +635,8 @@ def test_shapes_that_differ_are_named(name):
         (lambda s, z: alpha_beta(s, z, math.nan), "alpha must be a finite number"),
         (lambda s, z: alpha_beta(s, z, 1.0, INF), "beta must be a finite number"),
         (lambda s, z: taid_kl(s, z, 1.5), "t must"),
+        (lambda s, z: amid_kl(s, z, math.nan), "t must"),
+        (lambda s, z: amid_kl(s, z, 0.5, INF), "mixture must be a finite number"),
         (lambda s, z: dkd(s, z, None), "needs labels"),
         (lambda s, z: dkd(s, z, LABELS[:2]), rf"\({ROWS},\).*\(2,\)"),
         (lambda s, z: masked_mean(s, torch.ones(ROWS, dtype=torch.bool)), "mask"),

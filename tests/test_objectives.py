@@ -21,6 +21,7 @@ NAMED = {  # where the papers' name is not the loss's own
     "distillm": losses.skew_kl,
     "taid": losses.taid_kl,
     "taid_no_adaptive": losses.taid_kl,
+    "amid": losses.amid_kl,
 }
 TABLE = Path(__file__).parents[1] / "analysis" / "paper" / "table1_instruction_tuning.csv"
 
@@ -90,6 +91,16 @@ def test_taid_moves_with_its_schedule_and_not_with_its_losses():
         state = schedule.update(state, loss, step / 10)
     names = ("t", "momentum", "sigmoid_momentum", "floor_share")
     assert list(built.logs().items()) == [(name, getattr(state, name)) for name in names]
+
+
+def test_another_bridge_says_so_and_its_options_are_its_own():
+    built = objective("amid", mixture=-1.0, t_start=0.2)
+    assert "amid_kl, mixture=-1.0" in repr(built) and built.state.t == 0.2
+    student, teacher, labels = logits()
+    expected = losses.amid_kl(student, teacher, 0.2, -1.0)
+    assert torch.equal(built.per_token(student, teacher, labels), expected)
+    with pytest.raises(ValueError, match="mixture must be a finite number"):
+        objective("amid", mixture=float("nan"))
 
 
 def test_taid_without_adaptive_update_is_linear_and_ends_at_t_end():
