@@ -5,12 +5,10 @@ written last, so that a checkpoint that a kill cut short has none.
 """
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn import Parameter
 
 from taid.objectives import Objective
 
@@ -58,10 +56,3 @@ def read_buffer(folder: Path, rank: int, ranks: int, written: int) -> dict[str, 
             f"{folder} holds the replay buffers of {written} rank(s), and this run has {ranks}: resume on {written}"
         )
     return {}
-
-
-def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no entry is NaN or infinite; of sharded tensors, on this rank; quantised ones pass."""
-    local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
-    plain = [t for t in local if type(t) in (Tensor, Parameter) and t.is_floating_point() and t.itemsize > 1]
-    return all([tensor.detach().isfinite().all().cpu() for tensor in plain])

@@ -7,26 +7,16 @@
 Everything else (data parallelism, mixed precision, logging, checkpoints) is the Trainer's.
 """
 
-import json
-import math
-import warnings
-from pathlib import Path
-from typing import NoReturn
-
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import has_length, rotate_checkpoints
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_utils import has_length
 
 from taid.adapters import with_adapters
 from taid.arguments import chosen
-from taid.checkpoints import BUFFER, STATE, all_finite, last_checkpoint, read_buffer, read_state
+from taid.checkpoints import STATE, last_checkpoint
 from taid.data import IGNORE
 from taid.examples import Text, check_packing
-from taid.files import write_whole
-from taid.fused import forward_kl
 from taid.logits import (
     NOT_FOR_THE_MODEL,
     Head,
@@ -38,20 +28,21 @@ from taid.logits import (
     position_limit,
     response_head,
     response_logits,
-    response_states,
     vocabulary,
 )
+from taid.objective_trainer import ObjectiveTrainer
 from taid.objectives import Objective, objective
 from taid.refusals import check_arguments, check_call, check_objective, check_student
 from taid.teacher import LiveTeacher, check_teacher, live_teacher, load_teacher
-from taid.validation import Answered, Sums, only_rows, own_randomness, own_rows, validations
+from taid.validation import Answered, Sums, losses_and_kl, only_rows, own_randomness, own_rows, validations
 from taid.vocabulary import known_vocabularies, shared_vocabulary
 
-FEW = 4  # positions whose logits tell whether the student says something finite
+__all__ = ["STATE", "DistillationTrainer", "last_checkpoint"]
+
 COLUMNS = ("index", "prompt_ids", "response_ids")  # of `taid.data.encode`, read by its Collator
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(ObjectiveTrainer):
     """Trains `model` by `method`, a name of `taid.objectives.METHODS` or an Objective, against `teacher`.
 
     `teacher`: a language model, the name or folder of one, or a callable from batch to logits
@@ -137,9 +128,6 @@ class DistillationTrainer(Trainer):
         self.eval_kl = given["eval_kl"] is not False
         self._prepare_data(kwargs.get("data_collator"), given["max_length"], bool(given["packing"]))
         self._step_loss = torch.zeros((), device=self.args.device)  # this rank's share of the step's mean
-        self._grad_norm: Tensor | float | None = None  # of the optimizer step, before clipping
-        self._last_inputs: dict | None = None  # the last micro-batch that was trained on
-        self._last_good: str | None = None  # this run's last checkpoint
         self._sums, self._validated = Sums(self.args.device), []
         self._whole_logits = False  # whether somebody asks for the logits of a validation batch
         self.add_callback(_ObjectiveCallback(self))
@@ -224,12 +212,9 @@ class DistillationTrainer(Trainer):
         if self._whole_logits:
             outputs = model(**model_inputs(model, inputs))
             answered = Answered(self.model, outputs)
-        logits, labels = response_logits(answered, inputs)
-        losses = cross_entropy(logits.float(), labels, reduction="none")
-        knows = getattr(self.teacher, "knows", None)
-        kl = None
-        if self.eval_kl and knows is not None and knows(inputs):
-            kl = forward_kl(*align_vocabularies(logits, self.teacher(inputs), **self._vocabularies))
+        losses, kl = losses_and_kl(
+            answered, inputs, self.teacher if self.eval_kl else None, self._vocabularies
+        )
         self._sums.add(losses, kl)
         return (losses.mean(), outputs) if return_outputs else losses.mean()
 
@@ -304,55 +289,6 @@ class DistillationTrainer(Trainer):
     def get_test_dataloader(self, test_dataset):
         return super().get_test_dataloader(self._text.examples(test_dataset, "test_dataset"))
 
-    def train(self, resume_from_checkpoint=None, **kwargs):
-        """As the Trainer's; `resume_from_checkpoint=True` takes the last whole checkpoint, passing over one
-        that a kill cut short. Raises ValueError if there is none."""
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise ValueError(f"no whole checkpoint in {self.args.output_dir}: train from the beginning")
-        if resume_from_checkpoint:
-            read_state(Path(resume_from_checkpoint), self.objective)  # its words, before weights are loaded
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        self._require_finite("at the end of training", "it is not to be used")
-        return output
-
-    def _inner_training_loop(self, batch_size=None, args=None, resume_from_checkpoint=None, **kwargs):
-        """One run from its beginning or from a checkpoint: `train` starts several where memory runs out
-        (`auto_find_batch_size`), and a search or a sweep calls `train` again and again."""
-        self.objective.reset()
-        self._last_inputs, self._last_good = None, resume_from_checkpoint
-        if resume_from_checkpoint is not None:
-            self._load_objective(Path(resume_from_checkpoint))
-        return super()._inner_training_loop(
-            batch_size=batch_size, args=args, resume_from_checkpoint=resume_from_checkpoint, **kwargs
-        )
-
-    def _init_training_state(self, max_steps, *args):
-        """The Trainer's, but a stream, whose length it does not know, is entered in the pass that was left."""
-        start = super()._init_training_state(max_steps, *args)
-        resume_from_checkpoint = args[2]
-        if resume_from_checkpoint is None or self.args.ignore_data_skip or has_length(self.train_dataset):
-            return start
-        return tuple(read_state(Path(resume_from_checkpoint), self.objective)["position"])
-
-    def _position_in_stream(self) -> tuple[int, int]:
-        """(passes, micro-batches of the next pass) of the training data seen; the Trainer's count of epochs,
-        in which a stream is as long as the whole run."""
-        passes = int(self.state.epoch or 0)
-        length = self.state.max_steps * self.args.gradient_accumulation_steps
-        return passes, round((self.state.epoch - passes) * length)
-
-    def _run_epoch(self, *args, **kwargs):
-        """The Trainer's; but the run of a checkpoint that was its last takes no further step."""
-        if self.state.global_step < self.state.max_steps:
-            return super()._run_epoch(*args, **kwargs)
-        steps = f"{self.state.global_step} of {self.state.max_steps} steps"
-        warnings.warn(
-            f"the run was finished, {steps}: nothing is trained. Raise max_steps to go on.", stacklevel=2
-        )
-        self.control.should_training_stop = True
-
     def _set_signature_columns_if_needed(self):
         """The columns that `remove_unused_columns`, on by default, leaves to the collator."""
         super()._set_signature_columns_if_needed()
@@ -361,116 +297,14 @@ class DistillationTrainer(Trainer):
     def _progress(self) -> float:
         return min(1.0, self.state.global_step / max(self.state.max_steps, 1))
 
-    def _get_grad_norm(self, model, grad_norm=None):
-        """The Trainer's, kept for `_finish_step`."""
-        self._grad_norm = super()._get_grad_norm(model, grad_norm)
-        return self._grad_norm
-
     def _finish_step(self) -> None:
         """Before the optimizer moves: check the step's loss and gradient, and let the objective see the loss."""
         loss = self.accelerator.reduce(self._step_loss, "sum").item()
         own = [p for p in self.objective.parameters() if p.grad is not None]
         for parameter in own:  # outside the model that data parallelism knows
             parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
-        norm = float(sum((p.grad.norm() for p in own), self._grad_norm or 0.0))
-        step = self.state.global_step + 1
-        if not math.isfinite(loss):
-            self._fail(f"the loss of optimizer step {step} is {loss}")
-        if not math.isfinite(norm) and not self._scaler_will_skip():
-            self._fail(f"the norm of the gradient in optimizer step {step} is {norm}, at a loss of {loss}")
-        self.objective.update(loss, min(1.0, step / self.state.max_steps))
-
-    def _scaler_will_skip(self) -> bool:
-        """In fp16, a gradient that overflows skips its step and halves the scale of the loss: that is how the
-        scale is found, as long as it does not fall below 1."""
-        scaler = getattr(self.accelerator, "scaler", None)
-        return scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1
-
-    def _fault(self) -> str | None:
-        """What of the student is not finite, if anything; the same on all ranks."""
-        weights = [*self.model.parameters(), *self.model.buffers(), *self.objective.parameters()]
-        states = getattr(self.optimizer, "state", {}).values()
-        parts = {
-            "weights": weights,
-            "optimizer's state": [v for state in states for v in state.values() if isinstance(v, Tensor)],
-            "logits": self._last_logits(),
-        }
-        for name, tensors in parts.items():
-            bad = torch.tensor(float(not all_finite(tensors)), device=self.args.device)
-            if self.accelerator.reduce(bad, "sum"):
-                return name
-        return None
-
-    @torch.no_grad()
-    def _last_logits(self) -> list[Tensor]:
-        """Some of the last micro-batch, by the student as it is now: a step too large leaves finite weights
-        that say nothing finite."""
-        if self._last_inputs is None:
-            return []
-        was_training = self.model.training
-        self.model.eval()
-        hidden, logits, _ = response_states(self.model, self._last_inputs, lambda hidden: hidden[:FEW])
-        self.model.train(was_training)
-        return [logits] if hidden is None else [hidden, logits]
-
-    def _require_finite(self, when: str, consequence: str) -> None:
-        if fault := self._fault():
-            kept = self._kept()
-            raise FloatingPointError(
-                f"{when} the student's {fault} are not finite: {consequence}, and {kept}. Lower the learning rate."
-            )
-
-    def _fail(self, what: str) -> NoReturn:
-        fault = self._fault()
-        student = (
-            f"the student's {fault} were not finite before it" if fault else "the student is as before it"
-        )
-        raise FloatingPointError(
-            f"{what}; {student}, and {self._kept()}. Lower the learning rate, or look for NaN or infinite logits "
-            "in the teacher."
-        )
-
-    def _kept(self) -> str:
-        good = self._last_good
-        return f"the last good checkpoint is {good}" if good else "there is no checkpoint (see save_steps)"
-
-    def _save_checkpoint(self, model, trial):
-        self._require_finite(
-            f"after optimizer step {self.state.global_step}", "no checkpoint is written of it"
-        )
-        run = self._get_output_dir(trial)
-        folder = Path(run) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            (folder / STATE).unlink(missing_ok=True)  # an earlier run's is not whole while it is written over
-        limit, self.args.save_total_limit = self.args.save_total_limit, None  # none goes before this is whole
-        super()._save_checkpoint(model, trial)
-        self.args.save_total_limit = limit
-        rollouts = self.objective.rollouts
-        if rollouts is not None:
-            save_file(rollouts.tensors(), folder / BUFFER.format(rank=self.args.process_index))
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            state = {
-                "method": repr(self.objective),
-                "ranks": self.args.world_size,
-                "weights_only": self.args.save_only_model,
-                "position": self._position_in_stream(),
-                "objective": self.objective.state_dict(),
-                "rollouts": rollouts.state_dict() if rollouts is not None else None,
-            }
-            write_whole(folder / STATE, json.dumps(state))  # last: it says that the checkpoint is whole
-        self._last_good = str(folder)
-        if self.args.should_save:
-            rotate_checkpoints(run, limit, self.state.best_model_checkpoint, use_mtime=True)
-
-    def _load_objective(self, folder: Path) -> dict:
-        """Restore the objective; what else STATE holds."""
-        state = read_state(folder, self.objective)
-        buffer = None
-        if self.objective.rollouts is not None:
-            buffer = read_buffer(folder, self.args.process_index, self.args.world_size, state["ranks"])
-        self.objective.restore(state["objective"], state["rollouts"], buffer)
-        return state
+        self._require_finite_step(loss, float(sum((p.grad.norm() for p in own), self._grad_norm or 0.0)))
+        self.objective.update(loss, min(1.0, (self.state.global_step + 1) / self.state.max_steps))
 
 
 class _ObjectiveCallback(TrainerCallback):

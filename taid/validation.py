@@ -8,10 +8,13 @@ import numpy as np
 import torch
 from accelerate.state import GradientState
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.utils.data import IterableDataset
 from transformers import TrainerState, TrainingArguments
 
 from taid.data import IGNORE
+from taid.fused import forward_kl
+from taid.logits import align_vocabularies, response_logits
 
 
 class Sums:
@@ -35,6 +38,15 @@ class Sums:
         loss, labels, kl, labels_of_kl = accelerator.reduce(self._sums, "sum").tolist()
         means = {"loss": loss / labels} if labels else {}
         return means | ({"kl": kl / labels} if labels and labels_of_kl == labels else {}), labels
+
+
+def losses_and_kl(model, batch: dict, teacher, vocabularies: dict) -> tuple[Tensor, Tensor | None]:
+    """The cross-entropy [n] on the labels of a batch, and the mean KL of a teacher that knows its examples."""
+    logits, labels = response_logits(model, batch)
+    knows, kl = getattr(teacher, "knows", None), None
+    if knows is not None and knows(batch):
+        kl = forward_kl(*align_vocabularies(logits, teacher(batch), **vocabularies))
+    return cross_entropy(logits.float(), labels, reduction="none"), kl
 
 
 def own_rows(rows: int, rank: int, ranks: int) -> int | None:

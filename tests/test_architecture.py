@@ -26,6 +26,7 @@ LAYERS = [  # of the library, lower first; within a layer imports make no circle
     {"arguments", "chat", "examples", "fused", "rollouts"},
     {"objectives", "teacher"},
     {"adapters", "checkpoints", "refusals", "validation"},
+    {"objective_trainer"},
     {"trainer", "evaluation", "toy", "toy_language"},
     {"card", "hub", "runs"},
     {"cli", "__main__"},

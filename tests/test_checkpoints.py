@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from test_trainer import ADAPTIVE, At, distance, everything, weights
 from transformers import AutoModelForCausalLM
 
-from taid.checkpoints import BUFFER, STATE, all_finite, last_checkpoint, read_buffer
+from taid.checkpoints import BUFFER, STATE, last_checkpoint, read_buffer
+from taid.objective_trainer import all_finite
 from taid.objectives import METHODS, TAID, objective
 from taid.schedule import Linear
 

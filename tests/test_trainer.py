@@ -20,7 +20,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from taid import trainer as trainer_module
+from taid import objective_trainer
 from taid.data import IGNORE, Collator
 from taid.objectives import METHODS, objective
 from taid.teacher import LiveTeacher, cached_teacher
@@ -477,14 +477,14 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(again, tmp_path, monke
     if again:
         resumable(tmp_path, "kl").train()
         shutil.rmtree(tmp_path / "checkpoint-10")
-    whole = trainer_module.write_whole
+    whole = objective_trainer.write_whole
 
     def power_cut(path, text):
         if path.parent.name == "checkpoint-8":
             raise KeyboardInterrupt
         whole(path, text)
 
-    monkeypatch.setattr(trainer_module, "write_whole", power_cut)
+    monkeypatch.setattr(objective_trainer, "write_whole", power_cut)
     with pytest.raises(KeyboardInterrupt):
         resumable(tmp_path, "kl", save_total_limit=limit).train()
     assert Path(last_checkpoint(tmp_path)).name == "checkpoint-4"

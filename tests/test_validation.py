@@ -187,7 +187,8 @@ def test_the_threshold_hears_the_mean_over_the_labels_of_all_sets(tmp_path):
 
 def test_the_threshold_does_not_hear_of_other_evaluations(tmp_path):
     trainer = distilling(tmp_path, tiny_examples(4, seed=1), eval_strategy="no", eval_steps=None)
-    trainer.train()
+    with pytest.warns(UserWarning, match="DistiLLM will sample nothing"):
+        trainer.train()
     for _ in range(3):
         trainer.evaluate()
     assert trainer.objective.rollouts.threshold == 0
