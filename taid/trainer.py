@@ -7,6 +7,8 @@
 Everything else (data parallelism, mixed precision, logging, checkpoints) is the Trainer's.
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
@@ -47,10 +49,13 @@ class DistillationTrainer(ObjectiveTrainer):
 
     `teacher`: a language model, the name or folder of one, or a callable from batch to logits
     (`taid.teacher.CachedTeacher`); methods without a teacher need none. A student of PEFT, or made one by
-    `peft_config`, may learn from the model inside it: its adapters are off for the teacher's passes. The loss is the sum over unmasked tokens divided by their number in
-    the whole optimizer step, over micro-batches and ranks; the objective is updated once per optimizer step
-    from that mean, in training only. Validation (`eval_loss`) is the cross-entropy on the labels, in nats per
-    token, for all methods and batch sizes alike; DistiLLM needs it: without it no student text is sampled.
+    `peft_config`, may learn from the model inside it: its adapters are off for the teacher's passes.
+
+    The loss is the sum over unmasked tokens divided by their number in the whole optimizer step, over
+    micro-batches and ranks; the objective is updated once per optimizer step from that mean, in training only.
+    Validation is the cross-entropy on the labels (`eval_loss`), and KL(teacher ‖ student) on them (`eval_kl`,
+    unless `eval_kl=False`), in nats per token, for all methods and batch sizes alike; DistiLLM needs it: without
+    it no student text is sampled. docs/trainer.md has every promise with its tests, and every argument.
 
     Padding of a vocabulary, which neither tokenizer knows, is cut from both logits and never sampled. The
     tokenizers, `processing_class` and `teacher_processing_class`, or those that lie with models loaded by name,
