@@ -14,6 +14,9 @@ _EXPORTS = {  # name -> module; imported on first use, so that `import taid` is 
     "LOSSES": "taid.losses",
     "Adaptive": "taid.schedule",
     "Linear": "taid.schedule",
+    "OfflineTeacher": "taid.teacher",
+    "cached_teacher": "taid.teacher",
+    "write_offline": "taid.teacher",
 }
 __all__ = list(_EXPORTS)
 

@@ -10,7 +10,8 @@ import torch
 from conftest import PAD, VOCAB, tiny_examples, tiny_model, tiny_tokenizer, tiny_trainer
 from datasets import Dataset
 from safetensors.numpy import save_file
-from transformers import DataCollatorForSeq2Seq
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, PreTrainedTokenizerFast
 
 from taid import DistillationTrainer
 from taid.data import IGNORE, Collator
@@ -305,6 +306,26 @@ def test_a_vocabulary_of_another_size_is_refused_before_training(folder, tmp_pat
     write_offline(tiny_model(seed=1, vocab_size=VOCAB + 300), ROWS, folder, k=7)
     with pytest.raises(ValueError, match=f"{VOCAB + 300}"):
         tiny_trainer(tmp_path, "kl", teacher=OfflineTeacher(folder))
+
+
+def test_a_folder_s_name_is_a_teacher(folder, tmp_path, teacher):
+    write_offline(teacher, ROWS, folder, k=7)
+    assert losses(tmp_path, str(folder)) == losses(tmp_path, OfflineTeacher(folder))
+    with pytest.raises(ValueError, match="unlikely tokens"):
+        tiny_trainer(tmp_path, "taid", teacher=folder)
+
+
+def test_the_tokenizer_of_the_teacher_that_was_written_down_is_compared(folder, tmp_path, teacher):
+    """Where it lies beside the model: with one entry that means another word the numbers would mean nothing."""
+    tokenizer = tiny_tokenizer()
+    teacher.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    write_offline(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), ROWS, folder, k=7)
+    losses(tmp_path, OfflineTeacher(folder), tokenizer=tokenizer)
+    words = {f"w{i}": (i * 7) % VOCAB for i in range(VOCAB)}
+    other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w2")))
+    with pytest.raises(ValueError, match="differ in more than padding"):
+        tiny_trainer(tmp_path, "kl", teacher=OfflineTeacher(folder), tokenizer=other)
 
 
 def test_our_collator_s_examples_and_theirs_are_one(folder, teacher):

@@ -18,7 +18,7 @@ from taid import losses
 from taid.data import IGNORE, KeepEnds, pad_right
 from taid.files import locked
 from taid.logits import check_language_model, inner, is_encoder_decoder
-from taid.teacher.digests import Key, digest_of_model, keys, one_a_row
+from taid.teacher.digests import Key, keys, one_a_row
 from taid.teacher.live import LiveTeacher
 from taid.teacher.shards import Mismatch, Shards, Writer, clear
 from taid.teacher.stores import FullLogits, HiddenStates, Kept, Store, TopLogits
@@ -48,6 +48,11 @@ class OfflineTeacher:
     @property
     def vocab_size(self) -> int:
         return self.shards.vocab_size
+
+    @property
+    def name_or_path(self) -> str | None:
+        """Of the model, as of models: its tokenizer, if it is still there, is compared with the student's."""
+        return self.shards.index.get("name")
 
     @torch.no_grad()
     def __call__(self, batch: dict) -> Tensor:
@@ -128,7 +133,7 @@ def cached_teacher(
     _check(model, examples)
     folder, live = _made(folder), LiveTeacher(model)
     with locked(folder):
-        writer = _renewed(folder, digest_of_model(model), store)
+        writer = _renewed(folder, model, store)
         _write(
             writer,
             live,
@@ -163,7 +168,7 @@ def write_offline(
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         with locked(folder):
-            writer = Writer(folder, digest_of_model(model), store)
+            writer = Writer(folder, model, store)
             collate = _prepared(model, collator or _padded, remove_unused_columns)
             _write(writer, LiveTeacher(model), store, examples, collate, batch_size, progress)
     finally:
@@ -196,7 +201,7 @@ def _made(folder: str | Path) -> Path:
     return Path(folder)
 
 
-def _renewed(folder: Path, model: str, store: Store) -> Writer:
+def _renewed(folder: Path, model, store: Store) -> Writer:
     """The writer of a cache, after what is not of this teacher is removed; warns where something is."""
     words = f"the logits in {folder} are damaged, or of another teacher: computing them again"
     try:

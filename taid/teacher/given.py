@@ -1,17 +1,24 @@
 """A teacher as users give it: a model, its name, or the student's own base."""
 
+from pathlib import Path
+
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, TrainingArguments
 
 from taid.logits import check_language_model, inner, is_encoder_decoder
+from taid.teacher.cache import OfflineTeacher
 from taid.teacher.live import LiveTeacher, OwnBase
+from taid.teacher.shards import INDEX
 
 
-def load_teacher(name: str, student, args: TrainingArguments) -> PreTrainedModel:
-    """The language model of a folder or of a hub, from safetensors, in the type that the student computes in.
+def load_teacher(name: str | Path, student, args: TrainingArguments) -> PreTrainedModel | OfflineTeacher:
+    """The language model of a folder or of a hub, from safetensors, in the type that the student computes in; of
+    a folder of logits, the teacher that reads them.
 
     No code of a hub runs. Raises ValueError, saying why, if there is no such model.
     """
+    if (Path(name) / INDEX).exists():
+        return OfflineTeacher(name)
     auto = AutoModelForSeq2SeqLM if is_encoder_decoder(student) else AutoModelForCausalLM
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else inner(student).dtype
     try:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from taid.files import write_whole
-from taid.teacher.digests import Key, digest_of_file
+from taid.teacher.digests import Key, digest_of_file, digest_of_model
 from taid.teacher.stores import FullLogits, HiddenStates, Kept, Store, TopLogits, store
 
 INDEX, PARTIAL = "teacher.json", "teacher.partial.json"
@@ -167,14 +167,15 @@ class Mismatch(ValueError):
 class Writer:
     """Shards added to a folder one by one, and an index that is there when all are.
 
-    A killed writer's shards are found by the next one, checked, and kept. `model` is the digest of the teacher.
+    A killed writer's shards are found by the next one, checked, and kept.
     Raises Mismatch for a folder of another teacher, another store, or a damaged index; ValueError for one that
     another tool has written.
     """
 
-    def __init__(self, folder: Path, model: str, store: Store):
+    def __init__(self, folder: Path, model, store: Store):
         self.folder = folder
-        self.index = FORMAT | {"store": store.name, "model": model, "vocab_size": None, "shards": {}}
+        about = {"model": digest_of_model(model), "name": getattr(model, "name_or_path", None)}
+        self.index = FORMAT | {"store": store.name, "vocab_size": None} | about | {"shards": {}}
         self.damaged: list[str] = []
         found = next((name for name in (PARTIAL, INDEX) if (folder / name).exists()), None)
         if found is None:
@@ -187,7 +188,7 @@ class Writer:
             raise ValueError(
                 f"{folder} was written by another tool: read it with OfflineTeacher, or take another"
             )
-        if (index["store"], index["model"]) != (store.name, model):
+        if (index["store"], index["model"]) != (store.name, about["model"]):
             raise Mismatch(
                 f"{folder} holds {index['store']} logits of another teacher, say: take another folder"
             )
