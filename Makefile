@@ -10,7 +10,7 @@ export TAID_CACHE ?= $(CURDIR)/.cache
 export HF_HUB_OFFLINE ?= 1
 
 # What is said wrongly is refused before any work.
-SEEDED = table1 table2 table3 table6 figure2 adaptivity ablations rounds
+SEEDED = table1 table2 table3 table6 figure1 figure2 adaptivity ablations rounds
 SEEDLESS = bench cost theory mode-collapse
 given := $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(word)))
 unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS RESULTS PYTHON TAID_CACHE HF_HUB_OFFLINE),$(given))
@@ -89,6 +89,10 @@ table3: setup ## Table 3: head and tail mass of Table 1's students | 0.5 / 3 aft
 table6: setup ## Table 6, Figure 2 right: the capacity gap, four teachers of one student | 1.5 / 45 for five seeds
 	$(call STUDY,06_table6_capacity_gap)
 	$(call PAGE,table6)
+
+figure1: setup ## Figure 1: KL's fixed teacher, TAID's moving bridge | 1 / 6 for four seeds after table1
+	$(call STUDY,16_figure1_moving_bridge)
+	$(call PAGE,figure1)
 
 figure2: setup ## Figure 2 left and middle: t over training, the objective and its variance | 1 / 6 for four seeds after table1
 	$(call STUDY,09_figure2_interpolation)

@@ -20,6 +20,25 @@ def above_all(method: str, methods: tuple[str, ...], but: tuple[str, ...] = ()) 
     return partial(best, method=method, rivals=tuple(m for m in methods if m not in (method, *but)))
 
 
+FIGURE1 = (  # before the first update; at the end
+    (
+        Claim(
+            "the bridge begins near",
+            "Figure 1",
+            "Before the first update TAID's target is nearer to the student than KL's.",
+            above("taid", "kl"),
+        ),
+    ),
+    (
+        Claim(
+            "the bridge leads as far",
+            "Figure 1",
+            "In the end TAID's student is as near to the teacher as KL's, or nearer.",
+            above("taid", "kl", -0.02),
+        ),
+    ),
+)
+
 TABLE1 = (
     Claim(
         "TAID is best",

@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from taid import results
-from taid.studies import ablations, capacity, continued_pretraining, instruction_tuning, logit_cache, rounds
+from taid.studies import (
+    ablations,
+    capacity,
+    continued_pretraining,
+    instruction_tuning,
+    logit_cache,
+    moving_bridge,
+    rounds,
+)
 
 ROOT = Path(__file__).parents[1]
 STUDIES = ("table1", "table2", "table3", "table6", "ablations", "adaptivity", "figure2", "rounds")
@@ -37,6 +45,8 @@ def run_of(row: results.Row):
             return made(capacity.Run, config)
         case name if name.startswith(("ablations", "adaptivity", "figure2")):
             return made(ablations.Run, config)
+        case "figure1":
+            return made(moving_bridge.Run, config)
         case name if name.startswith(("table1", "table3")):
             return made(instruction_tuning.Run, config)
         case name:
