@@ -140,6 +140,12 @@ def virtual_tokens(model) -> int:
     return config.num_virtual_tokens if prompt_learning and config.peft_type not in BEFORE_THE_CACHE else 0
 
 
+def entries_of(model) -> int | None:
+    """The length of the model's vocabulary; None where its config does not say."""
+    config = getattr(inner(model), "config", None)
+    return getattr(config.get_text_config(), "vocab_size", None) if config is not None else None
+
+
 def position_limit(model) -> int | None:
     """The number of tokens that the model has positions for; None where it says nothing."""
     limit = getattr(inner(model).config.get_text_config(), "max_position_embeddings", None)

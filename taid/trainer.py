@@ -25,6 +25,7 @@ from taid.logits import (
     align_vocabularies,
     check_labels,
     check_language_model,
+    entries_of,
     is_encoder_decoder,
     model_inputs,
     position_limit,
@@ -121,8 +122,9 @@ class DistillationTrainer(ObjectiveTrainer):
             )
         if isinstance(teacher, torch.nn.Module):
             check_teacher(teacher, self.model)
-            sizes = (model.config.get_text_config().vocab_size for model in (self.model, teacher))
-            shared_vocabulary(*sizes, **self._vocabularies)
+            sizes = [entries_of(model) for model in (self.model, teacher)]
+            if None not in sizes:  # else the first batch tells
+                shared_vocabulary(*sizes, **self._vocabularies)
             teacher = live_teacher(teacher, self.model, self.args.device)
         elif hasattr(teacher, "check"):  # logits on disk
             shared_vocabulary(

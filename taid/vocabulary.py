@@ -67,8 +67,13 @@ def known_vocabularies(model, processing_class, teacher, teacher_processing_clas
 
     Raises ValueError as `compared_tokenizers`, and for a teacher_processing_class without a tokenizer.
     """
-    ours = tokenizer_of(processing_class) or tokenizer_named(getattr(model, "name_or_path", None))
-    theirs = tokenizer_of(teacher_processing_class) or tokenizer_named(getattr(teacher, "name_or_path", None))
+    if vocab_size is not None and vocab_size < 1:
+        raise ValueError(f"vocab_size={vocab_size}: name the number of first entries to distil, at least 1")
+    names = [
+        getattr(each, "name_or_path", None) if teacher is not None else None for each in (model, teacher)
+    ]
+    ours = tokenizer_of(processing_class) or tokenizer_named(names[0])
+    theirs = tokenizer_of(teacher_processing_class) or tokenizer_named(names[1])
     if teacher_processing_class is not None and tokenizer_of(teacher_processing_class) is None:
         kind = type(teacher_processing_class).__name__
         raise ValueError(f"teacher_processing_class is a {kind}: pass the teacher's tokenizer or processor")

@@ -13,6 +13,8 @@ from transformers import (
     BartForConditionalGeneration,
     BertConfig,
     DataCollatorWithFlattening,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -44,7 +46,7 @@ def t5(seed: int = 0, **options):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return T5ForConditionalGeneration(
-            T5Config(vocab_size=VOCAB, dropout_rate=0.0, **sizes, **tokens, **options)
+            T5Config(**{"vocab_size": VOCAB, "dropout_rate": 0.0} | sizes | tokens | options)
         )
 
 
@@ -85,6 +87,25 @@ def test_label_i_of_an_encoder_decoder_belongs_to_position_i(make, collated):
     loss.backward()
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_a_pair_of_encoder_and_decoder_says_nothing_of_its_vocabulary(tmp_path):
+    """EncoderDecoderConfig has no vocab_size: the first batch tells."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    halves = [BertConfig(vocab_size=VOCAB, **sizes) for _ in range(2)]
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(*halves)
+    config.decoder_start_token_id, config.pad_token_id = 2, PAD
+    batch = {"input_ids": torch.tensor([5, 6]), "labels": torch.tensor([7, 8, END])}
+    options = {
+        "examples": [batch] * 4,
+        "collator": lambda rows: {n: torch.stack([r[n] for r in rows]) for n in rows[0]},
+    }
+    student = EncoderDecoderModel(config=config)
+    tiny_trainer(
+        tmp_path, "kl", student=student, teacher=EncoderDecoderModel(config=config), steps=1, **options
+    ).train()
+    with pytest.raises(ValueError, match="student's has 48 entries, the teacher's 56"):
+        tiny_trainer(tmp_path, "kl", student=student, teacher=t5(vocab_size=56), steps=1, **options).train()
 
 
 def test_an_encoder_decoder_is_distilled_at_all_of_its_labels(tmp_path):

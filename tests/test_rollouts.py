@@ -19,6 +19,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
 )
 
 from taid import rollouts as rollouts_module
@@ -326,6 +328,55 @@ def test_images_stay_with_their_rows():
         ]
         torch.testing.assert_close(logits[at : at + count], alone, atol=1e-4, rtol=0)
         assert torch.equal(labels[at : at + count], ids[-count:])
+        at += count
+
+
+def test_patches_stay_with_their_rows():
+    """Qwen2-VL: the patches of all images in one list, three positions a token. Oracle: each row by itself."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    tokens = {"pad_token_id": PAD, "eos_token_id": END, "bos_token_id": None}
+    text = sizes | tokens | {"vocab_size": VOCAB, "num_key_value_heads": 2, "rope_parameters": rope}
+    vision = {
+        "depth": 1,
+        "embed_dim": 16,
+        "hidden_size": 16,
+        "num_heads": 2,
+        "patch_size": 4,
+        "temporal_patch_size": 1,
+    }
+    places = {
+        "image_token_id": IMAGE,
+        "video_token_id": 46,
+        "vision_start_token_id": 45,
+        "vision_end_token_id": 44,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Qwen2VLForConditionalGeneration(
+            Qwen2VLConfig(text_config=text, vision_config=vision, **places)
+        )
+    rows = [[45, IMAGE, 44, 5, 45, IMAGE, 44, 6, 7, END], [45, IMAGE, IMAGE, 44, 5, 8, 9, END, PAD, PAD]]
+    batch = {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor([[1] * 10, [1] * 8 + [0] * 2])}
+    batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE)
+    batch["labels"][0, :8] = batch["labels"][1, :5] = IGNORE
+    batch["mm_token_type_ids"] = (batch["input_ids"] == IMAGE).long()
+    batch["image_grid_thw"] = torch.tensor([[1, 2, 2], [1, 2, 2], [1, 4, 2]])
+    batch["pixel_values"] = torch.randn(16, 48, generator=torch.Generator().manual_seed(0))
+    sampled = GKDRollouts(5, probability=1.0)(model.eval(), batch, 0.0, 3)
+    logits, _ = response_logits(model, sampled)
+    at = 0
+    for row, (patches, images) in enumerate(((slice(0, 8), slice(0, 2)), (slice(8, 16), slice(2, 3)))):
+        ids = sampled["input_ids"][row][sampled["attention_mask"][row].bool()][None]
+        count = (sampled["labels"][row] != IGNORE).sum()
+        pixels = {
+            "pixel_values": batch["pixel_values"][patches],
+            "image_grid_thw": batch["image_grid_thw"][images],
+        }
+        alone = model(input_ids=ids, mm_token_type_ids=(ids == IMAGE).long(), **pixels).logits[
+            0, -count - 1 : -1
+        ]
+        torch.testing.assert_close(logits[at : at + count], alone, atol=1e-5, rtol=0)
         at += count
 
 

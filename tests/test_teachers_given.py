@@ -13,7 +13,7 @@ from taid.data import Collator
 from taid.logits import response_logits
 from taid.losses import forward_kl
 from taid.objectives import METHODS, objective
-from taid.teacher import LiveTeacher, OwnBase, live_teacher
+from taid.teacher import LiveTeacher, OwnBase, live, live_teacher
 
 BATCH = Collator(PAD)(tiny_examples(4))
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
@@ -122,6 +122,14 @@ def test_the_base_of_a_student_teaches_without_its_adapters(fuse_head, tmp_path)
         trainer.train()
         runs.append(losses(trainer))
     assert runs[0] == pytest.approx(runs[1], abs=1e-6) and runs[0][0] > 0.01
+
+
+def test_the_base_of_a_sharded_student_does_not_teach(monkeypatch):
+    """Its root gathers the weights, and is not what would be called."""
+    monkeypatch.setattr(live, "is_sharded", lambda model: True)
+    student = adapted()
+    with pytest.raises(ValueError, match="pass a copy of its own"):
+        live_teacher(student.get_base_model(), student, torch.device("cpu"))(BATCH)
 
 
 @pytest.mark.parametrize("config", [PromptTuningConfig, PrefixTuningConfig])

@@ -8,6 +8,7 @@ from conftest import END, PAD, VOCAB, tiny_model, tiny_tokenizer, tiny_trainer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, ProcessorMixin
 
+from taid import vocabulary
 from taid.objectives import objective
 from taid.sampling import sample_responses
 from taid.vocabulary import compared_tokenizers, shared_vocabulary, tokenizer_named, tokenizer_of
@@ -164,6 +165,19 @@ def test_another_tokenizer_is_refused_with_what_to_pass(tmp_path, tokenizer):
             tiny_trainer(tmp_path, "kl", teacher=teacher, tokenizer=tokenizer, teacher_tokenizer=given)
     with pytest.raises(ValueError, match="teacher_processing_class is a str"):
         tiny_trainer(tmp_path, "kl", teacher=teacher, tokenizer=tokenizer, teacher_tokenizer="qwen")
+
+
+def test_a_number_of_entries_is_one(tmp_path):
+    with pytest.raises(ValueError, match="vocab_size=0: name the number"):
+        tiny_trainer(tmp_path, "kl", vocab_size=0)
+
+
+def test_nothing_is_looked_for_without_a_teacher(tmp_path, monkeypatch):
+    """A name may be a hub's, and the hub far away."""
+    monkeypatch.setattr(vocabulary, "cached_file", lambda *_: pytest.fail("looked for a tokenizer"))
+    student = tiny_model()
+    student.name_or_path = "somebody/model"
+    tiny_trainer(tmp_path, "sft", student=student, teacher=None)
 
 
 def test_tables_of_one_length_are_compared_too(tmp_path, tokenizer):
