@@ -73,7 +73,9 @@ def test_a_slider_redraws_its_figure(lab, browser):
         return find(".widget-interact .widget-output img").get_attribute("src")
 
     def run_all():
-        """Asked again while JupyterLab is too busy with its start to listen."""
+        """Asked again, and its question for a kernel answered, while JupyterLab still connects to its own."""
+        for button in browser.find_elements(By.CSS_SELECTOR, ".jp-Dialog-button.jp-mod-accept"):
+            button.click()
         find(".lm-MenuBar-item", "Run").click()
         wait(5, lambda: find(".lm-Menu-itemLabel", "Run All Cells")).click()
         return wait(5, lambda: status() == "busy")
