@@ -1,6 +1,7 @@
 """Figure 2, left and middle: `results/figure2.png` and its claims, `results/figure2.md`."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -65,7 +66,7 @@ def headline(frame: pd.DataFrame, scale: str) -> Table:
     return Table(["objective", *VARIANCES.values()], body)
 
 
-def geometric(values: dict[int, float] | None) -> str:
+def geometric(values: Mapping[int, float] | None) -> str:
     return f"{math.exp(np.mean(np.log(list(values.values())))):.2e}" if values else MISSING
 
 

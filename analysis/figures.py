@@ -91,7 +91,7 @@ def paper_beside_ours(
     figure = Figure(figsize=(2 + 3.4 * len(panels), 1.9 + 0.27 * len(methods)), dpi=110)
     pairs = figure.add_gridspec(1, len(panels), left=0.16, right=0.985, top=0.88, bottom=0.25, wspace=0.09)
     for column, panel in enumerate(panels):
-        left, right = pairs[column].subgridspec(1, 2, wspace=0.1).subplots()
+        left, right = pairs[column].subgridspec(1, 2, wspace=0.1).subplots(squeeze=False)[0]
         dots(left, panel.paper, methods, colours, hollow=True)
         dots(right, panel.ours, methods, colours)
         for ax in (left, right):
@@ -117,7 +117,7 @@ def mass_by_rank(
         ax.text(last, 1.01, label, transform=ax.get_xaxis_transform(), ha="right", va="bottom", fontsize=9)
     for method, masses in curves.items():
         colour = colours.get(method, "black")
-        ax.plot(masses.keys(), masses.values(), color=colour, linewidth=1.6, label=name(method))
+        ax.plot([*masses], [*masses.values()], color=colour, linewidth=1.6, label=name(method))
     ax.set(xscale="log", yscale="log", xlabel="rank", ylabel="mean probability")
     ax.margins(x=0)
     ax.spines[["top", "right"]].set_visible(False)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -46,7 +46,7 @@ def scores(frame: pd.DataFrame, experiment: str, metric: str, task: str = "avera
     """Values of one metric on one task: pair → method → seed → value; what has no rows has no entry."""
     chosen = (frame.experiment == experiment) & (frame.metric == metric) & (frame.task == task)
     found = frame.loc[chosen, ["teacher", "student", "method", "seed", "value"]].sort_values("seed")
-    nested: dict[Pair, dict[str, dict[int, float]]] = {}
+    nested: dict[Pair, Any] = {}  # of dicts, read as `Scores`
     for teacher, student, method, seed, value in zip(
         *(found[column].tolist() for column in found), strict=True
     ):

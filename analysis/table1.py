@@ -72,7 +72,7 @@ def headline(frame: pd.DataFrame, scale: str, experiment: str = "table1") -> Tab
         for pair in pairs(ours):
             theirs = paper.get(pair, {})
             score = number(theirs[method]) if method in theirs else MISSING
-            yield f"**{score}**" if theirs and method == max(theirs, key=theirs.get) else score
+            yield f"**{score}**" if theirs and method == max(theirs, key=theirs.__getitem__) else score
             cell = value(ours.get(pair, {}).get(method), count)
             yield formats[pair].get(method, "{}").format(cell)
 

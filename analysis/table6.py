@@ -136,9 +136,10 @@ def teachers_check(frame: pd.DataFrame) -> str:
 
 def strictly_better(values: Sequence[float | None], sign: int) -> str:
     """ "yes" or "NO"; a dash while one is missing."""
-    if any(v is None for v in values):
+    known = [v for v in values if v is not None]
+    if len(known) < len(values):
         return MISSING
-    return "yes" if all(sign * (b - a) > 0 for a, b in itertools.pairwise(values)) else "NO"
+    return "yes" if all(sign * (b - a) > 0 for a, b in itertools.pairwise(known)) else "NO"
 
 
 def trends(frame: pd.DataFrame) -> str:
@@ -221,8 +222,8 @@ def peakedness(frame: pd.DataFrame) -> str:
     body = []
     for variant in ("base", *variants(frame)):
         ours = by_teacher(frame, "entropy", variant)
-        own = [ours[teacher].get("teacher", {}).get(0) for teacher in (small, large)]
-        if None not in own:
+        own = [v for teacher in (small, large) if (v := ours[teacher].get("teacher", {}).get(0)) is not None]
+        if len(own) == 2:
             body.append(["τ = 1" if variant == "base" else variant, *(number(v, 3) for v in own)])
     table = Table(["teacher's entropy [nats/token]", name(small), name(large)], body).markdown()
     return f"\n**Peakedness**\n\n{table}" if body else ""
@@ -259,8 +260,8 @@ def fixed_rates(frame: pd.DataFrame) -> str:
     rates, (small, *_, large) = sorted(found.learning_rate.unique()), SIZES
 
     def cell(method: str, rate: float) -> str:
-        ends = [losses.get((method, teacher, rate)) for teacher in (small, large)]
-        return MISSING if None in ends else number(ends[0] - ends[1], 3)
+        first, last = (losses.get((method, teacher, rate)) for teacher in (small, large))
+        return MISSING if first is None or last is None else number(first - last, 3)
 
     body = [[name(method), *(cell(method, rate) for rate in rates)] for method in METHODS]
     return (

@@ -83,4 +83,4 @@ def bridge(
         title.set_text(f"t = {t[frame]:.2f}")
         return target, student, title
 
-    return FuncAnimation(ax.figure, draw, frames=len(t), interval=150)
+    return FuncAnimation(ax.get_figure(root=True), draw, frames=len(t), interval=150)

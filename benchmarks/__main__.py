@@ -10,14 +10,14 @@ training step of KL, TAID, DistiLLM and GKD. Both print a table per cell and app
 <results>/speed.jsonl; a cell is skipped if this very code has measured it there.
 """
 
-import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import grid, head, losses, peers, training
 from benchmarks.record import rows
 from taid.studies import jobs
 
-EXPERIMENTS = {  # command → experiment → how its cells are measured
+EXPERIMENTS: dict[str, dict[str, Callable]] = {  # command → experiment → how its cells are measured
     "losses": {
         "losses": losses.measure,
         "accuracy": losses.accuracy,
@@ -40,17 +40,10 @@ def main(command: str, scale: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Speed, side by side.")
+    parser = jobs.parser("Speed, side by side.", grid.SCALES)
     parser.add_argument("command", choices=[*EXPERIMENTS, "peers"])
-    parser.add_argument("--scale", choices=grid.SCALES, default="cpu")
-    parser.add_argument("--results", type=Path, help="folder of speed.jsonl (default: runs/<scale>)")
     arguments = parser.parse_args()
-    folder = arguments.results or Path("runs") / arguments.scale
-    if arguments.scale == "smoke" and Path("results").resolve() in [
-        folder.resolve(),
-        *folder.resolve().parents,
-    ]:
-        parser.error("smoke rows mean nothing and never go among the reference rows in results/")
+    folder = jobs.rows_folder(parser, arguments.scale, arguments.results)
     if arguments.command == "peers":
         peers.install()
     else:

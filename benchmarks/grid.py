@@ -65,7 +65,7 @@ def cells(experiment: str, scale: str) -> list[Cell | Accuracy | head.Cell | Tra
     cost_steps, cost_blocks, cost_vocab = {"smoke": (2, 2, 2048), "cpu": (8, 5, 2048), "gpu": (4, 3, 32_000)}[
         scale
     ]
-    return {
+    every: dict[str, list] = {
         "losses": [
             Cell(scale, loss, *shape, dtype, repetitions, contenders)
             for shape in SHAPES[scale] for dtype in dtypes for loss in LOSSES
@@ -89,4 +89,5 @@ def cells(experiment: str, scale: str) -> list[Cell | Accuracy | head.Cell | Tra
             Training(scale, METHODS, cost_vocab, 16, response, batch, probability, cost_steps, cost_blocks)
             for batch, response, probability in COSTS[scale]
         ],
-    }[experiment]  # fmt: skip
+    }  # fmt: skip
+    return every[experiment]

@@ -81,7 +81,7 @@ def inputs(cell: Cell) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def heads(loss: str, device: str = "cpu") -> dict[str, Head]:
     """Name → contenders, the baseline first."""
-    whole = {
+    whole: dict[str, Head] = {
         name: partial(_matmuls, each)
         for name, each in contenders(loss, device).items()
         if name in WITH_MATMULS

@@ -47,7 +47,7 @@ def device_of(scale: str) -> str:
 def contenders(loss: str, device: str = "cpu") -> dict[str, Loss]:
     """Name → those contenders for a loss that this machine has, baselines first."""
     installed = peers.versions()
-    others = {
+    others: dict[str, dict[str, Loss]] = {
         "taid": {"official": partial(official.taid_kl, t=T), "official_compiled": _compiled_official()},
         "gjs": {"trl": peers.trl_jsd} if installed["trl"] else {},
         "rkl": {"torchtune": peers.torchtune_reverse_kl} if installed["torchtune"] else {},
@@ -85,9 +85,7 @@ class _Model(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight: Tensor, logits: list[Tensor], gradients: list[Tensor]) -> Tensor:
         ctx.gradients = gradients
-        return torch.empty(0, dtype=logits[0].dtype, device=logits[0].device).set_(
-            logits[0]
-        )  # autograd does not look into lists
+        return logits[0].data  # not a view: it is written over; autograd does not look into lists
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[None, None, None]:
@@ -97,7 +95,8 @@ class _Model(torch.autograd.Function):
 
 def gradient(loss: Loss, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     """Gradient of `loss` with respect to the student's logits [N, V], over which it may be written."""
-    weight, gradients = torch.zeros((), requires_grad=True), []
+    weight = torch.zeros((), requires_grad=True)
+    gradients: list[Tensor] = []
     loss(_Model.apply(weight, [student], gradients), teacher, labels).backward()
     return gradients[0]
 

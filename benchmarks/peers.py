@@ -71,6 +71,6 @@ def _definition(file: str, name: str) -> Callable:
     nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     [node] = [x for x in nodes if isinstance(x, ast.FunctionDef | ast.ClassDef) and x.name == name]
     node.decorator_list = []  # a static method
-    found = {"torch": torch, "F": functional}
-    exec(compile(ast.Module([node], []), str(path), "exec"), found)
+    found: dict = {"torch": torch, "F": functional}
+    exec(compile(ast.Module([node], []), str(path), "exec"), found)  # noqa: S102 (a pinned package's own code)
     return found[name]

@@ -89,7 +89,7 @@ def measure(cell: Training) -> tuple[Values, float]:
 def objective_of(cell: Training, method: str) -> objectives.Objective:
     """`distillm` as it runs while its validation loss falls: it never samples. `distillm_sampling`: at its
     highest threshold, with a buffer that two batches fill, so that replay begins at once."""
-    options = {
+    options: dict[str, dict] = {
         "taid": {"alpha": scale_alpha(5e-4, cell.steps + 1, PAPER_UPDATES)},
         "gkd": {"max_new_tokens": cell.response, "probability": cell.probability},
         "distillm": {"max_new_tokens": cell.response},
@@ -137,7 +137,8 @@ class _Ends(TrainerCallback):
     """When every optimizer step ended."""
 
     def __init__(self, device: str):
-        self.device, self.seconds = device, []
+        self.device = device
+        self.seconds: list[float] = []
 
     def on_step_end(self, args, state, control, **kwargs):
         self.seconds.append(clock(self.device))

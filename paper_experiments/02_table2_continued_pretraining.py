@@ -44,8 +44,8 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
         cells = {(run, "test"): ["table2"] for run in runs}
         jobs.evaluate(cells, measure, rows, path, workers, f"seed {seed}")
 
-    cells = {(logit_cache.Probe(scale),): ["table2_cache"]}
-    jobs.evaluate(cells, logit_cache.measure, logit_cache.rows, path, 1, "cache")
+    probes = {(logit_cache.Probe(scale),): ["table2_cache"]}
+    jobs.evaluate(probes, logit_cache.measure, logit_cache.rows, path, 1, "cache")
 
 
 if __name__ == "__main__":

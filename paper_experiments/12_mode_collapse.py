@@ -45,7 +45,9 @@ PROBLEMS = (
     Problem(2, 6, 1), Problem(2, 8, 1), Problem(3, 6, 2), Problem(4, 5, 2), Problem(5, 5, 3),
     Problem(6, 4, 3), Problem(5, 5, 1, dim=2), Problem(5, 5, 2, dim=2),
 )  # fmt: skip
-METHODS = {method: {} for method in ("kl", "rkl", "tvd", "adaptive_kl", "gjs", "skew_kl", "skew_rkl", "ctkd")}
+METHODS: dict[str, dict] = {
+    method: {} for method in ("kl", "rkl", "tvd", "adaptive_kl", "gjs", "skew_kl", "skew_rkl", "ctkd")
+}
 METHODS |= {"taid": {"t_start": 0.2}, "taid_no_adaptive": {"t_start": 0.0}}
 SENTENCES = ("whole", "teacher", "student")  # what the loss compares: sentences, or tokens of whose sentences
 UNITS = {"modes_covered": "modes", "phrases_covered": "phrases", "entropy": "nats"}

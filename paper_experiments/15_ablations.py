@@ -32,8 +32,8 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
         for rate in SETTINGS[scale].learning_rates
         for run in ablations.runs(scale, 0, dict.fromkeys(rates, rate), ablations.SEARCHED)
     ]
-    cells = {(run, "validation"): ["ablations_search"] for run in searched}
-    jobs.evaluate(cells, instruction_tuning.measure, ablations.rows, path, workers, "learning rates")
+    validated = {(run, "validation"): ["ablations_search"] for run in searched}
+    jobs.evaluate(validated, instruction_tuning.measure, ablations.rows, path, workers, "learning rates")
 
 
 if __name__ == "__main__":

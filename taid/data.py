@@ -86,7 +86,7 @@ def pad_left(rows: Sequence[list[int]], value: int) -> torch.Tensor:
     return torch.tensor([[value] * (width - len(row)) + list(row) for row in rows])
 
 
-def pad_right(rows: Sequence[list[int]], value: int) -> torch.Tensor:
+def pad_right(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
     """[B, max length] with the rows' starts aligned."""
     width = max(map(len, rows))
     return torch.tensor([list(row) + [value] * (width - len(row)) for row in rows])

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -36,7 +36,7 @@ class Text:
                 "packing and max_length are for text that is made tokens of here, without data_collator"
             )
         pad = getattr(self.tokenizer, "pad_token_id", None)
-        self.collator = Collator(0 if pad is None else pad)  # masked, whichever it is
+        self.collator: Callable = Collator(0 if pad is None else pad)  # masked, whichever it is
         if self.given:
             language = isinstance(collator, DataCollatorForLanguageModeling)
             self.collator = KeepEnds(collator) if language else collator

@@ -95,12 +95,12 @@ def targets(model, batch: dict) -> Tensor:
         return labels
     if "shift_labels" in batch:
         return batch["shift_labels"]
-    if positions is not None and positions.shape == labels.shape:
-        if ((labels != IGNORE) & (positions == 0))[:, 1:].any():
-            raise ValueError(
-                "a label stands where position_ids begin anew, so that the document before it, or padding, would "
-                f"learn it: set the first label of each document to {IGNORE}, as DataCollatorWithFlattening does"
-            )
+    packed = positions is not None and positions.shape == labels.shape
+    if packed and ((labels != IGNORE) & (positions == 0))[:, 1:].any():
+        raise ValueError(
+            "a label stands where position_ids begin anew, so that the document before it, or padding, would "
+            f"learn it: set the first label of each document to {IGNORE}, as DataCollatorWithFlattening does"
+        )
     return pad(labels[:, 1:], (0, 1), value=IGNORE)
 
 

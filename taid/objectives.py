@@ -258,7 +258,7 @@ class Mixed(Objective):
             )
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be positive, got {temperature}")
-        if not inner.uses_teacher or isinstance(inner, CTKD | DKD) and temperature != 1:
+        if not inner.uses_teacher or (isinstance(inner, CTKD | DKD) and temperature != 1):
             raise ValueError(
                 f"{inner!r} takes no temperature or ce_weight here: it has no teacher, or its own"
             )

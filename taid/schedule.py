@@ -14,6 +14,7 @@ A schedule is a frozen set of hyperparameters; what changes during training is a
 import math
 import warnings
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Protocol
 
 EPSILON = 1e-15  # ε of the relative progress: our choice, it matters only where the previous loss is zero
@@ -156,7 +157,7 @@ class Replayed:
     def __post_init__(self) -> None:
         if len(self.curve) < 2 or not 0 <= self.curve[0] <= self.curve[-1] <= 1:
             raise ValueError("curve must hold t_0 … t_N, N ≥ 1, within [0, 1]")
-        if any(after < before for before, after in zip(self.curve, self.curve[1:])):
+        if any(after < before for before, after in pairwise(self.curve)):
             raise ValueError("curve must never fall: record t once per optimizer step, t_start first")
 
     def init(self) -> State:

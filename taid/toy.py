@@ -207,11 +207,13 @@ def order(criterion: Objective) -> float:
 def expected_loss(criterion: Objective, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Mean of an objective over labels drawn from the teacher, exactly. [..., V], [..., V] -> [...]"""
     shape, cells = student_logits.shape[:-1], student_logits.shape[-1]
-    rows = [logits.reshape(-1, cells) for logits in (student_logits, teacher_logits)]
+    student, teacher = student_logits.reshape(-1, cells), teacher_logits.reshape(-1, cells)
     if not isinstance(criterion, (SFT, DKD)):  # no label enters
-        return criterion.per_token(*rows, torch.zeros(shape.numel(), dtype=torch.long)).view(shape)
-    repeated = (logits.repeat_interleave(cells, 0) for logits in rows)
-    by_label = criterion.per_token(*repeated, torch.arange(cells).repeat(shape.numel())).view(*shape, cells)
+        labels = torch.zeros(shape.numel(), dtype=torch.long)
+        return criterion.per_token(student, teacher, labels).view(shape)
+    student, teacher = student.repeat_interleave(cells, 0), teacher.repeat_interleave(cells, 0)
+    labels = torch.arange(cells).repeat(shape.numel())
+    by_label = criterion.per_token(student, teacher, labels).view(*shape, cells)
     return (by_label * teacher_logits.softmax(-1)).sum(-1)
 
 
@@ -250,7 +252,7 @@ def best_mode(teacher: Mixture) -> tuple[Mixture, float]:
     Every mode k is then a local optimum with KL(q ‖ p) = −log w_k; the best is the heaviest.
     """
     log_weights = teacher.log_weights.log_softmax(-1)
-    k = log_weights.argmax().item()
+    k = int(log_weights.argmax())
     mode = Mixture(torch.zeros(1).double(), teacher.means[k : k + 1], teacher.log_scales[k : k + 1])
     return mode, -log_weights[k].item()
 

@@ -119,7 +119,7 @@ def test_truncated_logits_keep_the_largest_and_with_a_tail_their_mass(k):
     top = np.argsort(-p, axis=-1)[:, :k]
     with_tail = variants.truncated(TEACHER, k, tail=True).softmax(-1).numpy()
     renormalised = variants.truncated(TEACHER, k, tail=False).softmax(-1).numpy()
-    for row, (kept, whole) in enumerate(zip(top, p)):
+    for row, (kept, whole) in enumerate(zip(top, p, strict=True)):
         np.testing.assert_allclose(with_tail[row, kept], whole[kept])
         others = np.delete(with_tail[row], kept)
         np.testing.assert_allclose(others, (1 - whole[kept].sum()) / (11 - k))

@@ -50,7 +50,7 @@ def test_the_floor_binds_from_the_crossing_on(schedule, updates):
     where = updates * adaptivity.crossing(schedule.alpha, updates, schedule.t_start, schedule.t_end)
     bound = [state.floor_bound for state in states(schedule, [1.7] * updates)[1:]]
     open_loop = 1 - (1 - schedule.t_start) * (1 - schedule.alpha / 2) ** np.arange(1, updates + 1)
-    for n, (binds, ahead) in enumerate(zip(bound, open_loop), start=1):
+    for n, (binds, ahead) in enumerate(zip(bound, open_loop, strict=True), start=1):
         if abs(n - where) > 1 and ahead < schedule.t_end:  # at its end t stands still, above the floor
             assert binds == (n > where)
 
@@ -126,7 +126,10 @@ def test_the_bound_is_nearly_met_by_a_loss_that_falls_slowly_and_all_along():
 def test_noise_alone_pulls_the_momentum_down():
     """Independent log-normal losses have E[J_n] E[1/J_{n−1}] = exp(σ²), so δ is 1 − exp(σ²) on average."""
     losses = np.random.default_rng(5).lognormal(sigma=0.2, size=20_000)
-    steps = [{"loss": x} | asdict(s) for x, s in zip(losses, states(Adaptive(0.4, alpha=1e-3), losses)[1:])]
+    steps = [
+        {"loss": x} | asdict(s)
+        for x, s in zip(losses, states(Adaptive(0.4, alpha=1e-3), losses)[1:], strict=True)
+    ]
     found = adaptivity.summary(steps, Adaptive(0.4, alpha=1e-3))
     assert found["progress_mean"] == pytest.approx(1 - math.exp(0.04), abs=0.005)  # standard error 0.002
     assert found["momentum_mean"] == pytest.approx(
@@ -145,7 +148,9 @@ def test_the_warning_comes_exactly_where_the_first_step_stays_on_the_floor(sched
     t = states(schedule, [1.0] * updates)
     inert = all(
         state.t == floor.t
-        for state, floor in zip(t, states(Linear(schedule.t_start, schedule.t_end), [1.0] * updates))
+        for state, floor in zip(
+            t, states(Linear(schedule.t_start, schedule.t_end), [1.0] * updates), strict=True
+        )
     )
     near = abs(updates / inert_below(schedule.alpha, schedule.t_start, schedule.t_end) - 1) < 1e-9
     with warnings.catch_warnings(record=True) as caught:
@@ -280,7 +285,7 @@ def test_stretched_losses_keep_trend_and_noise():
     losses = 2 * np.exp(-n / 200) * rng.lognormal(sigma=0.1, size=300)
     longer = adaptivity.stretched(losses, 30_000, seed=0)
     thirds = [np.split(x, 3) for x in (losses, longer)]
-    for short, long in zip(*thirds):
+    for short, long in zip(*thirds, strict=True):
         assert np.mean(long) == pytest.approx(np.mean(short), rel=0.05)
     assert np.log(longer).std() == pytest.approx(np.log(losses).std(), rel=0.1)
     assert np.array_equal(longer, adaptivity.stretched(losses, 30_000, seed=0))

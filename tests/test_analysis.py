@@ -239,7 +239,7 @@ def test_the_last_row_of_a_cell_wins_but_search_rates_stay_apart(tmp_path):
     frame = frame_of(tmp_path, written)
     assert rows.scores(frame, "table1", "score") == {PHI: {"taid": {0: 2.0}}}
     search = frame[frame.experiment == "table1_search"]
-    assert dict(zip(search.learning_rate, search.value)) == {0.001: 3.0, 0.01: 5.0}
+    assert dict(zip(search.learning_rate, search.value, strict=True)) == {0.001: 3.0, 0.01: 5.0}
 
 
 def test_no_rows_give_an_empty_selection(tmp_path):

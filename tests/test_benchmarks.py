@@ -159,7 +159,7 @@ def test_heads_agree():
     for name, which in head.heads("taid").items():
         for found, expected in zip(gradients(which, inputs), exact, strict=True):
             torch.testing.assert_close(
-                found.double(), expected, atol=1e-7, rtol=1e-5, msg=lambda m: f"{name}: {m}"
+                found.double(), expected, atol=1e-7, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
             )
 
 

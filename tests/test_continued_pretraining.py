@@ -252,7 +252,7 @@ def test_the_bias_shrinks_as_more_is_kept(name):
         return store.expand(store.compress(logits(1)), 48)
 
     loss = logit_cache.PROBED[name]
-    value, gradient = zip(*(bias(loss, logits(0), logits(1), stored(k)) for k in (2, 12, 47)))
+    value, gradient = zip(*(bias(loss, logits(0), logits(1), stored(k)) for k in (2, 12, 47)), strict=True)
     assert gradient[0] > gradient[1] > gradient[2] and abs(value[0]) > abs(value[2])
     assert gradient[2] < 5e-3  # 47 of 48 kept, and so the 48th as well: fp16 alone
 

@@ -81,7 +81,7 @@ def test_encode_adds_one_end_and_no_padding(tokenizer):
         assert example["response_ids"].count(tokenizer.eos_token_id) == 1
         assert example["response_ids"][-1] == tokenizer.eos_token_id
         assert tokenizer.pad_token_id not in example["prompt_ids"] + example["response_ids"]
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="shorter|longer"):
         encode(tokenizer, TEXTS, TEXTS[:2])
 
 

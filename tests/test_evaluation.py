@@ -245,7 +245,10 @@ def test_log_likelihoods_are_per_token(chat):
     """−held_out_loss of prompt and response, whatever stands in the batch beside it."""
     model, collator = tiny_model(), Collator(PAD)
     responses = ["w9", "w4 " * 9]
-    alone = [judging.log_likelihoods(model, chat, collator, [i], [r])[0] for i, r in zip(PROSE, responses)]
+    alone = [
+        judging.log_likelihoods(model, chat, collator, [i], [r])[0]
+        for i, r in zip(PROSE, responses, strict=False)
+    ]
     assert judging.log_likelihoods(model, chat, collator, PROSE[:2], responses) == pytest.approx(
         alone, rel=1e-5
     )

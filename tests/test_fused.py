@@ -457,7 +457,7 @@ def test_one_chunk_by_hand(engine):
     assert gradient is out and not values.requires_grad
     s64 = s.detach().double().requires_grad_()
     taus = [torch.tensor(3.0, dtype=torch.float64, requires_grad=True) for _ in range(ROWS)]
-    expected = torch.stack([losses.ctkd(*row, tau) for *row, tau in zip(s64, z.double(), taus)])
+    expected = torch.stack([losses.ctkd(*row, tau) for *row, tau in zip(s64, z.double(), taus, strict=True)])
     exact_gradient, *slopes = torch.autograd.grad(expected.sum(), (s64, *taus))
     torch.testing.assert_close(values.double(), expected.detach(), rtol=2e-6, atol=0)
     assert error(2 * gradient, exact_gradient) < allowed(torch.bfloat16, engine)
@@ -580,7 +580,7 @@ def test_threads_change_nothing():
                 results.append(fused.value_and_gradient("jsd", *pair, teacher_weight=0.1))
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0]))
+    assert all(torch.equal(a, b) for result in results[1:] for a, b in zip(result, results[0], strict=True))
 
 
 def test_using_forces_an_engine_and_gives_way_again():

@@ -311,7 +311,7 @@ def test_training_is_the_same(method, tmp_path, tokenizer):
     for fuse_head in (False, True):
         seen = []
 
-        def collator(rows):
+        def collator(rows, seen=seen):
             seen.append(Collator(PAD)(rows))
             if len(seen) % 2:
                 seen[-1]["labels"] = torch.full_like(seen[-1]["labels"], IGNORE)

@@ -105,6 +105,10 @@ def test_the_command_line_of_a_study(monkeypatch):
         (("--seeds", "two"), "'two' is not a whole number from 1 on"),
         (("--results", __file__), "is no folder"),
         (("--scale", "smoke", "--results", str(jobs.REFERENCE)), "rows of the scale smoke mean nothing"),
+        (
+            ("--scale", "smoke", "--results", str(jobs.REFERENCE / "gpu")),
+            "rows of the scale smoke mean nothing",
+        ),
     ],
 )
 def test_a_command_that_makes_no_sense_ends_with_a_sentence(arguments, words, monkeypatch, capsys):

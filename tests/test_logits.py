@@ -159,7 +159,7 @@ def test_what_begins_a_document_is_not_learned_from_the_one_before():
 def test_labels_that_the_collator_has_shifted_are_not_shifted_again():
     shifted = {"shift_labels": torch.nn.functional.pad(BATCH["labels"][:, 1:], (0, 1), value=IGNORE)}
     for found, expected in zip(
-        response_logits(tiny_model(), BATCH | shifted), response_logits(tiny_model(), BATCH)
+        response_logits(tiny_model(), BATCH | shifted), response_logits(tiny_model(), BATCH), strict=True
     ):
         torch.testing.assert_close(found, expected)
 

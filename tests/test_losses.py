@@ -43,7 +43,7 @@ def np_kl(a, b):
 
 def np_adaptive_kl(s, z, mu=0.5):
     values = []
-    for q, p in zip(softmax(s, -1), softmax(z, -1)):
+    for q, p in zip(softmax(s, -1), softmax(z, -1), strict=True):
         descending = -np.sort(-p)
         last = descending[np.searchsorted(np.cumsum(descending), mu)]
         gap = np.abs(p - q)
@@ -54,7 +54,7 @@ def np_adaptive_kl(s, z, mu=0.5):
 
 def np_dkd(s, z, beta=0.5):
     values = []
-    for q, p, y in zip(softmax(s, -1), softmax(z, -1), LABELS.numpy()):
+    for q, p, y in zip(softmax(s, -1), softmax(z, -1), LABELS.numpy(), strict=True):
         others = np.arange(p.size) != y
         q_rest, p_rest = q[others].sum(), p[others].sum()
         target = np_kl(np.array([p[y], p_rest]), np.array([q[y], q_rest]))

@@ -44,7 +44,9 @@ def test_the_order_of_the_vocabulary_is_irrelevant():
     student, teacher = random_logits(4, 40), random_logits(4, 40, seed=1)
     shuffle = torch.randperm(40, generator=torch.Generator().manual_seed(2))
     for before, after in zip(
-        probability_mass(student, teacher), probability_mass(student[:, shuffle], teacher[:, shuffle])
+        probability_mass(student, teacher),
+        probability_mass(student[:, shuffle], teacher[:, shuffle]),
+        strict=True,
     ):
         torch.testing.assert_close(before, after)
 

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -439,7 +440,7 @@ def test_gkd_trains_on_the_prompts_of_the_batch_with_fresh_responses(student, ba
     sampled = GKDRollouts(max_new_tokens=5, probability=1.0)(student, batch, 0.0, seed=3)
     assert sampled["sampled"].all() and "index" not in sampled  # no cache holds the teacher's logits for it
     assert prompts_of(sampled) == prompts_of(batch)
-    expected = sum(sample_responses(student, prompts_of(batch), 5, seed=3), [])
+    expected = [*chain.from_iterable(sample_responses(student, prompts_of(batch), 5, seed=3))]
     assert response_logits(student, sampled)[1].tolist() == expected
 
 
@@ -547,4 +548,4 @@ def test_ranks_that_share_a_student_sample_together(tmp_path):
         for step, (sampled, prompts, labels) in enumerate(found[:8]):
             if sampled:
                 alone = sample_responses(tiny_model(), prompts, 6, 42 * 1_000_003 + 2 * step + rank)
-                assert labels == sum(alone, [])
+                assert labels == [*chain.from_iterable(alone)]

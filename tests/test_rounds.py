@@ -92,8 +92,8 @@ def test_each_round_starts_afresh_and_learns_from_the_last():
         with torch.no_grad():
             student.train().get_output_embeddings().weight.mul_(1 + len(seen))
 
-    for model in rounds.chain(fresh, teacher(), weights, train):
-        students.append(special.softmax(logits_of(model).double().numpy(), -1))
+    models = rounds.chain(fresh, teacher(), weights, train)
+    students.extend(special.softmax(logits_of(model).double().numpy(), -1) for model in models)
     p = special.softmax(p.astype(float), -1)
     for weight, previous, found in zip(weights, [p, *students], seen, strict=False):
         blend = p**weight * previous ** (1 - weight)

@@ -55,7 +55,7 @@ def test_t_is_monotone_and_between_its_bounds_for_any_loss(schedule, losses):
 def test_adaptive_is_never_below_linear_for_any_monotone_progress(losses, progress):
     linear, adaptive = Linear(0.2), Adaptive(0.2, alpha=0.05)
     low, high = linear.init(), adaptive.init()
-    for loss, share in zip(losses, progress):
+    for loss, share in zip(losses, progress, strict=False):
         low, high = linear.update(low, loss, share), adaptive.update(high, loss, share)
         assert high.t >= low.t
 

@@ -83,7 +83,7 @@ def test_fit_solves_for_c_to_machine_precision():
             z *= rng.uniform(1.01, 30) / np.linalg.norm(z)
             spread = 1 / (np.linalg.norm(z) - 1)  # c lies between d_min and d_max times this
             c = brentq(
-                lambda c: np.linalg.norm(z * c / (c + d)) - 1,
+                lambda c, z=z, d=d: np.linalg.norm(z * c / (c + d)) - 1,
                 0.5 * d.min() * spread,
                 2 * d.max() * spread,
                 xtol=1e-300,

@@ -112,6 +112,7 @@ def test_one_gaussian_under_forward_kl_keeps_the_teachers_moments(dim, count):
         (mean, variance),
         moments(student.logits(path.parameters[-1]), points),
         moments(teacher.logits(points), points),
+        strict=True,
     ):
         torch.testing.assert_close(on_grid, expected, atol=1e-6, rtol=0)
         torch.testing.assert_close(found, expected.expand(3, dim), atol=1e-3, rtol=0)

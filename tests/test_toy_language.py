@@ -57,7 +57,9 @@ def test_states_tell_contexts_apart_by_their_last_words(memory, states):
     found = Ngram(LANGUAGE, memory).states().tolist()
     assert len(set(found)) == max(found) + 1 == states
     last = [context[len(context) - min(memory, len(context)) :] for context in contexts]
-    assert len(set(zip(found, last))) == states  # one run of last words per state, one state per run
+    assert (
+        len(set(zip(found, last, strict=True))) == states
+    )  # one run of last words per state, one state per run
 
 
 def test_a_student_that_remembers_everything_has_no_gap():

@@ -67,14 +67,14 @@ AS_THERE = {  # what is set, a few fields together that do not hide each other
         "metric_for_best_model": "loss",
     },
     "the best": {
-        **{"load_best_model_at_end": True, "metric_for_best_model": "loss", "save_strategy": "steps"},
-        **{
-            "eval_strategy": "steps",
-            "eval_steps": 2,
-            "save_steps": 2,
-            "learning_rate": 3.0,
-            "save_total_limit": 1,
-        },
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+        "save_strategy": "steps",
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_steps": 2,
+        "learning_rate": 3.0,
+        "save_total_limit": 1,
     },
 }
 

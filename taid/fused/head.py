@@ -92,7 +92,9 @@ class _Mean(torch.autograd.Function):
     def forward(ctx, hidden, weight, bias, temperature, wanted, targets, weights, loss, parameters):
         inputs = (hidden, weight, bias, temperature)
         n, wide = len(hidden), torch.promote_types(hidden.dtype, torch.float32)
-        sums = [torch.zeros_like(x, dtype=wide) if want else None for x, want in zip(inputs, wanted)]
+        sums = [
+            torch.zeros_like(x, dtype=wide) if want else None for x, want in zip(inputs, wanted, strict=True)
+        ]
         of_hidden, of_weight, of_bias, of_temperature = sums
         if temperature is not None:
             parameters = parameters | {"temperature": float(temperature)}

@@ -124,6 +124,9 @@ class Run(instruction_tuning.Run):
             return schedule.Replayed(curve(trace(donor), donor.t_start))
         if self.variant.alpha == 0:
             return schedule.Linear(self.t_start, self.variant.t_end)
+        return self.adaptive_schedule()
+
+    def adaptive_schedule(self) -> schedule.Adaptive:
         return schedule.Adaptive(self.t_start, self.variant.t_end, self.alpha, self.variant.beta)
 
     def objective(self) -> Traced:
@@ -178,7 +181,7 @@ def measure(run: Run) -> tuple[dict[tuple[str, str], float], float]:
         )
     values = json.loads(path.read_text())
     if run.adaptive:
-        values |= adaptivity.summary(trace(run), run.schedule())
+        values |= adaptivity.summary(trace(run), run.adaptive_schedule())
     return {(metric, "average"): value for metric, value in values.items()}, time.perf_counter() - started
 
 
@@ -194,7 +197,7 @@ def curves(run: Run) -> tuple[dict[tuple[str, str], float], float]:
     losses = np.array([step["loss"] for step in steps])
     width, at = adaptivity.window(len(losses)), shares * len(losses)
     centres = np.arange(len(losses) - width + 1) + (width + 1) / 2  # in steps, the first is 1
-    series = {
+    series: dict[str, tuple[np.ndarray, Sequence[float] | np.ndarray]] = {
         "loss": (centres, sliding_window_view(losses, width).mean(-1)),
         "noise_variance": (centres, adaptivity.noise_variance(losses, width)),
     }
@@ -202,7 +205,7 @@ def curves(run: Run) -> tuple[dict[tuple[str, str], float], float]:
         series["t"] = np.arange(len(steps) + 1), curve(steps, run.t_start)
     if run.adaptive:
         alpha = schedule.scale_alpha(run.alpha, study.PAPER_UPDATES, len(steps))
-        paper = replace(run.schedule(), alpha=alpha)
+        paper = replace(run.adaptive_schedule(), alpha=alpha)
         every = np.linspace(0, len(steps), study.PAPER_UPDATES + 1)
         given = {
             "t_paper_constant": np.ones(study.PAPER_UPDATES),

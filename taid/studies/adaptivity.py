@@ -144,7 +144,7 @@ def window(updates: int) -> int:
 # --- Simulated ----------------------------------------------------------------------------------------------
 
 
-def simulate(schedule: Linear, losses: Sequence[float]) -> Array:
+def simulate(schedule: Linear, losses: Sequence[float] | Array) -> Array:
     """t_0 … t_N of a schedule under given losses [N]."""
     states = [schedule.init()]
     for n, loss in enumerate(losses, start=1):

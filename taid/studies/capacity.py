@@ -6,7 +6,7 @@ pre-trained on one part, students distilled on another (as the paper distils a p
 corpus), and judged on a third by the last words of sentences, whole, as LAMBADA does, and by held-out loss.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -192,7 +192,8 @@ def evenly(items: Sequence[dict], count: int) -> list[dict]:
 
 def text_scores(logits_of: Logits, teacher: Logits | None, batches: Iterable[dict]) -> dict[str, float]:
     """Means over tokens of held-out loss, entropy and, with a teacher, KL(teacher ‖ model) [nats/token]."""
-    sums, count = Counter(), 0
+    sums: defaultdict[str, float] = defaultdict(float)
+    count = 0
     for batch in batches:
         labels = batch["labels"][:, 1:]
         labels = labels[labels != IGNORE]
@@ -285,7 +286,8 @@ class Capacity(study.Study[Run]):
 
     def values(self, model: PreTrainedModel, run: Run, split: str) -> dict[tuple[str, str], float]:
         """Validation only chooses, by held-out loss; a temperature changes no teacher's likeliest word."""
-        logits_of, teacher = LiveTeacher(model), None
+        logits_of: Logits = LiveTeacher(model)
+        teacher = None
         if run.method == "teacher":
             logits_of = softened(logits_of, run.temperature)
         elif run.teacher != NONE:

@@ -172,7 +172,8 @@ class Prose(study.Source):
 
     def _windows(self, split: str, count: int) -> list[dict]:
         """So many windows in random order, of random documents: as many of these as it takes."""
-        rng, windows = random.Random(0), []
+        rng = random.Random(0)
+        windows: list[dict] = []
         for text in rng.sample(self.text[split], len(self.text[split])):
             if len(windows) >= SPREAD * count:
                 break

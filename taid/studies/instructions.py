@@ -10,7 +10,7 @@ split by document before anything is cut from it.
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from taid.studies import sources
@@ -200,7 +200,7 @@ DOCUMENT_SHARES = {"test": 0.10, "validation": 0.05, "judge": 0.40, "train": 0.4
 
 
 def split_documents(
-    documents: dict[str, str], seed: int, shares: dict[str, float] = DOCUMENT_SHARES
+    documents: dict[str, str], seed: int, shares: Mapping[str, float] = DOCUMENT_SHARES
 ) -> dict[str, list[str]]:
     """{split: texts}: whole documents, shuffled by `seed`, then shared out."""
     names = sorted(documents)
@@ -220,8 +220,8 @@ def build(size: Size, seed: int = 0) -> Instructions:
     Raises ValueError where the sources hold fewer items than `size` asks for, SourceUnavailable if one is missing.
     """
     rng = random.Random(seed)
-    splits = {"train": [], "validation": [], "test": [], "judge": []}
-    text = {"train": [], "judge": [], "dictionary": []}
+    splits: dict[str, list[Instruction]] = {"train": [], "validation": [], "test": [], "judge": []}
+    text: dict[str, list[str]] = {"train": [], "judge": [], "dictionary": []}
     words = set()
     for category, facts in _facts(size.words).items():
         held_out = []

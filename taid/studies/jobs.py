@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from taid import results
 
@@ -59,7 +59,7 @@ def command(
 def rows_folder(made: ArgumentParser, scale: str, given: Path | None) -> Path:
     """The folder of the rows. Ends the command where smoke rows, which mean nothing, would join reference rows."""
     folder = given or Path("runs") / scale
-    if scale == "smoke" and folder.resolve() == REFERENCE:
+    if scale == "smoke" and REFERENCE in (folder.resolve(), *folder.resolve().parents):
         made.error(f"rows of the scale smoke mean nothing: they do not go into {folder}, but into runs/smoke")
     if folder.exists() and not folder.is_dir():
         made.error(f"{folder} is no folder: --results names the folder that the rows go into")
@@ -73,9 +73,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def run(
-    function: Callable, jobs: Sequence[tuple], workers: int, title: str
-) -> Iterator[tuple[tuple, object]]:
+def run(function: Callable, jobs: Sequence[tuple], workers: int, title: str) -> Iterator[tuple[tuple, Any]]:
     """Yield (job, function(*job)) as the jobs finish, in any order; they start in the order given.
 
     `function` is a module's own function, so that a fresh process can import it. A job's exception is raised here

@@ -63,7 +63,8 @@ class Judge:
         likelihoods = log_likelihoods(self.model, self.tokenizer, self.collator, instructions, responses)
         first = {response: i for i, response in reversed(list(enumerate(responses)))}
         counted = [
-            l if first[r] == i else low for i, (l, r) in enumerate(zip(likelihoods, responses, strict=True))
+            value if first[r] == i else low
+            for i, (value, r) in enumerate(zip(likelihoods, responses, strict=True))
         ]
         return min(10.0, max(0.0, 10 * (mean(counted) - low) / (high - low)))
 
@@ -74,9 +75,7 @@ def log_likelihoods(model, tokenizer, collator, instructions, responses: Sequenc
     return [-loss for loss in held_out_loss(model, examples, collator)]
 
 
-def by_category(
-    instructions: Sequence[Instruction], responses: Sequence[str]
-) -> dict[str, tuple[list, list]]:
+def by_category(instructions: Sequence[Instruction], responses: Sequence[str]) -> dict[str, tuple[list, ...]]:
     """{category: (its instructions, their responses)}, categories in their fixed order."""
     pairs = list(zip(instructions, responses, strict=True))
     return {

@@ -19,10 +19,11 @@ from taid.studies.continued_pretraining import ContinuedPretraining
 from taid.studies.study import Logits
 from taid.studies.training import fit
 from taid.teacher import FullLogits, HiddenStates, LiveTeacher, TopLogits
+from taid.teacher.stores import Store
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (student's, teacher's logits) [n, V] -> [n], as in `taid.losses`
 
-STORES = {"full": FullLogits(), "hidden": HiddenStates(), "top-64": TopLogits(64)}
+STORES: dict[str, Store] = {"full": FullLogits(), "hidden": HiddenStates(), "top-64": TopLogits(64)}
 TOP = (4, 16, 64, 256)
 STEPS = {"smoke": 2, "cpu": 10}  # of training, by each teacher
 PROBED = {  # of Table 2's methods

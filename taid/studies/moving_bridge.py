@@ -128,6 +128,6 @@ UNITS = {  # metric -> (unit, whether higher is better); what is neither good no
     "kl_to_target": ("nats/token", False),
     "kl_to_teacher": ("nats/token", False),
     **{f"{who}_entropy": ("nats", False) for who in ("student", "target", "teacher")},
-    **{who: ("probability", False) for who in ("student", "target", "teacher")},
+    **dict.fromkeys(("student", "target", "teacher"), ("probability", False)),
 }
 rows = partial(study.rows, units=UNITS)

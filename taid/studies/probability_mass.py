@@ -48,7 +48,8 @@ def masses(
     model.eval()
     targets = [teacher(batch)[:, :vocab_size] for batch in batches]  # [n, V]; padding would fill the tail
     marginal = _marginal(targets)
-    sums, at_rank = {}, torch.zeros(vocab_size, dtype=torch.float64)
+    sums: dict[str, float] = {}
+    at_rank = torch.zeros(vocab_size, dtype=torch.float64)
     for batch, target in zip(batches, targets, strict=True):
         logits = response_logits(model, batch)[0][:, :vocab_size]
         for suffix, ranking in {"": target, "_own": logits, "_marginal": marginal}.items():

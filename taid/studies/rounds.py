@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -156,7 +157,11 @@ def trajectory(
     """
     references = {"untrained": start, "round 0": teacher}
     found = {task: measures(logits, teacher, start, labels) for task, logits in references.items()}
-    previous, signal, deltas = teacher, centred(teacher - start).norm(), theory.drift([*weights, 1.0])
+    previous, signal, deltas = (
+        teacher,
+        centred(teacher - start).norm(),
+        theory.drift(np.array([*weights, 1.0])),
+    )
     for number, (weight, logits) in enumerate(zip(weights, students, strict=True), start=1):
         target = losses.interpolate(previous, teacher, weight)
         values = measures(logits, teacher, start, labels)
@@ -165,7 +170,7 @@ def trajectory(
         found[f"round {number}"], previous = values, logits
     found["all rounds"] = {
         "signal_strength": 1 / found["round 1"]["drift"],
-        "non_collapse_bound": theory.non_collapse_bound(weights),
+        "non_collapse_bound": theory.non_collapse_bound(np.array(weights)),
     }
     return {(metric, task): value for task, values in found.items() for metric, value in values.items()}
 

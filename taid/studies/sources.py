@@ -198,7 +198,7 @@ def _r_character_vectors(rdb: bytes) -> list[list[str]]:
 
 def austen() -> dict[str, str]:
     """Jane Austen's six novels as {"title / chapter": text}."""
-    documents = {}
+    documents: dict[str, str] = {}
     for lines in _r_character_vectors((fetch("austen") / "Rdata.rdb").read_bytes()):
         title, chapter = lines[0].title(), None
         for line in lines:
@@ -279,17 +279,20 @@ def wordnet() -> tuple[
     Formats: wndb(5WN), cntlist(5WN).
     """
     folder = fetch("wordnet")
-    synsets, senses, counts = {}, {}, {}
+    synsets: dict[tuple[str, str], Synset] = {}
+    senses: dict[tuple[str, str], list[str]] = {}
+    counts: dict[tuple[str, str], int] = {}
     for name, part in _PARTS.items():
         for line in (folder / f"data.{name}").read_text(encoding="utf-8").splitlines():
             if line.startswith("  "):  # the licence
                 continue
-            fields, gloss = line.split(" | ", 1)
-            fields = fields.split()
+            front, gloss = line.split(" | ", 1)
+            fields = front.split()
             n_words = int(fields[3], 16)
             words = tuple(w.split("(")[0] for w in fields[4 : 4 + 2 * n_words : 2])
             at = 5 + 2 * n_words
-            pointers = tuple(tuple(fields[i : i + 4]) for i in range(at, at + 4 * int(fields[at - 1]), 4))
+            four = (fields[at + i : at + 4 * int(fields[at - 1]) : 4] for i in range(4))
+            pointers = tuple(zip(*four, strict=True))
             file_number = int(fields[1])
             category = NOUN_CATEGORIES[file_number - 3] if part == "n" else ""
             synsets[part, fields[0]] = Synset(part, category, words, pointers, gloss.strip())

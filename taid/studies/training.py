@@ -91,7 +91,7 @@ def fit(
             teacher_processing_class=tokenizer,
             eval_kl=False,  # measured once, after training
         )
-        resume = last_checkpoint(arguments.output_dir) if checkpoints else None
+        resume = last_checkpoint(str(checkpoints)) if checkpoints else None
         trainer.remove_callback(PrinterCallback)
         if title:
             trainer.add_callback(_Progress(title))

