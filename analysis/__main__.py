@@ -60,8 +60,8 @@ def render(command: str, folder: Path, scale: str) -> None:
     else:
         for each, frame in frames:
             print(page.summary(each, frame, scale, page.write(each, frame, folder, scale)))
-    for error in missing:
-        print(f"left out: {error}")
+    for reason in missing:
+        print(f"left out: {reason}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from taid import objectives, results, schedule
 from taid.files import write_whole
+from taid.schedule import Adaptive
 from taid.studies import adaptivity, instruction_tuning, study, zoo
 from taid.studies.instruction_tuning import InstructionTuning
 from taid.studies.training import Training
@@ -126,7 +127,7 @@ class Run(instruction_tuning.Run):
             return schedule.Linear(self.t_start, self.variant.t_end)
         return self.adaptive_schedule()
 
-    def adaptive_schedule(self) -> schedule.Adaptive:
+    def adaptive_schedule(self) -> Adaptive:
         return schedule.Adaptive(self.t_start, self.variant.t_end, self.alpha, self.variant.beta)
 
     def objective(self) -> Traced:
