@@ -79,7 +79,8 @@ class ObjectiveTrainer(Trainer):
     def _run_epoch(self, *args, **kwargs):
         """The Trainer's; but the run of a checkpoint that was its last takes no further step."""
         if self.state.global_step < self.state.max_steps:
-            return super()._run_epoch(*args, **kwargs)
+            super()._run_epoch(*args, **kwargs)
+            return
         steps = f"{self.state.global_step} of {self.state.max_steps} steps"
         warnings.warn(
             f"the run was finished, {steps}: nothing is trained. Raise max_steps to go on.", stacklevel=2
@@ -185,4 +186,4 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether no entry is NaN or infinite; of sharded tensors, on this rank; quantised ones pass."""
     local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
     plain = [t for t in local if type(t) in (Tensor, Parameter) and t.is_floating_point() and t.itemsize > 1]
-    return all([tensor.detach().isfinite().all().cpu() for tensor in plain])
+    return all(tensor.detach().isfinite().all().cpu() for tensor in plain)
