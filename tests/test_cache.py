@@ -135,6 +135,10 @@ REFUSED = {
     "a mask of pairs": (plain([[5, 6]], [[N, 6]], [[[[1, 0], [1, 1]]]]), "no example can be told"),
     "labels of a decoder": (plain([[5, 6]], [[5, 6, 7]]), "do not stand below"),
     "a label after padding": (plain([[PAD, 5, 6]], [[N, 5, 6]], [[0, 1, 1]]), "pad on the right"),
+    "no tokens": (
+        {"inputs_embeds": torch.zeros(1, 2, 4), "labels": torch.tensor([[N, 6]])},
+        "names no example",
+    ),
     "positions in space": (
         plain([[5, 6]], [[N, 6]], position_ids=torch.zeros(3, 1, 2).long()),
         "not one a token",
@@ -146,7 +150,7 @@ REFUSED = {
 def test_what_cannot_be_told_apart_is_refused(case):
     batch, words = REFUSED[case]
     with pytest.raises(ValueError, match=words):
-        keys(batch)
+        keys(one_a_row(batch))
 
 
 @pytest.mark.parametrize("options", [{}, {"return_flash_attn_kwargs": True, "return_seq_idx": True}])
@@ -224,6 +228,17 @@ def test_the_whole_vocabulary_is_no_tail(folder, teacher):
     batch = COLLATOR(EXAMPLES[::3])
     expected = LiveTeacher(teacher)(batch).log_softmax(-1)
     torch.testing.assert_close(cache(batch), expected, rtol=2**-10, atol=1e-3)
+
+
+def test_logits_beyond_fp16_are_refused_and_minus_infinity_is_kept(folder, teacher):
+    """Some models mask padding entries with the least number of their type. Oracle: their probability is 0."""
+    head = teacher.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, logits: logits.index_fill(-1, torch.tensor([7]), -3e38))
+    cache = cached_teacher(teacher, EXAMPLES, COLLATOR, folder)
+    assert (cache(COLLATOR(EXAMPLES[:3])).softmax(-1)[:, 7] == 0).all()
+    head.weight.data[9] *= 1e6
+    with pytest.raises(ValueError, match=r"keep HiddenStates\(\)"):
+        cached_teacher(teacher, EXAMPLES, COLLATOR, folder.with_name("huge"))
 
 
 @pytest.mark.parametrize("k", [0, VOCAB + 1])

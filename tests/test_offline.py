@@ -256,6 +256,26 @@ def test_text_is_looked_up_by_the_tokens_that_the_trainer_makes_of_it(packing, f
     assert trained(OfflineTeacher(folder)) == pytest.approx(trained(teacher), abs=1e-2)  # fp16
 
 
+def test_tokens_in_any_form_are_written_without_a_collator(folder, teacher):
+    """One entry for an example as a row with labels, without, of arrays, padded, and as ours."""
+    whole = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in ROWS]
+    write_offline(teacher, whole, folder, k=7)
+    calls = []
+    for rows in (
+        [{"input_ids": row["input_ids"]} for row in ROWS],
+        [{"input_ids": np.array(row["input_ids"])} for row in ROWS],
+        [{"input_ids": row["input_ids"], "text": "so"} for row in ROWS],
+        [
+            {"prompt_ids": row["input_ids"][:1], "response_ids": row["input_ids"][1:], "index": 0}
+            for row in ROWS
+        ],
+    ):
+        write_offline(teacher, rows, folder, k=7, progress=lambda *done: calls.append(done))
+    assert not calls
+    with pytest.raises(ValueError, match=r"no tokens: make them with taid.examples.examples"):
+        write_offline(teacher, [{"text": "w5 w6"}], folder, k=7)
+
+
 def test_what_has_no_teacher_needs_none(folder, tmp_path, teacher):
     write_offline(teacher, ROWS, folder, k=7)
     tiny_trainer(tmp_path, "sft", teacher=OfflineTeacher(folder))

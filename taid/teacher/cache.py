@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DataCollatorForLanguageModeling
 
 from taid import losses
-from taid.data import IGNORE, KeepEnds, pad_right
+from taid.data import Collator, KeepEnds
 from taid.files import locked
 from taid.logits import check_language_model, inner, is_encoder_decoder
 from taid.teacher.digests import Key, keys, one_a_row
@@ -158,7 +158,7 @@ def write_offline(
 ) -> None:
     """Write the k largest log-probabilities of `model` on `examples` (None: all logits) for `OfflineTeacher`.
 
-    `collator` is the trainer's; None pads "input_ids" and "labels". The rest is as in `cached_teacher`, but that
+    `collator` is the trainer's, ours if None. The rest is as in `cached_teacher`, but that
     a folder of another teacher is refused, and that `model` is left as it was. Raises ValueError for k not in
     1 … V.
     """
@@ -169,7 +169,7 @@ def write_offline(
     try:
         with locked(folder):
             writer = Writer(folder, model, store)
-            collate = _prepared(model, collator or _padded, remove_unused_columns)
+            collate = _prepared(model, collator or Collator(0), remove_unused_columns)
             _write(writer, LiveTeacher(model), store, examples, collate, batch_size, progress)
     finally:
         model.train(was_training)
@@ -271,23 +271,17 @@ def _prepared(model, collator: Callable, remove_unused_columns: bool) -> Callabl
     def collate(examples: list[dict]) -> dict:
         if remove_unused_columns and "input_ids" in examples[0]:
             examples = [{name: value for name, value in e.items() if name in known} for e in examples]
+        if isinstance(collator, Collator) and not examples[0].keys() & {"input_ids", "prompt_ids"}:
+            raise ValueError(
+                f"the examples have {', '.join(examples[0])}, but no tokens: make them with "
+                "taid.examples.examples(dataset, tokenizer, max_length), as the trainer does"
+            )
         batch = dict(collator(examples))
         if "labels" not in batch:
             raise ValueError("the batches have no labels: pass the collator that the trainer gets")
         return one_a_row(batch)
 
     return collate
-
-
-def _padded(examples: list[dict]) -> dict:
-    """A batch of examples of "input_ids" and "labels", padded on the right."""
-    ids, labels = ([list(e[name]) for e in examples] for name in ("input_ids", "labels"))
-    mask = [[1] * len(row) for row in ids]
-    return {
-        "input_ids": pad_right(ids, 0),
-        "attention_mask": pad_right(mask, 0),
-        "labels": pad_right(labels, IGNORE),
-    }
 
 
 def _rows(batch: dict, rows: list[int]) -> dict:

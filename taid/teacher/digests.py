@@ -46,6 +46,8 @@ def keys(batch: dict) -> list[Key]:
     positions that do not simply count the tokens, other inputs (images). Raises ValueError, naming the input,
     where it cannot be told which rows an input belongs to.
     """
+    if "input_ids" not in batch:
+        raise ValueError("a batch without input_ids names no example: train with the live teacher")
     ids, labels = batch["input_ids"], batch["labels"]
     if ids.shape != labels.shape:
         raise ValueError(
@@ -122,6 +124,8 @@ def one_a_row(batch: dict) -> dict:
     They lie so where nothing is padded and positions begin anew, or "cu_seq_lens_q" says where they begin
     (DataCollatorWithFlattening). Attention is then within an example, as flash attention has it.
     """
+    if "input_ids" not in batch:
+        return batch
     starts = _starts(batch)
     if len(starts) == len(batch["input_ids"]):
         return batch
