@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Parameter
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import has_length, rotate_checkpoints
 
 from taid.checkpoints import BUFFER, STATE, last_checkpoint, read_buffer, read_state
@@ -26,6 +26,7 @@ class ObjectiveTrainer(Trainer):
     """State belongs to a run, and a checkpoint holds all of it; none is of a student that is not finite."""
 
     objective: Objective
+    model: PreTrainedModel
     _grad_norm: Tensor | float | None = None  # of the optimizer step, before clipping
     _last_inputs: dict | None = None  # the last micro-batch that was trained on
     _last_good: str | None = None  # this run's last checkpoint
@@ -158,7 +159,7 @@ class ObjectiveTrainer(Trainer):
     def _fault(self) -> str | None:
         """What of the student is not finite, if anything; the same on all ranks."""
         states = getattr(self.optimizer, "state", {}).values()
-        parts = {
+        parts: dict[str, list[Tensor]] = {
             "weights": [*self.model.parameters(), *self.objective.parameters()],
             "optimizer's state": [v for state in states for v in state.values() if isinstance(v, Tensor)],
             "logits": self._last_logits(),

@@ -40,6 +40,11 @@ class Objective:
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
         """The mean of `per_token`, a scalar [nats]; 0 with zero gradient for n = 0."""
         values = self.per_token(student_logits, teacher_logits, labels)
+        if values.shape != labels.shape:
+            raise ValueError(
+                f"{self!r} gives a tensor {list(values.shape)} for {len(labels)} positions: a loss is one number a "
+                "position, [n], the sum over the vocabulary taken and the mean over positions not"
+            )
         return values.sum() / max(len(values), 1)
 
     def per_token(self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor) -> Tensor:
@@ -71,8 +76,8 @@ class Objective:
         """Its own state, and that of its rollouts."""
         self.load_state_dict(objective)
         if self.rollouts is not None:
-            self.rollouts.load_state_dict(rollouts)
-            self.rollouts.load_tensors(buffer)
+            self.rollouts.load_state_dict(rollouts or {})
+            self.rollouts.load_tensors(buffer or {})
 
     def on_train_begin(self, updates: int) -> None:
         """Called before a run of `updates` optimizer steps: the place to warn of what will not work in it."""

@@ -51,7 +51,7 @@ REFUSED: dict[str, Refusal] = {  # field -> (whether it asks for what we do not 
         "validation is of 'labels': add it",
     ),
     "accelerator_config": (
-        lambda args: args.world_size > 1 and args.accelerator_config.even_batches is False,
+        lambda args: args.world_size > 1 and not getattr(args.accelerator_config, "even_batches", True),
         "with even_batches=False a rank without a batch lets the others wait: leave it True, repeated rows count "
         "for nothing",
     ),

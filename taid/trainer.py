@@ -7,6 +7,7 @@
 Everything else (data parallelism, mixed precision, logging, checkpoints) is the Trainer's.
 """
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -135,7 +136,8 @@ class DistillationTrainer(ObjectiveTrainer):
         self.eval_kl = given["eval_kl"] is not False
         self._prepare_data(kwargs.get("data_collator"), given["max_length"], bool(given["packing"]))
         self._step_loss = torch.zeros((), device=self.args.device)  # this rank's share of the step's mean
-        self._sums, self._validated = Sums(self.args.device), []
+        self._sums = Sums(self.args.device)
+        self._validated: list[tuple[dict[str, float], float]] = []  # means and labels of the last validation
         self._whole_logits = False  # whether somebody asks for the logits of a validation batch
         self.add_callback(_ObjectiveCallback(self))
 
@@ -274,6 +276,10 @@ class DistillationTrainer(ObjectiveTrainer):
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         means, labels = self._sums.means(self.accelerator)
         self._validated.append((means, labels))
+        if not labels and f"{metric_key_prefix}_loss" in output.metrics:
+            warnings.warn(
+                f"no label of the validation set is other than {IGNORE}: its loss is NaN", stacklevel=2
+            )
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in means.items()})
         return output
 
@@ -307,10 +313,12 @@ class DistillationTrainer(ObjectiveTrainer):
     def _finish_step(self) -> None:
         """Before the optimizer moves: check the step's loss and gradient, and let the objective see the loss."""
         loss = self.accelerator.reduce(self._step_loss, "sum").item()
-        own = [p for p in self.objective.parameters() if p.grad is not None]
-        for parameter in own:  # outside the model that data parallelism knows
-            parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
-        self._require_finite_step(loss, float(sum((p.grad.norm() for p in own), self._grad_norm or 0.0)))
+        norms = [self._grad_norm or 0.0]
+        for parameter in self.objective.parameters():  # outside the model that data parallelism knows
+            if parameter.grad is not None:
+                parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+                norms.append(parameter.grad.norm())
+        self._require_finite_step(loss, float(sum(norms)))
         self.objective.update(loss, min(1.0, (self.state.global_step + 1) / self.state.max_steps))
 
 

@@ -4,6 +4,7 @@ import json
 import math
 from itertools import count
 from pathlib import Path
+from unittest.mock import Mock
 
 import datasets
 import pytest
@@ -84,6 +85,20 @@ def test_a_checkpoint_of_an_earlier_run_is_not_named(tmp_path):
     trainer.add_callback(At("on_step_begin", 2, lambda: trainer.model.lm_head.weight.data.fill_(math.nan)))
     with pytest.raises(FloatingPointError, match="there is no checkpoint"):
         trainer.train()
+
+
+def test_a_gradient_that_overflows_in_fp16_is_skipped_until_the_scale_is_found(tmp_path):
+    """As PyTorch's GradScaler does, here in place of one that a GPU has."""
+    trainer = tiny_trainer(tmp_path, "kl", steps=1)
+    scaler = trainer.accelerator.scaler = Mock()
+    for scale in (65536.0, 2.0):
+        scaler.get_scale.return_value = scale
+        trainer._require_finite_step(loss=1.0, norm=math.inf)
+    scaler.get_scale.return_value = 1.0
+    with pytest.raises(FloatingPointError, match="norm of the gradient in optimizer step 1 is inf"):
+        trainer._require_finite_step(loss=1.0, norm=math.inf)
+    with pytest.raises(FloatingPointError, match="loss of optimizer step 1 is nan"):
+        trainer._require_finite_step(loss=math.nan, norm=1.0)
 
 
 def test_finite_is_asked_of_numbers_alone():

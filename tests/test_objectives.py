@@ -218,6 +218,13 @@ def test_a_loss_of_the_user_with_its_options():
     )
 
 
+@pytest.mark.parametrize("wrong", [lambda s, z: (s - z).abs(), lambda s, z: (s - z).abs().mean()])
+def test_a_loss_that_is_not_one_number_a_position_is_told_so(wrong):
+    """[n, V] would have passed for a loss V times as large, a scalar for one n times as small."""
+    with pytest.raises(ValueError, match="for 7 positions: a loss is one number a position"):
+        Divergence(wrong)(*logits())
+
+
 # Temperature and cross-entropy
 
 WITH_TEACHER = [name for name in METHODS if name != "sft"]

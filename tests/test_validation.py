@@ -125,6 +125,13 @@ def test_nobody_asks_for_logits_and_none_are_whole(tmp_path, tokenizer):
     assert ours.predict(rows).predictions is None
 
 
+def test_validation_without_a_label_says_so(tmp_path, tokenizer):
+    ours, _, rows = predicting(tmp_path, tokenizer)
+    masked = [row | {"labels": [IGNORE] * len(row["labels"])} for row in rows]
+    with pytest.warns(UserWarning, match="no label of the validation set"):
+        assert np.isnan(ours.evaluate(masked)["eval_loss"])
+
+
 # KL to the teacher
 
 
