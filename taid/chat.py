@@ -14,11 +14,11 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from taid.data import IGNORE, tokens_of
 
 LAYOUTS = {
+    ("input_ids",): f"tokens, with 'labels' ({IGNORE} where nothing is to be learned) or all of them learned",
+    ("prompt_ids", "response_ids"): "tokens, of `taid.data.encode`",
     ("messages",): "a conversation, [{'role': 'user', 'content': …}, {'role': 'assistant', 'content': …}]",
     ("prompt", "completion"): "two strings, joined as they stand, or two lists of messages",
     ("text",): "a string, all of it learned",
-    ("prompt_ids", "response_ids"): "tokens, of `taid.data.encode`",
-    ("input_ids",): f"tokens, with 'labels' ({IGNORE} where nothing is to be learned) or all of them learned",
 }
 """Columns → what they hold; the first that fits counts. Of prompt and completion the completion is learned. Further
 columns are left alone, but "tools", which goes to the chat template."""
@@ -75,10 +75,10 @@ class Encoder:
         tools = row.get("tools") or None
         tools = json.loads(tools) if isinstance(tools, str) else _without_none(tools)
         values = [row[column] for column in kind]
-        if kind == ("messages",) and isinstance(values[0], list):
+        if kind == ("messages",) and _is_list(values[0]):
             return conversation(self.template, values[0], 0, tools)
-        if kind == ("prompt", "completion") and all(isinstance(value, list) for value in values):
-            return conversation(self.template, values[0] + values[1], len(values[0]), tools)
+        if kind == ("prompt", "completion") and all(map(_is_list, values)):
+            return conversation(self.template, [*values[0], *values[1]], len(values[0]), tools)
         if kind != ("messages",) and all(isinstance(value, str) for value in values):
             return plain(self.tokenizer, *values) if len(values) == 2 else plain(self.tokenizer, "", *values)
         types = " and ".join(type(value).__name__ for value in values)
@@ -93,6 +93,10 @@ def plain(tokenizer, prompt: str, completion: str) -> tuple[list[int], list[int]
     before = _without_end(tokenizer(prompt)["input_ids"], end) if prompt else []
     after = _without_end(tokenizer(completion, add_special_tokens=not prompt)["input_ids"], end)
     return [*before, *after, *end], [*[IGNORE] * len(before), *after, *end]
+
+
+def _is_list(value) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _without_end(ids: list[int], end: list[int]) -> list[int]:
@@ -140,13 +144,19 @@ def _message(message: dict) -> dict:
     message = _without_none(message)
     if "content" not in message and not message.get("tool_calls"):
         raise Unusable("a message without content")
+    if _is_list(parts := message.get("content")):  # templates for text alone would write the list as it is
+        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
+            raise Unusable(
+                "a message with more than text: images and sounds need a data_collator of their own"
+            )
+        message["content"] = "".join(part["text"] for part in parts)
     return message
 
 
 def _without_none(value):
     if isinstance(value, dict):
         return {name: _without_none(item) for name, item in value.items() if item is not None}
-    return [_without_none(item) for item in value] if isinstance(value, list) else value
+    return [_without_none(item) for item in value] if _is_list(value) else value
 
 
 class Template:

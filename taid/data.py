@@ -138,6 +138,12 @@ def _list(values) -> list:
     return values.tolist() if hasattr(values, "tolist") else list(values)
 
 
+def _is_text(value) -> bool:
+    """Nothing that a model could take: a string, messages, or none."""
+    inner = value[0] if isinstance(value, list | tuple) and value else value
+    return inner is None or isinstance(inner, str | dict)
+
+
 def pack_documents(examples: Sequence[dict], length: int) -> list[dict]:
     """Whole examples side by side in rows of at most `length` tokens, position_ids counted anew in each.
 
@@ -181,7 +187,8 @@ class Collator:
     def __call__(self, examples: Sequence[dict]) -> dict:
         if "prompt_ids" in examples[0]:
             return self._joined(examples)
-        if lost := set(examples[0]) - {"input_ids", "labels", "attention_mask", "position_ids", "index"}:
+        known = {"input_ids", "labels", "attention_mask", "position_ids", "index"}
+        if lost := {name for name, value in examples[0].items() if name not in known and not _is_text(value)}:
             raise ValueError(
                 f"no collator was given for the columns {', '.join(sorted(lost))}: pass data_collator"
             )

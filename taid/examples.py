@@ -9,13 +9,28 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import IterableDataset
-from transformers import DataCollatorForLanguageModeling
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
+    DataCollatorWithFlattening,
+    DataCollatorWithPadding,
+)
 
-from taid.chat import TOKENISED, Encoder, Unusable, layout
+from taid.chat import LAYOUTS, TOKENISED, Encoder, Unusable, layout
 from taid.data import Collator, KeepEnds, pack_documents
 
+PADDING = (DataCollatorForSeq2Seq, DataCollatorWithPadding, DataCollatorWithFlattening, KeepEnds)
 TOGETHER = 1000  # rows of a data set that are packed with one another
 MAX_LENGTH = 1024  # where no max_length is given and the models have as many positions
+
+
+def _holds_text(data) -> bool:
+    """Whether it is a data set of rows of text; not known of a stream, or of what has no first row."""
+    if not isinstance(data, Sequence) and not hasattr(data, "column_names"):
+        return False
+    columns = getattr(data, "column_names", None) or (isinstance(data, Sequence) and data and data[0]) or ()
+    kinds = [known for known in LAYOUTS if set(known) <= set(columns)]
+    return bool(kinds) and kinds[0] not in TOKENISED
 
 
 class Text:
@@ -44,6 +59,9 @@ class Text:
     def examples(self, data, name: str, packing: bool = False):
         """`examples` of a data set, or the data set itself."""
         if data is None or self.given:
+            if isinstance(self.collator, PADDING) and _holds_text(data):
+                padding = type(self.collator).__name__
+                raise ValueError(f"{name} holds text, and {padding} pads tokens: leave out data_collator")
             return _for_ranks(data, self.ranks)
         found = examples(data, self.tokenizer, self.max_length, packing, name)
         if found is data and self.cut and name == "train_dataset":

@@ -139,6 +139,18 @@ def test_system_and_tools_are_context_and_calls_are_learned():
         learned(bytes_tokenizer(CHATML), row)
 
 
+def test_parts_of_text_are_text():
+    """Not the list as Python writes it, which is what most templates would make of it."""
+    parts = [
+        {"role": turn["role"], "content": [{"type": "text", "text": turn["content"]}]}
+        for turn in chat("a", "b")
+    ]
+    tokenizer = bytes_tokenizer(CHATML)
+    assert Encoder(tokenizer, 99)({"messages": parts}) == Encoder(tokenizer, 99)(
+        {"messages": tuple(chat("a", "b"))}
+    )
+
+
 def test_of_prompt_and_completion_the_completion_is_learned():
     tokenizer = bytes_tokenizer(CHATML)
     assert learned(tokenizer, {"prompt": "Q: 1?\nA:", "completion": " one"}) == [" one</s>"]
@@ -155,6 +167,10 @@ def test_of_prompt_and_completion_the_completion_is_learned():
         ({"messages": []}, "no turn of an assistant"),
         ({"messages": chat("only the user")}, "no turn of an assistant"),
         ({"messages": [{"role": "system", "content": "x"}]}, "no turn of an assistant"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            "images and sounds need a data_collator",
+        ),
         ({"messages": None}, r"no messages \(None\)"),
         ({"messages": "Hi"}, "str in messages"),
         ({"messages": [{"from": "human", "value": "x"}]}, "without a role"),
@@ -220,6 +236,10 @@ def test_a_template_whose_prompts_are_no_beginnings_is_refused(template, merges,
 def test_without_a_template_messages_are_refused():
     with pytest.raises(ValueError, match="no chat template for messages"):
         learned(bytes_tokenizer(), {"messages": chat("Q", "A")})
+
+
+def test_tokens_go_before_the_text_they_were_made_of():
+    assert layout(["messages", "input_ids", "labels"]) == ("input_ids",)
 
 
 def test_unknown_columns_are_told_the_known_ones():

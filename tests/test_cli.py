@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_model, tiny_tokenizer
+from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from taid import runs
 from taid.cli import main
+from taid.hub import load_rows
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = (
@@ -200,3 +202,26 @@ def test_python_m_taid_is_the_command():
         [sys.executable, "-m", "taid", "--version"], cwd=ROOT, capture_output=True, text=True
     )
     assert run.stdout.startswith("taid ") and run.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "kind", ["jsonl", "json", "csv", "parquet", "folder of files", "saved", "saved splits"]
+)
+def test_a_data_set_is_a_file_or_a_folder(kind, tmp_path):
+    """Oracle: the rows that were written."""
+    rows = [{"prompt": f"w{i}", "completion": "w2"} for i in range(5)]
+    data, path = Dataset.from_list(rows), tmp_path / f"data.{kind}"
+    if kind in ("jsonl", "json"):
+        data.to_json(path)
+    elif kind == "csv":
+        data.to_csv(path)
+    elif kind == "parquet":
+        data.to_parquet(path)
+    elif kind == "folder of files":
+        path.mkdir()
+        data.to_json(path / "train.jsonl")
+    else:
+        (data if kind == "saved" else DatasetDict(validation=data.select([0]), train=data)).save_to_disk(path)
+    assert list(load_rows(str(path), None)) == rows
+    if kind == "saved splits":
+        assert list(load_rows(str(path), "validation")) == rows[:1]

@@ -221,9 +221,18 @@ def test_a_collator_that_would_lose_labels_is_refused(tokenizer):
             [{"input_ids": [2, 3], "labels": [-100, 3]}]
         )
     with pytest.raises(ValueError, match="pixel_values: pass data_collator"):
-        Collator(0)([{"input_ids": [2, 3], "pixel_values": [1]}])
+        Collator(0)([{"input_ids": [2, 3], "messages": CHATS[0], "source": "x", "pixel_values": [1]}])
     with pytest.raises(ValueError, match="2 input_ids and 1 labels"):
         Collator(0)([{"input_ids": [2, 3], "labels": [3]}])
+
+
+@pytest.mark.parametrize("kind", ["list", "Dataset", "shards"])
+def test_text_under_a_collator_that_pads_tokens_is_refused(kind, tmp_path, chat_tokenizer):
+    for collator in (DataCollatorForSeq2Seq(chat_tokenizer), COLLATORS["language modelling"](chat_tokenizer)):
+        with pytest.raises(ValueError, match=r"holds text, and .* pads tokens: leave out data_collator"):
+            tiny_trainer(
+                tmp_path, examples=KINDS[kind](3 * TEXT), collator=collator, tokenizer=chat_tokenizer
+            )
 
 
 # --- the trainer
