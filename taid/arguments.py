@@ -16,6 +16,10 @@ class DistillationArguments(TrainingArguments):
     method_options: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "The method's own options, as JSON: '{\"t_start\": 0.2}'."}
     )
+    ce_weight: float | None = field(
+        default=None, metadata={"help": "Share of the cross-entropy (default: 0)."}
+    )
+    temperature: float | None = field(default=None, metadata={"help": "Of both models' logits (default: 1)."})
     teacher: str | None = field(
         default=None, metadata={"help": "Name on the hub, or folder of save_pretrained."}
     )
@@ -42,13 +46,26 @@ def chosen(args: TrainingArguments | None, **keywords) -> dict[str, Any]:
     found = {}
     for name, keyword in keywords.items():
         argument = getattr(args, name, None) if isinstance(args, DistillationArguments) else None
-        same = keyword == argument if isinstance(keyword, str | int | dict) else _name(keyword) == argument
+        same = (
+            keyword == argument
+            if isinstance(keyword, str | int | float | dict)
+            else _name(keyword) == argument
+        )
         if keyword is not None and argument is not None and not same:
             raise ValueError(
                 f"{name} is {_name(keyword)!r} as the trainer's keyword, and {argument!r} in args: give it once"
             )
         found[name] = argument if keyword is None else keyword
     return found
+
+
+def method_options(given: dict[str, Any]) -> dict[str, Any]:
+    """The options of a method by name: `method_options`, ce_weight and temperature. ValueError for one said twice."""
+    options = dict(given["method_options"] or {})
+    for name in ("ce_weight", "temperature"):
+        if given[name] is not None and options.setdefault(name, given[name]) != given[name]:
+            raise ValueError(f"{name} is {given[name]}, and {options[name]} in method_options: give it once")
+    return options
 
 
 def _name(value) -> Any:

@@ -77,7 +77,11 @@ def parser() -> Parser:
     )
     how = shared.add_argument_group("how")
     how.add_argument(
-        "--option", type=option, action="append", metavar="NAME=VALUE", help="of the method: t_start=0.2"
+        "--option",
+        type=option,
+        action="append",
+        metavar="NAME=VALUE",
+        help="of the method: t_start=0.2, ce_weight=0.1",
     )
     length = how.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=positive(float), default=1.0, help="(default: 1)")

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import has_length
 
 from taid.adapters import with_adapters
-from taid.arguments import chosen
+from taid.arguments import chosen, method_options
 from taid.checkpoints import STATE, last_checkpoint
 from taid.data import IGNORE
 from taid.examples import Text, check_packing
@@ -85,6 +85,8 @@ class DistillationTrainer(ObjectiveTrainer):
         teacher_processing_class=None,
         vocab_size: int | None = None,
         peft_config=None,
+        ce_weight: float | None = None,
+        temperature: float | None = None,
         fuse_head: bool | None = None,
         eval_kl: bool | None = None,
         max_length: int | None = None,
@@ -93,10 +95,10 @@ class DistillationTrainer(ObjectiveTrainer):
     ):
         given = {"teacher": teacher, "method": method, "vocab_size": vocab_size, "fuse_head": fuse_head}
         given |= {"eval_kl": eval_kl, "max_length": max_length, "packing": packing, "method_options": None}
-        given = chosen(kwargs.get("args"), **given)
-        teacher, method, options = given["teacher"], given["method"] or "taid", given["method_options"] or {}
+        given = chosen(kwargs.get("args"), **given, ce_weight=ce_weight, temperature=temperature)
+        teacher, method, options = given["teacher"], given["method"] or "taid", method_options(given)
         if options and not isinstance(method, str):
-            raise ValueError(f"method_options {options} are for a method given by its name, not for {method}")
+            raise ValueError(f"the options {options} are for a method given by its name, not for {method!r}")
         check_call(method, kwargs)
         self.objective = objective(method, **options) if isinstance(method, str) else method
         check_objective(self.objective, given["fuse_head"])

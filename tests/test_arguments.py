@@ -7,7 +7,7 @@ from conftest import tiny_examples, tiny_model
 from transformers import HfArgumentParser
 
 from taid import DistillationArguments, DistillationTrainer
-from taid.arguments import OPTIONS, chosen
+from taid.arguments import OPTIONS, chosen, method_options
 from taid.objectives import SFT, TAID
 
 VALUES = {
@@ -92,6 +92,16 @@ def test_a_model_is_the_teacher_of_its_name_and_no_other(tmp_path):
     assert chosen(args, teacher=teacher) == {"teacher": teacher}
     with pytest.raises(ValueError, match="'some/teacher' as the trainer's keyword, and 'other' in args"):
         chosen(DistillationArguments(str(tmp_path), teacher="other"), teacher=teacher)
+
+
+def test_ce_weight_and_temperature_are_the_methods(tmp_path):
+    args = DistillationArguments(str(tmp_path), method="kl", ce_weight=0.25, **TRAINING)
+    trainer = DistillationTrainer(tiny_model(), tiny_model(seed=1), args=args, temperature=2.0)
+    assert (trainer.objective.ce_weight, trainer.objective.temperature) == (0.25, 2.0)
+    with pytest.raises(ValueError, match=r"ce_weight is 0.25 as the trainer's keyword, and 0.5 in args"):
+        chosen(DistillationArguments(str(tmp_path), ce_weight=0.5), ce_weight=0.25)
+    with pytest.raises(ValueError, match=r"temperature is 2.0, and 3.0 in method_options"):
+        method_options({"method_options": {"temperature": 3.0}, "ce_weight": None, "temperature": 2.0})
 
 
 def test_options_of_a_method_want_its_name(tmp_path):

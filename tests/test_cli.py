@@ -225,3 +225,32 @@ def test_a_data_set_is_a_file_or_a_folder(kind, tmp_path):
     assert list(load_rows(str(path), None)) == rows
     if kind == "saved splits":
         assert list(load_rows(str(path), "validation")) == rows[:1]
+
+
+@pytest.mark.slow
+def test_a_real_teacher_into_a_piece_of_it(tmp_path, monkeypatch, capsys):
+    """docs/distill.md with fewer rows and steps: SmolLM2's own chat template, and a student that comes nearer."""
+    from taid.studies.instructions import Size, build
+    from taid.studies.zoo import prune, smollm2
+
+    monkeypatch.chdir(tmp_path)
+    teacher, tokenizer = smollm2()
+    for name, model in {"teacher": teacher, "student": prune(teacher, 4)}.items():
+        model.save_pretrained(name)
+        tokenizer.save_pretrained(name)
+    items = build(Size(words=8, passages=8, validation=1, test=1))
+    for name, split in {"chats": items.train, "validation": items.validation}.items():
+        chats = [
+            [{"role": "user", "content": i.prompt}, {"role": "assistant", "content": i.response}]
+            for i in split
+        ]
+        write(tmp_path / f"{name}.jsonl", [{"messages": chat} for chat in chats])
+    options = {"eval_dataset": "validation.jsonl", "steps": 6, "batch_size": 4, "learning_rate": 1e-3}
+    assert main(["compare", "--methods", "kl", "taid", *words(**options)[1:]]) == 0
+    assert "| taid |" in capsys.readouterr().out
+    for method in ("kl", "taid"):
+        folder = tmp_path / "out" / f"{method}-seed42"
+        curves = [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
+        measured = [row["eval_kl"] for row in curves if "eval_kl" in row]
+        assert measured[-1] < measured[0]
+        assert AutoTokenizer.from_pretrained(folder).chat_template == tokenizer.chat_template
