@@ -58,7 +58,10 @@ class Encoder:
         kind = layout(row)
         if missing := [column for column in kind if row[column] is None]:
             raise Unusable(f"no {' and no '.join(missing)} (None)")
-        ids, labels = self._encode(kind, row)
+        try:
+            ids, labels = self._encode(kind, row)
+        except (TypeError, UnicodeError) as error:  # half of a surrogate pair, which JSON can hold
+            raise Unusable(f"text that the tokenizer cannot take ({error})") from error
         learned = [i for i, label in enumerate(labels[: self.max_length]) if label != IGNORE and i > 0]
         if not learned:
             raise Unusable(f"nothing to learn in the first {self.max_length} tokens (max_length)")
@@ -72,8 +75,7 @@ class Encoder:
             raise ValueError(
                 f"{' and '.join(kind)} have to be made tokens of: pass processing_class=tokenizer"
             )
-        tools = row.get("tools") or None
-        tools = json.loads(tools) if isinstance(tools, str) else _without_none(tools)
+        tools = _tools(row.get("tools"))
         values = [row[column] for column in kind]
         if kind == ("messages",) and _is_list(values[0]):
             return conversation(self.template, values[0], 0, tools)
@@ -93,6 +95,14 @@ def plain(tokenizer, prompt: str, completion: str) -> tuple[list[int], list[int]
     before = _without_end(tokenizer(prompt)["input_ids"], end) if prompt else []
     after = _without_end(tokenizer(completion, add_special_tokens=not prompt)["input_ids"], end)
     return [*before, *after, *end], [*[IGNORE] * len(before), *after, *end]
+
+
+def _tools(tools):
+    """The column "tools", which may be written as JSON."""
+    try:
+        return _without_none(json.loads(tools) if isinstance(tools, str) else tools) or None
+    except json.JSONDecodeError as error:
+        raise Unusable(f"tools that are no JSON ({error})") from error
 
 
 def _is_list(value) -> bool:
@@ -142,6 +152,9 @@ def _message(message: dict) -> dict:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise Unusable("a message without a role: a message is {'role': …, 'content': …}")
     message = _without_none(message)
+    calls = message.get("tool_calls", [])
+    if not (_is_list(calls) and all(isinstance(call, dict) for call in calls)):
+        raise Unusable("a message whose tool_calls are no list of calls")
     if "content" not in message and not message.get("tool_calls"):
         raise Unusable("a message without content")
     if _is_list(parts := message.get("content")):  # templates for text alone would write the list as it is
@@ -150,6 +163,8 @@ def _message(message: dict) -> dict:
                 "a message with more than text: images and sounds need a data_collator of their own"
             )
         message["content"] = "".join(part["text"] for part in parts)
+    elif not isinstance(parts, str | None):
+        raise Unusable(f"a message whose content is of type {type(parts).__name__}")
     return message
 
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -83,11 +83,17 @@ def examples(data, tokenizer, max_length: int, packing: bool = False, name: str 
         raise ValueError(f"{name} is the string {str(data)!r}: load it first, with datasets.load_dataset")
     encode = _Encode(tokenizer, max_length, packing, name)
     streamed, of_datasets = not hasattr(data, "__len__"), hasattr(data, "column_names")
+    once = isinstance(data, Iterator) and not isinstance(data, IterableDataset)
+    if once or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+        raise ValueError(
+            f"{name} is a {type(data).__name__}, which cannot be read again and again: pass a list of rows, or "
+            "datasets.IterableDataset.from_generator"
+        )
     if streamed and not of_datasets:
         return _Stream(data, encode)
     if not streamed and not len(data):
         raise ValueError(f"{name} has no rows")
-    first = next(iter(data)) if streamed else data[0]
+    first = _first_row(data, name)
     if layout(first) in TOKENISED and not packing:
         return data
     if not of_datasets:
@@ -98,6 +104,21 @@ def examples(data, tokenizer, max_length: int, packing: bool = False, name: str 
         encode.try_some(data)
         return data.map(encode.batch, batched=True, batch_size=TOGETHER, remove_columns=list(first))
     return _of_datasets(data, encode, max_length, packing, name)
+
+
+def _first_row(data, name: str) -> Mapping:
+    try:
+        first = data[0] if hasattr(data, "__len__") else next(iter(data), None)
+    except KeyError:  # of a DataFrame
+        first = data
+    if first is None:
+        raise ValueError(f"{name} has no rows")
+    if not isinstance(first, Mapping):
+        raise ValueError(
+            f"a row of {name} is a dictionary from columns to values, not a {type(first).__name__}: pass such rows, "
+            "datasets.Dataset.from_pandas(…) of a data frame, or a data_collator that takes yours"
+        )
+    return first
 
 
 def _of_datasets(data, encode: "_Encode", max_length: int, packing: bool, name: str):

@@ -6,6 +6,7 @@ import os
 from itertools import pairwise
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -112,6 +113,21 @@ def test_a_dictionary_of_splits_a_path_and_nothing_are_refused(chat_tokenizer):
         examples([], chat_tokenizer, 32)
     with pytest.raises(ValueError, match="pass processing_class"):
         examples([{"text": "w2 w3"}], None, 32)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (iter(TEXT), "list_iterator, which cannot be read again and again"),
+        (5, "int, which cannot be read"),
+        (["w2 w3"], "a row of train_dataset is a dictionary from columns to values, not a str"),
+        (pandas.DataFrame({"text": ["w2"]}), r"not a DataFrame: .*from_pandas"),
+        (DatasetsStream.from_generator(lambda: iter(())), "has no rows"),
+    ],
+)
+def test_what_is_no_data_set_is_refused(data, words, chat_tokenizer):
+    with pytest.raises(ValueError, match=words):
+        examples(data, chat_tokenizer, 32)
 
 
 def test_cut_rows_are_counted(chat_tokenizer):
