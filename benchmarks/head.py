@@ -42,7 +42,7 @@ class Cell:
 
     def config(self) -> dict:
         """Everything that decides the numbers, plain JSON."""
-        return asdict(self) | {"code": code_digest(), "peers": peers.versions()}
+        return asdict(self) | {"code": code_digest(__name__), "peers": peers.versions()}
 
 
 def measure(cell: Cell) -> tuple[Values, float]:

@@ -26,8 +26,16 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 SLOW, FEW = ("plain", "trl", "torchtune"), 3  # contenders of so many repetitions at most
 FLOOR = "floor"  # no loss: both logits read and a gradient written, once
 
-FUSED = {"taid": partial(fused.taid_kl, t=T), "gjs": fused.jsd, "rkl": fused.reverse_kl}
-PLAIN = {"taid": partial(losses.taid_kl, t=T), "gjs": losses.jsd, "rkl": losses.reverse_kl}
+FUSED: dict[str, Callable[..., Tensor]] = {
+    "taid": partial(fused.taid_kl, t=T),
+    "gjs": fused.jsd,
+    "rkl": fused.reverse_kl,
+}
+PLAIN: dict[str, Callable[..., Tensor]] = {
+    "taid": partial(losses.taid_kl, t=T),
+    "gjs": losses.jsd,
+    "rkl": losses.reverse_kl,
+}
 ENGINES = {  # contender → engine
     "eager": "eager",
     "compiled": "compiled",
@@ -52,12 +60,12 @@ def contenders(loss: str, device: str = "cpu") -> dict[str, Loss]:
         "gjs": {"trl": peers.trl_jsd} if installed["trl"] else {},
         "rkl": {"torchtune": peers.torchtune_reverse_kl} if installed["torchtune"] else {},
     }
-    ours = {"plain": partial(_plain, loss)} | {name: partial(_fused, loss, name) for name in ENGINES}
+    ours: dict[str, Loss] = {name: partial(_fused, loss, name) for name in ENGINES}
     logits = torch.empty(1, 1, device=device)
     usual = fused.engine(logits, logits)  # a compiler, or Triton, is there where this is not "eager"
     return {
         name: contender
-        for name, contender in (others[loss] | ours).items()
+        for name, contender in (others[loss] | {"plain": partial(_plain, loss)} | ours).items()
         if (usual != "eager" if name in COMPILED else ENGINES.get(name, "eager") in ("eager", usual))
     }
 
@@ -135,7 +143,7 @@ class Cell:
 
     def config(self) -> dict:
         """Everything that decides the numbers, plain JSON."""
-        return asdict(self) | {"code": code_digest(), "peers": peers.versions()}
+        return asdict(self) | {"code": code_digest(__name__), "peers": peers.versions()}
 
 
 def measure(cell: Cell) -> tuple[Values, float]:
@@ -202,7 +210,7 @@ class Accuracy:
 
     def config(self) -> dict:
         """Everything that decides the numbers, plain JSON."""
-        return asdict(self) | {"code": code_digest(), "peers": peers.versions()}
+        return asdict(self) | {"code": code_digest(__name__), "peers": peers.versions()}
 
 
 def accuracy(cell: Accuracy) -> tuple[Values, float]:

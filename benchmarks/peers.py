@@ -52,7 +52,7 @@ def torchtune_reverse_kl(student_logits: Tensor, teacher_logits: Tensor, labels:
     return loss(student_logits, teacher_logits, labels)
 
 
-def liger_fused_linear_jsd() -> torch.nn.Module:
+def liger_fused_linear_jsd() -> Callable[..., Tensor]:
     """Liger's chunked loss, LigerFusedLinearJSDLoss, in PyTorch alone (its kernels want Triton and a GPU).
 
     With its defaults, torch.compile and chunks of 1,024 rows, but without cross-entropy on the labels.

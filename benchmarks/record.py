@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
+from modulefinder import ModuleFinder
 from pathlib import Path
 from statistics import median
 
@@ -23,13 +24,24 @@ UNITS = {  # metric → unit; less of any is better
 
 
 @cache
-def code_digest() -> str:
-    """Of the code that is measured and measures: other code is another benchmark."""
+def code_digest(module: str) -> str:
+    """Of the `code` of a benchmark, "benchmarks.losses" as an example: with other code it is another benchmark."""
     total = hashlib.sha256()
-    files = (path for folder in ("benchmarks", "taid") for path in (ROOT / folder).rglob("*"))
-    for path in sorted(path for path in files if path.suffix in (".py", ".cpp")):
+    for path in code(module):
         total.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     return total.hexdigest()[:12]
+
+
+def code(module: str) -> list[Path]:
+    """The files that measure and are measured: the module, what it imports of this repository, at the top of a file
+    or inside functions, and the C++ beside it."""
+    finder = ModuleFinder(path=[str(ROOT)])
+    finder.import_hook(module)
+    names = (vars(found)["__file__"] for found in finder.modules.values())  # None of what Python has built in
+    files = {Path(name) for name in names if name}
+    return sorted(
+        files | {kernel for folder in {file.parent for file in files} for kernel in folder.glob("*.cpp")}
+    )
 
 
 def rows(job, experiment: str, values: Values, seconds: float) -> list[results.Row]:

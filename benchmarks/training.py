@@ -60,7 +60,7 @@ class Training:
 
     def config(self) -> dict:
         """Everything that decides the numbers, plain JSON."""
-        return asdict(self) | {"code": code_digest(), "pair": [TEACHER, STUDENT]}
+        return asdict(self) | {"code": code_digest(__name__), "pair": [TEACHER, STUDENT]}
 
 
 def measure(cell: Training) -> tuple[Values, float]:

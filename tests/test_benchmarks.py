@@ -227,7 +227,11 @@ def test_rows_are_results_and_a_finished_cell_is_known(tmp_path):
     assert results.config_hash(cell.config() | {"experiment": "losses"}) in results.finished(
         tmp_path / "speed.jsonl"
     )
-    assert read[0].config["code"] == record.code_digest() and read[0].versions and read[0].device
+    assert (
+        read[0].config["code"] == record.code_digest("benchmarks.losses")
+        and read[0].versions
+        and read[0].device
+    )
     text = page.render(speed.PAGE, rows.load(tmp_path / "speed.jsonl", "smoke"), "smoke")
     assert "| 4 × 50, fp32 |" in text and "mean nothing" in text
 
@@ -245,17 +249,43 @@ def test_cells_have_names_of_their_own(experiment, scale):
 
 
 def test_other_code_is_another_cell(tmp_path, monkeypatch):
+    """Code that is imported, at the top or when it is wanted, and a kernel beside it; not what stands elsewhere."""
+    files = {
+        "benchmarks/__init__.py": "",
+        "benchmarks/speed.py": "import math, torch\nfrom taid import fused\n",
+        "taid/__init__.py": "",
+        "taid/fused/__init__.py": "def gpu():\n    from taid.fused import gpu\n",
+        "taid/fused/gpu.py": "",
+        "taid/fused/kernel.cpp": "",
+        "taid/fused/notes.txt": "",
+        "taid/prose.py": "from taid import fused\n",
+        "taid/studies/kernel.cpp": "",
+    }
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+
     def digest() -> str:
         record.code_digest.cache_clear()
-        return record.code_digest()
+        return record.code_digest("benchmarks.speed")
 
-    monkeypatch.setattr(record, "ROOT", tmp_path)
-    (tmp_path / "taid").mkdir()
-    kernel = tmp_path / "taid" / "kernel.cpp"
-    kernel.write_text("1")
-    before = digest()
-    (tmp_path / "taid" / "notes.txt").write_text("no code")
-    assert digest() == before
-    kernel.write_text("2")
-    assert digest() != before
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    changes = {}
+    for name, text in files.items():
+        before = digest()
+        (tmp_path / name).write_text(text + "# other\n")
+        changes[name] = digest() != before
     record.code_digest.cache_clear()
+    unchanged = [name for name, changed in changes.items() if not changed]
+    assert unchanged == ["taid/fused/notes.txt", "taid/prose.py", "taid/studies/kernel.cpp"]
+
+
+def test_the_losses_are_measured_without_the_studies():
+    """So that work on a study leaves the rows of the losses as they are; those of a training step have a trainer."""
+    losses_code, training_code = (
+        {str(path.relative_to(record.ROOT)) for path in record.code(f"benchmarks.{name}")}
+        for name in ("losses", "training")
+    )
+    measured = {"benchmarks/losses.py", "taid/losses.py", "taid/fused/kernel.cpp", "taid/fused/gpu.py"}
+    assert measured <= losses_code and "taid/trainer.py" in training_code - losses_code
+    assert not any("studies" in name for name in losses_code)

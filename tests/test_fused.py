@@ -591,7 +591,7 @@ def test_using_forces_an_engine_and_gives_way_again():
             assert fused.engine(s, z) == "eager"
         assert fused.engine(s, z) == "compiled"
     assert fused.engine(s, z) == usual
-    with pytest.raises(ValueError, match="unknown engine 'fast'.*eager"), fused.using("fast"):
+    with pytest.raises(ValueError, match=r"unknown engine 'fast'.*eager"), fused.using("fast"):
         pass
 
 

@@ -289,7 +289,7 @@ REFUSED = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("why", REFUSED)
 def test_logits_that_are_not_linear_are_refused(why, dtype):
-    with pytest.raises(ValueError, match="logits of .*ForCausalLM are not hidden @ weight.T"):
+    with pytest.raises(ValueError, match=r"logits of .*ForCausalLM are not hidden @ weight.T"):
         response_head(REFUSED[why]().to(dtype), BATCH)
 
 

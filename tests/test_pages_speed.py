@@ -47,7 +47,7 @@ def test_a_gpu_has_aims_of_its_own(tmp_path):
 def test_the_last_measurement_of_a_cell_counts(tmp_path, monkeypatch):
     """What an older one had besides (a peer that is gone) is not mixed in."""
     old = rows_of("losses", CELL, {("official", "time", 0): 1.0, ("compiled", "time", 0): 1.0})
-    monkeypatch.setattr(losses, "code_digest", lambda: "other")
+    monkeypatch.setattr(losses, "code_digest", lambda module: "other")
     new = rows_of("losses", CELL, {("official", "time", 0): 2.0})
     frame = frame_of(tmp_path, old + new)
     assert speed_rows.measured(frame, "losses", "time") == {str(CELL): {"official": {0: 2.0}}}
