@@ -19,7 +19,8 @@ METHODS = ("taid", "distillm", "distillm_sampling", "gkd")
 
 def ratios(steps: Scores, method: str) -> Estimate | None:
     """A method's step over KL's: geometric mean over blocks, side by side, with its interval."""
-    return exponential(difference(mapped(steps, math.log), method, "kl"))
+    found = difference(mapped(steps, math.log), method, "kl")
+    return exponential(found) if found else None
 
 
 def table(frame: pd.DataFrame) -> str:

@@ -68,6 +68,8 @@ def load(page: Page, folder: Path, scale: str) -> pd.DataFrame:
     Raises NoRows if there are none, and says which target of make writes them.
     """
     path = folder / f"{page.name}.jsonl"
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: what is asked for is the folder of the rows")
     frame = rows.load(path, scale)
     if not frame.empty:
         return frame

@@ -42,7 +42,7 @@ def scales(path: Path) -> set[str]:
     return {row.scale for row in read(path)}
 
 
-def scores(frame: pd.DataFrame, experiment: str, metric: str, task: str = "average") -> dict[Pair, Scores]:
+def scores(frame: pd.DataFrame, experiment: str, metric: str, task: str = "average") -> Mapping[Pair, Scores]:
     """Values of one metric on one task: pair → method → seed → value; what has no rows has no entry."""
     chosen = (frame.experiment == experiment) & (frame.metric == metric) & (frame.task == task)
     found = frame.loc[chosen, ["teacher", "student", "method", "seed", "value"]].sort_values("seed")
@@ -54,7 +54,7 @@ def scores(frame: pd.DataFrame, experiment: str, metric: str, task: str = "avera
     return nested
 
 
-def mapped(found: Scores, change: Callable[[float], float]) -> Scores:
+def mapped(found: Scores, change: Callable[[float], float]) -> dict[str, dict[int, float]]:
     """Every value changed: `mapped(masses, math.log)`."""
     return {method: {seed: change(v) for seed, v in by.items()} for method, by in found.items()}
 

@@ -20,11 +20,11 @@ def draw(frame: pd.DataFrame, scale: str) -> Figure:
     first, *others = figure.subplots(1, 1 + len(JUDGED))
     for method, by in reference.table6().items():
         curve(first, method, {t: mean_interval([score]) for t, score in by.items()}, hollow=True)
-    alone, error = reference.PYTHIA_70M
+    level, error = reference.PYTHIA_70M
     first.axhline(
-        alone, color=REFERENCE, linestyle="-.", linewidth=1.2, label="released student, not distilled"
+        level, color=REFERENCE, linestyle="-.", linewidth=1.2, label="released student, not distilled"
     )
-    first.axhspan(alone - error, alone + error, color=REFERENCE, alpha=0.13, linewidth=0)
+    first.axhspan(level - error, level + error, color=REFERENCE, alpha=0.13, linewidth=0)
     sizes_axis(first, "paper: LAMBADA accuracy [percent]")
     for ax, metric in zip(others, JUDGED, strict=True):
         ours, alone = by_teacher(frame, metric), without_teacher(frame, metric)
@@ -65,8 +65,10 @@ def curve(ax: Axes, method: str, found: Mapping[str, Estimate], hollow: bool = F
     x, colour = [SIZES[teacher] for teacher in found], COLOURS[method]
     if not x:
         return
-    look = {"markerfacecolor": "white" if hollow else colour, "markersize": 5, "linewidth": 1.8}
-    ax.plot(x, [e.mean for e in found.values()], "o-", color=colour, label=name(method), **look)
+    means, face = [e.mean for e in found.values()], "white" if hollow else colour
+    ax.plot(
+        x, means, "o-", color=colour, markerfacecolor=face, markersize=5, linewidth=1.8, label=name(method)
+    )
     band(ax, x, list(found.values()), colour)
 
 

@@ -108,10 +108,8 @@ def counted(estimate: Estimate | None, digits: int = 2) -> str:
     return f"{interval(estimate, digits)}, {plural(estimate.n, 'seed')}"
 
 
-def exponential(estimate: Estimate | None) -> Estimate | None:
+def exponential(estimate: Estimate) -> Estimate:
     """A difference of logarithms as the ratio that it is."""
-    if estimate is None:
-        return None
     high = math.exp(estimate.high) if math.isfinite(estimate.high) else math.inf
     return Estimate(math.exp(estimate.mean), math.exp(estimate.low), high, estimate.n)
 

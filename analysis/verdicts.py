@@ -74,14 +74,14 @@ def table(lines: Sequence[Line]) -> Table:
 
 def cells(line: Line) -> list[str]:
     first, *others = line.found
-    paper = next((f for f in line.found if f.paper and f.paper.estimate), None)
+    papers = (effect_of(f.paper.estimate, f.measure) for f in line.found if f.paper and f.paper.estimate)
     estimate, holm_says = first.verdict.estimate, first.verdict.at(line.p)
     agree = sum(other.verdict.outcome == line.outcome for other in others)
     return [
         f"[{first.claim.paper_item}]({line.page.name}.md)",
         first.claim.statement,
         first.where or MISSING,
-        effect_of(paper.paper.estimate, paper.measure) if paper else MISSING,
+        next(papers, MISSING),
         effect(estimate, first.measure),
         str(estimate.n) if estimate else MISSING,
         first.measure.heading,
@@ -196,15 +196,12 @@ def render(frames: Frames, scale: str) -> str:
 
 
 def write(frames: Frames, folder: Path, scale: str) -> str:
-    """Write README.md and the forest to `folder`; what to say on the terminal."""
-    figure = forest(contrasts(frames))
-    written = save(folder, {"README.md": render(frames, scale)}, {"forest.png": figure, "forest.svg": figure})
-    paper = [line for line in judged(frames) if line.of_the_paper]
-    rows = [cells(line) for line in paper]
-    compact = [
-        [line.page.name, line.found[0].claim.name, *row[2:5], row[7].strip("*")]
-        for line, row in zip(paper, rows, strict=True)
-    ]
-    shown = Table(["page", "claim", "where", "paper", "ours", "verdict"], compact, text_columns=6)
-    lines = "".join(f"{what:<8}{path}\n" for what, path in zip(("page", "figure", ""), written, strict=True))
-    return f"{TITLE} (scale {scale})\n\n{shown.aligned()}\n{tally(paper)}\n{lines}"
+    """Write README.md and the forest to `folder`; what to say on the terminal: the paper's claims in brief."""
+    found, paper = contrasts(frames), [line for line in judged(frames) if line.of_the_paper]
+    drawn = dict.fromkeys(("forest.png", "forest.svg"), forest(found)) if found else {}
+    text, *images = save(folder, {"README.md": render(frames, scale)}, drawn)
+    header = ["page", "claim", "where", "paper", "ours", "verdict"]
+    body = [[line.page.name, line.found[0].claim.name, *cells(line)[2:5], line.outcome] for line in paper]
+    brief = Table(header, body, text_columns=len(header)).aligned()
+    places = f"page    {text}\nfigure  {'  '.join(map(str, images)) or MISSING}\n"
+    return f"{TITLE} (scale {scale})\n\n{brief}\n{tally(paper)}\n{places}"
