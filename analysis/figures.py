@@ -151,6 +151,28 @@ def differences(
     return figure
 
 
+def heat_maps(panels: Mapping[str, Mapping[str, Mapping[str, float]]], label: str) -> Figure:
+    """Per panel row × column: red above 0, blue below, one scale for all, the number in each cell."""
+    figure = Figure(figsize=(2 + 4 * len(panels), 4.4), dpi=110, layout="constrained")
+    reach = max([abs(v) for rows in panels.values() for by in rows.values() for v in by.values()] or [1.0])
+    for ax, (title, rows) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        columns = list(dict.fromkeys(column for by in rows.values() for column in by))
+        values = np.array([[by.get(column, np.nan) for column in columns] for by in rows.values()])
+        image = ax.imshow(values, cmap="RdBu_r", vmin=-reach, vmax=reach, aspect="auto")
+        for (y, x), value in np.ndenumerate(values):
+            text = f"{round(value, 1) + 0.0:.1f}".replace("-", "−")  # a zero has no sign
+            shade = "white" if abs(value) > 0.7 * reach else "black"
+            ax.text(x, y, text, ha="center", va="center", fontsize=7, color=shade)
+        ax.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
+        ax.set_yticks(range(len(rows)), [name(row) for row in rows])
+        ax.set_title(title, fontsize=10)
+        ax.tick_params(length=0)
+    figure.colorbar(image, ax=figure.axes, label=label, shrink=0.8)
+    return figure
+
+
 def forest(panels: Mapping[str, Estimates], label: str) -> Figure:
     """A panel per measure, one under the other: a dot per place with its interval, about 0."""
     heights = [0.9 + len(found) for found in panels.values()] or [1]

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.cost import METHODS, label, ratios
-from analysis.figures import plain
+from analysis.figures import legend, plain
 from analysis.speed_rows import CONTENDERS, FLOOR, curve, digits, measured, median, settings
 from analysis.style import COLOURS
 
@@ -15,16 +15,15 @@ METRICS = {"time": "seconds", "memory": "bytes beyond the inputs"}
 
 def draw(frame: pd.DataFrame) -> Figure:
     """TAID's time and memory over V and N; its contenders at the first shape; training steps over KL's."""
-    figure = Figure(figsize=(14, 7.5), dpi=110, layout="constrained")
-    axes = figure.subplots(2, 3, width_ratios=(1, 1, 1.35))
-    for column, experiment in enumerate(SIDES):
+    sides = [experiment for experiment in SIDES if (frame.experiment == experiment).any()]
+    figure = Figure(figsize=(5.6 + 4.2 * len(sides), 7.5), dpi=110, layout="constrained")
+    axes = figure.subplots(2, len(sides) + 1, width_ratios=(*(1 for _ in sides), 1.35), squeeze=False)
+    for column, experiment in enumerate(sides):
         for row, metric in enumerate(METRICS):
             over_size(axes[row, column], frame, experiment, metric)
-    handles = {line.get_label(): line for ax in axes[:, :2].flat for line in ax.get_lines()}
-    if handles:
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=6, frameon=False)
-    bars(axes[0, 2], frame)
-    training_steps(axes[1, 2], frame)
+    legend(figure, columns=2 * axes.shape[1])
+    bars(axes[0, -1], frame)
+    training_steps(axes[1, -1], frame)
     return figure
 
 
@@ -42,9 +41,14 @@ def over_size(ax: Axes, frame: pd.DataFrame, experiment: str, metric: str) -> Ax
     side = SIDES[experiment]
     title = f"TAID: {metric} over {side}"
     ax.set(xscale="log", yscale="log", xlabel=side, ylabel=METRICS[metric], title=title)
-    ax.set_xticks(sorted(sizes), [f"{size:,}" for size in sorted(sizes)])
+    ax.set_xticks(sorted(sizes), [short(size) for size in sorted(sizes)])
     ax.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     return plain(ax)
+
+
+def short(size: int) -> str:
+    """ "32k" for 32,000, so that labels of doubled sizes do not meet."""
+    return f"{size // 1000}k" if size % 1000 == 0 else f"{size:,}"
 
 
 def bars(ax: Axes, frame: pd.DataFrame) -> Axes:

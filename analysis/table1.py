@@ -114,18 +114,25 @@ def beside(frame: pd.DataFrame) -> str:
 
 def categories(frame: pd.DataFrame) -> str:
     """The headline's score by category, one table per pair."""
-    score_rows = frame[(frame.experiment == "table1") & (frame.metric == "score")]
-    tasks = [task for task in score_rows.task.unique() if task != "average"]
-    by_task = {task: scores(frame, "table1", "score", task) for task in tasks}
+    by_task = {task: scores(frame, "table1", "score", task) for task in tasks(frame)}
     count = seeds(frame, "table1")
 
     def line(pair: Pair, method: str) -> list[str]:
         if method == VERSUS:
-            return versus(*((by_task[task].get(pair, {}), 2) for task in tasks))
-        return [name(method), *(value(by_task[task].get(pair, {}).get(method), count) for task in tasks)]
+            return versus(*((found.get(pair, {}), 2) for found in by_task.values()))
+        return [name(method), *(value(found.get(pair, {}).get(method), count) for found in by_task.values())]
 
-    found = scores(frame, "table1", "score") if tasks else {}
-    return per_pair(found, ["method", *tasks], line, last=(VERSUS,))
+    if not by_task:
+        return ""
+    tables = per_pair(scores(frame, "table1", "score"), ["method", *by_task], line, last=(VERSUS,))
+    image = "![Method × category, less KL](table1_categories.png)\n\n" if category_gaps(frame) else ""
+    return image + tables
+
+
+def tasks(frame: pd.DataFrame) -> list[str]:
+    """The categories."""
+    scored = frame[(frame.experiment == "table1") & (frame.metric == "score")]
+    return [task for task in scored.task.unique() if task != "average"]
 
 
 def learning_rates(frame: pd.DataFrame) -> str:
@@ -233,6 +240,16 @@ def draw(frame: pd.DataFrame, scale: str) -> Figure:
     )
 
 
+def category_gaps(frame: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
+    """Pair → method → category → mean score less KL's, as far as there is one."""
+    panels: dict[str, dict[str, dict[str, float]]] = {}
+    for task in tasks(frame):
+        for pair, ours in scores(frame, "table1", "score", task).items():
+            for method, estimate in to_kl(ours).items():
+                panels.setdefault(pair_name(pair), {}).setdefault(method, {})[task] = estimate.mean
+    return panels
+
+
 def to_kl(ours: Scores) -> figures.Estimates:
     """Each method's difference to KL, as far as it has one."""
     found = {method: difference(ours, method, "kl") for method in without_references(ours) if method != "kl"}
@@ -273,12 +290,11 @@ def per_pair(
     return "\n".join(tables)
 
 
-PAGE = Page(
-    "table1",
-    "Table 1: instruction tuning",
-    preamble,
-    headline,
-    sections,
-    comparisons,
-    lambda frame, scale: {"table1": draw(frame, scale)},
-)
+def draw_all(frame: pd.DataFrame, scale: str) -> dict[str, Figure]:
+    drawn = {"table1": draw(frame, scale)}
+    if panels := category_gaps(frame):
+        drawn["table1_categories"] = figures.heat_maps(panels, "score − KL's [points of 10]")
+    return drawn
+
+
+PAGE = Page("table1", "Table 1: instruction tuning", preamble, headline, sections, comparisons, draw_all)

@@ -322,3 +322,11 @@ def test_dots_draw_what_they_are_given_in_the_order_of_the_methods():
     assert whisker[0] == pytest.approx([2 - 2.484, 2 + 2.484], abs=1e-3) and whisker[1] == [1, 1]
     assert dot == ([2.0], [1], style.COLOURS["kl"]) and single == ([5.0], [2], style.COLOURS["taid"])
     assert [label.get_text() for label in ax.get_yticklabels()] == ["SFT", "KL", "TAID"]
+
+
+def test_a_heat_map_has_the_number_of_every_cell():
+    panels = {"a pair": {"kl": {"define": -0.04, "novel": 2.0}, "rkl": {"define": 1.0, "novel": -3.0}}}
+    ax, *_ = figures.heat_maps(panels, "score").axes
+    assert [text.get_text() for text in ax.texts] == ["0.0", "2.0", "1.0", "−3.0"]  # a zero has no sign
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["KL", "RKL"]
+    assert ax.images[0].get_clim() == (-3.0, 3.0)
