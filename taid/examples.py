@@ -18,6 +18,7 @@ from transformers import (
 
 from taid.chat import LAYOUTS, TOKENISED, Encoder, Unusable, layout
 from taid.data import Collator, KeepEnds, pack_documents
+from taid.logits import position_limit
 
 PADDING = (DataCollatorForSeq2Seq, DataCollatorWithPadding, DataCollatorWithFlattening, KeepEnds)
 TOGETHER = 1000  # rows of a data set that are packed with one another
@@ -260,7 +261,7 @@ def length_for(models: Iterable, max_length: int | None) -> int:
 
     Raises ValueError for one that is no number of tokens, or more than they have.
     """
-    known = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in models]
+    known = [position_limit(model) for model in models]
     positions = min([size for size in known if size], default=None)
     if max_length is None:
         return min(MAX_LENGTH, positions or MAX_LENGTH)

@@ -91,6 +91,8 @@ def targets(model, batch: dict) -> Tensor:
     of a later document of a packed row: the document before would learn it.
     """
     labels, positions = batch["labels"], batch.get("position_ids")
+    if labels.dim() != 2:
+        raise ValueError(f"labels are {list(labels.shape)}: collate one per token, [batch, length]")
     if is_encoder_decoder(model):
         return labels
     if "shift_labels" in batch:
@@ -148,7 +150,8 @@ def entries_of(model) -> int | None:
 
 def position_limit(model) -> int | None:
     """The number of tokens that the model has positions for; None where it says nothing."""
-    limit = getattr(inner(model).config.get_text_config(), "max_position_embeddings", None)
+    config = getattr(inner(model), "config", None)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None) if config is not None else None
     return limit - virtual_tokens(model) if limit and limit > 0 else None
 
 
@@ -248,6 +251,17 @@ def align_vocabularies(
     """Both logits [n, V], or heads that would give them, cut to their `shared_vocabulary`; its ValueError."""
     shared = shared_vocabulary(vocabulary(student), vocabulary(teacher), vocab_size, known)
     return cut(student, shared), cut(teacher, shared)
+
+
+def check_targets(targets, labels: Tensor) -> None:
+    """Raises ValueError for what a teacher gave if it is not logits [n, V] at n labels, or their head."""
+    if isinstance(targets, Head) or isinstance(targets, Tensor) and targets.shape[:-1] == labels.shape:
+        return
+    found = list(targets.shape) if isinstance(targets, Tensor) else f"a {type(targets).__name__}"
+    raise ValueError(
+        f"the teacher gave {found} for {len(labels)} labels: it has to give logits [n, V], one row per unmasked "
+        "label, as response_logits(model, batch)[0] of taid.logits does"
+    )
 
 
 def check_labels(labels: Tensor, entries: int) -> None:

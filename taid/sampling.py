@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from taid.data import pad_left
-from taid.logits import evaluation_mode, position_limit
+from taid.logits import evaluation_mode, is_encoder_decoder, position_limit
 
 PLACEHOLDER = re.compile(
     r"(image|video|audio|vision|boi|eoi).*token_(id|index)"
@@ -40,8 +40,11 @@ def sample_responses(
     Raises ValueError if the model cannot generate or has no end-of-sequence token, if no position is left for
     a response, and for weights that are sharded by what cannot be sampled from.
     """
-    _check(model)
-    ends, pad = end_tokens(model), pad_token(model)
+    check_sampling(model)
+    ends = end_tokens(model)
+    if not ends:
+        raise ValueError("sampling needs model.config.eos_token_id: set it from the tokenizer")
+    pad = pad_token(model)
     limits = [limit for limit in (positions, position_limit(model)) if limit is not None]
     longest = max(map(len, prompts))
     room = min([max_new_tokens, *(limit - longest for limit in limits)])
@@ -118,17 +121,17 @@ def agreed(choice: int, model) -> int:
     return int(found)
 
 
-def _check(model) -> None:
-    if not hasattr(model, "generate"):
+def check_sampling(model) -> None:
+    """Raises ValueError for a model that cannot generate, an encoder–decoder, and weights that are sharded by what
+    cannot be sampled from."""
+    if not hasattr(model, "generate") or is_encoder_decoder(model):
         raise ValueError(
-            f"{type(model).__name__} cannot generate: distil it by a method that does not sample"
+            f"{type(model).__name__} cannot generate as a causal model does: distil it without gkd or distillm"
         )
     fully = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
     if fully or is_deepspeed_zero3_enabled():
         sharding = 'FSDP of version 1: set fsdp_config={"version": 2}' if fully else "ZeRO-3: set stage 2"
         raise ValueError(f"no samples can be drawn from a student sharded by {sharding}, or do not sample")
-    if not end_tokens(model):
-        raise ValueError("sampling needs model.config.eos_token_id: set it from the tokenizer")
 
 
 def _base(model):

@@ -26,6 +26,7 @@ from taid.logits import (
     align_vocabularies,
     check_labels,
     check_language_model,
+    check_targets,
     entries_of,
     is_encoder_decoder,
     model_inputs,
@@ -37,7 +38,8 @@ from taid.logits import (
 from taid.objective_trainer import ObjectiveTrainer
 from taid.objectives import Objective, objective
 from taid.refusals import check_arguments, check_call, check_objective, check_student
-from taid.teacher import LiveTeacher, check_teacher, live_teacher, load_teacher
+from taid.sampling import check_sampling
+from taid.teacher import LiveTeacher, check_callable, check_teacher, live_teacher, load_teacher
 from taid.validation import Answered, Sums, losses_and_kl, only_rows, own_randomness, own_rows, validations
 from taid.vocabulary import known_vocabularies, shared_vocabulary
 
@@ -119,10 +121,8 @@ class DistillationTrainer(ObjectiveTrainer):
             self.model, self.processing_class, teacher, teacher_processing_class, given["vocab_size"]
         )
         check_language_model(self.model, "student")
-        if self.objective.rollouts is not None and is_encoder_decoder(self.model):
-            raise ValueError(
-                "sampling is for causal models: distil an encoder–decoder without gkd or distillm"
-            )
+        if self.objective.rollouts is not None:
+            check_sampling(self.model)
         if isinstance(teacher, torch.nn.Module):
             check_teacher(teacher, self.model)
             sizes = [entries_of(model) for model in (self.model, teacher)]
@@ -134,6 +134,8 @@ class DistillationTrainer(ObjectiveTrainer):
                 self.model.config.get_text_config().vocab_size, teacher.vocab_size, **self._vocabularies
             )
             teacher.check(self.objective)
+        else:
+            check_callable(teacher)
         self.teacher, self.fuse_head = teacher, bool(given["fuse_head"])
         self.eval_kl = given["eval_kl"] is not False
         self._prepare_data(kwargs.get("data_collator"), given["max_length"], bool(given["packing"]))
@@ -204,7 +206,9 @@ class DistillationTrainer(ObjectiveTrainer):
         student, labels = response_head(model, inputs) if self.fuse_head else response_logits(model, inputs)
         teacher = None
         if self.objective.uses_teacher:
-            student, teacher = align_vocabularies(student, self._targets(inputs), **self._vocabularies)
+            targets = self._targets(inputs)
+            check_targets(targets, labels)
+            student, teacher = align_vocabularies(student, targets, **self._vocabularies)
         check_labels(labels, vocabulary(student))
         if self.fuse_head:
             with self.accelerator.autocast():

@@ -15,6 +15,7 @@ from transformers import (
     DataCollatorWithFlattening,
     EncoderDecoderConfig,
     EncoderDecoderModel,
+    LlamaForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -23,6 +24,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from taid.data import IGNORE, Collator
 from taid.logits import response_head, response_logits, virtual_tokens
 from taid.losses import forward_kl
+from taid.objectives import objective
 from taid.teacher import LiveTeacher
 
 BATCH = Collator(PAD)(tiny_examples(4))
@@ -126,7 +128,7 @@ def test_an_encoder_decoder_is_distilled_at_all_of_its_labels(tmp_path):
 def test_encoder_decoders_are_refused_where_they_cannot_be_distilled(tmp_path):
     with pytest.raises(ValueError, match="one of student and teacher is an encoder–decoder"):
         tiny_trainer(tmp_path, "kl", teacher=t5())
-    with pytest.raises(ValueError, match="sampling is for causal models"):
+    with pytest.raises(ValueError, match="cannot generate as a causal model does"):
         tiny_trainer(tmp_path, "gkd", student=t5(0), teacher=t5(1))
 
 
@@ -229,6 +231,53 @@ def test_a_model_that_predicts_no_next_token_is_refused(auto, tmp_path):
         inputs = {name: value for name, value in BATCH.items() if name != "index"}
         with pytest.raises(ValueError, match="returns no .logits|which belong to which is not known"):
             response_logits(model, inputs)
+
+
+class Own(torch.nn.Module):
+    """A language model of one's own: no config, no output embeddings."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = tiny_model()
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None, use_cache=None):
+        return self.body(input_ids, attention_mask, position_ids, use_cache=use_cache)
+
+
+def test_a_module_of_ones_own_is_trained(tmp_path):
+    """Oracle: the model inside it."""
+    runs = []
+    for student in (Own(), tiny_model()):
+        trainer = tiny_trainer(tmp_path, "kl", student=student, steps=2)
+        trainer.train()
+        runs.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert runs[0] == pytest.approx(runs[1], abs=1e-6)
+    with pytest.raises(ValueError, match="Own cannot generate"):
+        tiny_trainer(tmp_path, objective("gkd", probability=1.0), student=Own())
+
+
+@pytest.mark.parametrize("teacher", [42, object(), LlamaForCausalLM])
+def test_what_cannot_teach_is_refused_at_construction(teacher, tmp_path):
+    with pytest.raises(TypeError, match="pass a language model, its name or folder, or a function"):
+        tiny_trainer(tmp_path, "kl", teacher=teacher)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda batch: torch.zeros(3, VOCAB), r"gave \[3, 48\] for 23 labels"),
+        (lambda batch: torch.zeros(*batch["labels"].shape, VOCAB), r"gave \[4, 13, 48\] for 23 labels"),
+        (lambda batch: CausalLMOutput(logits=torch.zeros(23, VOCAB)), "gave a CausalLMOutput for 23 labels"),
+    ],
+)
+def test_a_function_that_gives_no_row_per_label_is_told(answer, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        tiny_trainer(tmp_path, "kl", teacher=answer).train()
+
+
+def test_labels_of_rows_are_no_labels_of_tokens():
+    with pytest.raises(ValueError, match="collate one per token"):
+        response_logits(tiny_model(), BATCH | {"labels": torch.ones(4, dtype=int)})
 
 
 def test_modules_of_ones_own_are_told_what_they_lack(tmp_path):

@@ -156,7 +156,7 @@ def test_another_tokenizer_is_refused_with_what_to_pass(tmp_path, tokenizer):
         tiny_trainer(tmp_path, "kl", teacher=teacher, tokenizer=tokenizer)
     with pytest.raises(ValueError, match="no tokenizer was given"):
         tiny_trainer(tmp_path, "kl", teacher=teacher)
-    called = tiny_trainer(tmp_path, "kl", teacher=lambda batch: torch.zeros(9, 500), tokenizer=tokenizer)
+    called = tiny_trainer(tmp_path, "kl", teacher=lambda batch: torch.zeros(23, 500), tokenizer=tokenizer)
     with pytest.raises(ValueError, match=words):
         called.train()
     other = with_words([f"v{i}" for i in range(498)])

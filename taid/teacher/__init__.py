@@ -6,7 +6,7 @@ row by row, as `response_logits` orders them.
 
 from taid.logits import response_logits
 from taid.teacher.cache import CachedTeacher, OfflineTeacher, cached_teacher, write_offline
-from taid.teacher.given import check_teacher, live_teacher, load_teacher
+from taid.teacher.given import check_callable, check_teacher, live_teacher, load_teacher
 from taid.teacher.live import LiveTeacher, OwnBase
 from taid.teacher.stores import FullLogits, HiddenStates, Store, TopLogits
 
@@ -20,6 +20,7 @@ __all__ = [
     "Store",
     "TopLogits",
     "cached_teacher",
+    "check_callable",
     "check_teacher",
     "live_teacher",
     "load_teacher",

@@ -65,6 +65,15 @@ def check_teacher(teacher: torch.nn.Module, student) -> None:
         )
 
 
+def check_callable(teacher) -> None:
+    """Raises TypeError for a teacher that is neither a model nor a function; None is no teacher."""
+    if teacher is not None and (isinstance(teacher, type) or not callable(teacher)):
+        raise TypeError(
+            f"the teacher is {teacher!r}: pass a language model, its name or folder, or a function from a batch to "
+            "logits [n, V] at its n labels"
+        )
+
+
 def _storages(model) -> set[int]:
     """Where its weights lie."""
     return {parameter.data_ptr() for parameter in model.parameters()} - {0}
