@@ -78,7 +78,7 @@ class OfflineTeacher:
             return False
 
     def _unknown(self, found: Sequence[Key]) -> int:
-        return sum(key.count > 0 and key.digest not in self.shards for key in found)
+        return sum(key.size > 0 and key.digest not in self.shards for key in found)
 
     def check(self, objective) -> None:
         """Raises ValueError for an objective (`taid.objectives`) that these logits cannot teach."""
@@ -107,7 +107,9 @@ class CachedTeacher(OfflineTeacher):
         super().__init__(folder)
 
     def __call__(self, batch: dict) -> Tensor:
-        return self.live(batch) if "sampled" in batch else super().__call__(batch)
+        if self.live is not None and "sampled" in batch:
+            return self.live(batch)
+        return super().__call__(batch)
 
 
 def cached_teacher(
@@ -220,18 +222,18 @@ def _write(writer: Writer, live, store, examples, collate, batch_size, progress)
     held, wanted = writer.held(), {}  # example → its length in tokens
     for i in range(len(examples)):
         batch = collate([examples[i]])
-        if any(key.count and key.digest not in held for key in keys(batch)):
+        if any(key.size and key.digest not in held for key in keys(batch)):
             wanted[i] = batch["input_ids"].shape[1]
     order, first = sorted(wanted, key=wanted.__getitem__), len(examples) - len(wanted)
     new: list[Key] = []
     parts: list[Kept] = []
     for start in range(0, len(order), batch_size):
         batch = collate([examples[i] for i in order[start : start + batch_size]])
-        rows = {key.digest: (row, key) for row, key in enumerate(keys(batch)) if key.count}
+        rows = {key.digest: (row, key) for row, key in enumerate(keys(batch)) if key.size}
         chosen = [place for digest, place in rows.items() if digest not in held]
         if chosen:
             kept, vocab_size = _computed(live, store, _rows(batch, [row for row, _ in chosen]))
-            if any(len(tensor) != sum(key.count for _, key in chosen) for tensor in kept.values()):
+            if any(len(tensor) != sum(key.size for _, key in chosen) for tensor in kept.values()):
                 raise ValueError("the teacher gives other positions than the labels': train with it live")
             parts.append(kept)
             new += [key for _, key in chosen]
@@ -244,7 +246,7 @@ def _write(writer: Writer, live, store, examples, collate, batch_size, progress)
             new, parts = [], []
         if progress:
             progress(first + min(start + batch_size, len(order)), len(examples))
-    if any(key.digest not in held for i in order[:1] for key in keys(collate([examples[i]])) if key.count):
+    if any(key.digest not in held for i in order[:1] for key in keys(collate([examples[i]])) if key.size):
         raise ValueError("the collator gives an example another form each time, so that no file can hold it")
     writer.finish()
 

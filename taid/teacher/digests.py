@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ class Key(NamedTuple):
     """An example by its content, and the number of its positions that predict a label."""
 
     digest: bytes  # [32]
-    count: int
+    size: int
 
 
 def digest(tokens: np.ndarray, positions: np.ndarray, **others: np.ndarray) -> bytes:
@@ -97,7 +97,7 @@ def _positions(batch: dict, real: np.ndarray) -> np.ndarray:
     return np.broadcast_to(positions, real.shape)
 
 
-def _others(batch: dict) -> Iterator[tuple[str, tuple[Sequence[np.ndarray], bool]]]:
+def _others(batch: dict) -> Iterator[tuple[str, tuple[Any, bool]]]:
     """(name, (value [B, …], whether it is one of tokens [B, L, …])) of all that `digest` calls others."""
     size = batch["input_ids"].shape
     for name, value in batch.items():

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,11 +69,11 @@ class Shards:
 
     def rows(self, keys: Sequence[Key]) -> Kept:
         """What is kept of the positions of some examples, one after the other. KeyError for an unknown one."""
-        places = [self._places[key.digest] for key in keys if key.count]
+        places = [self._places[key.digest] for key in keys if key.size]
         held = [end - start for _, start, end in places]
-        if held != [key.count for key in keys if key.count]:
+        if held != [key.size for key in keys if key.size]:
             raise ValueError(
-                f"{self.folder} holds {sum(held)} rows for {sum(key.count for key in keys)} labels"
+                f"{self.folder} holds {sum(held)} rows for {sum(key.size for key in keys)} labels"
             )
         parts = [
             {name: self._files[file].get_slice(name)[start:end] for name in self._names(file)}
@@ -176,7 +177,9 @@ class Writer:
     def __init__(self, folder: Path, model, store: Store):
         self.folder = folder
         about = {"model": digest_of_model(model), "name": getattr(model, "name_or_path", None)}
-        self.index = FORMAT | {"store": store.name, "vocab_size": None} | about | {"shards": {}}
+        shards: dict[str, str] = {}  # file → its digest
+        self.index: dict[str, Any] = FORMAT | {"store": store.name, "vocab_size": None} | about
+        self.index["shards"] = shards
         self.damaged: list[str] = []
         found = next((name for name in (PARTIAL, INDEX) if (folder / name).exists()), None)
         if found is None:
@@ -217,7 +220,7 @@ class Writer:
         digests = np.frombuffer(b"".join(key.digest for key in keys), np.uint8).reshape(-1, 32)
         about = {
             "digests": torch.from_numpy(digests.copy()),
-            "lengths": torch.tensor([key.count for key in keys]),
+            "lengths": torch.tensor([key.size for key in keys]),
         }
         save_file(about | {name: tensor.contiguous() for name, tensor in kept.items()}, f"{path}.tmp")
         os.replace(f"{path}.tmp", path)

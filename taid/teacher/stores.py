@@ -45,15 +45,17 @@ class HiddenStates:
     @torch.no_grad()
     def encode(self, model, hidden: Tensor | None, logits: Tensor) -> Kept:
         head = output_embeddings(model)
-        known = head is not None and hidden is not None
-        if not known or not torch.allclose(head(hidden[:4]).to(logits), logits[:4], rtol=0.02, atol=0.02):
-            name = type(model).__name__
-            raise ValueError(f"{name} does more to its logits than its head does: keep FullLogits() of it")
-        return {"hidden": hidden}
+        if head is not None and hidden is not None:
+            again = head(hidden[:4]).to(logits)
+            if torch.allclose(again, logits[:4], rtol=0.02, atol=0.02):
+                return {"hidden": hidden}
+        name = type(model).__name__
+        raise ValueError(f"{name} does more to its logits than its head does: keep FullLogits() of it")
 
     @torch.no_grad()
     def decode(self, model, kept: Kept, vocab_size: int) -> Tensor:
         head = output_embeddings(model)
+        assert head is not None  # `encode` has seen it
         return head(kept["hidden"].to(next(head.parameters()).device))
 
 
