@@ -123,17 +123,6 @@ def test_fine_tuning_is_that_of_the_trainer(what, tmp_path, tokenizer):
     assert rates[0] == pytest.approx(rates[1])
 
 
-@pytest.mark.slow
-def test_compiled_training_is_the_same_training(tmp_path):
-    """The graph as captured, without the compiler of machine code, which takes minutes."""
-    found = []
-    for compiled in ({}, {"torch_compile": True, "torch_compile_backend": "aot_eager"}):
-        trainer = tiny_trainer(tmp_path, "taid", steps=3, **SGD, **compiled)
-        trainer.train()
-        found.append(weights(trainer.model))
-    assert distance(*found) < 1e-5
-
-
 @pytest.mark.parametrize("how", ["optimizers", "optimizer_cls_and_kwargs", "optim"])
 def test_optimizers_come_in_three_ways(how, tmp_path):
     """Oracle: each other; CTKD's temperature is in all of them."""
