@@ -5,9 +5,15 @@ import math
 import torch
 from torch import Tensor
 
+LOGITS = {torch.bfloat16, torch.float16, torch.float32, torch.float64}
+
 
 def require_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
     """Two floating-point tensors [..., V] of one shape on one device, V ≥ 1."""
+    for given in (student_logits, teacher_logits):
+        if not isinstance(given, Tensor) or given.layout != torch.strided:
+            kind = f"{given.layout}" if isinstance(given, Tensor) else type(given).__name__
+            raise ValueError(f"logits must be dense tensors [..., V], got {kind}")
     student, teacher = tuple(student_logits.shape), tuple(teacher_logits.shape)
     if student != teacher:
         raise ValueError(
@@ -16,9 +22,11 @@ def require_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
         )
     if not student or not student[-1]:
         raise ValueError(f"logits must be [..., V] with at least one entry, got {student}")
-    if not (student_logits.is_floating_point() and teacher_logits.is_floating_point()):
+    if not {student_logits.dtype, teacher_logits.dtype} <= LOGITS:
         types = f"{student_logits.dtype} and {teacher_logits.dtype}"
-        raise ValueError(f"logits must be floating point, got {types}: pass what the models return")
+        raise ValueError(
+            f"logits must be of 16, 32 or 64 bits floating point, got {types}: pass logits.float()"
+        )
     if student_logits.device != teacher_logits.device:
         devices = f"{student_logits.device}, teacher_logits on {teacher_logits.device}"
         raise ValueError(f"student_logits are on {devices}: move the teacher's to the student's")
@@ -27,8 +35,8 @@ def require_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
 def require_labels(labels: Tensor | None, student_logits: Tensor, mask: Tensor | None = None) -> None:
     """Integers below V, where the mask is true. Negative ones, of ignored positions, pass."""
     expected, entries = tuple(student_logits.shape[:-1]), student_logits.shape[-1]
-    if labels is None or tuple(labels.shape) != expected:
-        got = "none" if labels is None else f"shape {tuple(labels.shape)}"
+    if not isinstance(labels, Tensor) or tuple(labels.shape) != expected:
+        got = f"shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(f"dkd needs labels of shape {expected}, one target per position; got {got}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise ValueError(f"dkd needs labels that are integers, got {labels.dtype}")
@@ -36,7 +44,7 @@ def require_labels(labels: Tensor | None, student_logits: Tensor, mask: Tensor |
         raise ValueError(f"the labels are on {labels.device}, the logits on {student_logits.device}")
     if entries < 2:
         raise ValueError("dkd needs a target and others: logits of at least two entries, got one")
-    read = labels if mask is None else labels[mask]
+    read = labels.long() if mask is None else labels.long()[mask]
     if read.numel() and (largest := int(read.max())) >= entries:
         raise ValueError(
             f"the label {largest} is no entry of logits with {entries}; is the tokenizer another model's, or "
@@ -106,6 +114,11 @@ def position_weights(weights: Tensor, positions: Tensor) -> Tensor:
     if wrong.any():
         raise ValueError(f"weights must be finite and not negative, got {weights[wrong][0].item()}")
     return weights
+
+
+def relative(weights: Tensor) -> Tensor:
+    """The weights in multiples of the largest: their means are the same, and overflow nowhere."""
+    return weights / weights.amax().clamp(min=torch.finfo(weights.dtype).tiny) if weights.numel() else weights
 
 
 def _require_place(name: str, given: Tensor, positions: Tensor) -> None:

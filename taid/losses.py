@@ -35,6 +35,7 @@ from torch.nn.functional import logsigmoid
 from taid.checks import (
     boolean,
     position_weights,
+    relative,
     require_finite,
     require_fraction,
     require_labels,
@@ -294,7 +295,8 @@ def masked_mean(
         return torch.where(mask, values, 0).sum() / count
     if official:
         raise ValueError("the official mean has no weights: leave out one of them")
-    weights = torch.where(mask, position_weights(weights, values), 0).to(values.dtype)
+    weights = torch.where(mask, relative(position_weights(weights, values)), 0)
+    weights = weights.to(torch.promote_types(values.dtype, torch.float32))
     total = weights.sum()
     return (torch.where(weights > 0, values, 0) * weights).sum() / torch.where(total > 0, total, 1)
 

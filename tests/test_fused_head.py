@@ -142,6 +142,15 @@ def test_weights_are_those_of_the_weighted_mean(loss, given):
     assert difference(student, reference) < 2e-6
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("rows", [N - 1, N + 1])
+def test_labels_of_other_rows_are_refused(rows, masked):
+    """More of them than rows would pass for the right ones under a mask."""
+    mask = torch.arange(N) % 2 if masked else None
+    with pytest.raises(ValueError, match=rf"rows differ: .*the labels \({rows},\)"):
+        mean("dkd", *heads(), mask, labels=torch.arange(rows) % V)
+
+
 def test_an_empty_mask_gives_zero_with_zero_gradient():
     student, teacher = heads()
     loss = mean("taid_kl", student, teacher, torch.zeros(N, dtype=torch.bool), t=0.4)

@@ -59,7 +59,7 @@ def test_a_label_that_is_masked_may_be_anything(engine, label):
     assert found.item() == pytest.approx(expected.item(), rel=2e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32])
 def test_labels_of_any_integers(engine, dtype):
     s, z = logits()
     assert torch.equal(fused.dkd(s, z, LABELS.to(dtype)), fused.dkd(s, z, LABELS))
@@ -110,6 +110,10 @@ REFUSED = {
     "no vocabulary": (lambda s, z: fused.tvd(s[:, :0], z[:, :0]), r"at least one entry, got \(8, 0\)"),
     "no dimension": (lambda s, z: fused.tvd(s[0, 0], z[0, 0]), r"must be \[\.\.\., V\]"),
     "integers for logits": (lambda s, z: fused.tvd(s.detach().long(), z), "floating point, got torch.int64"),
+    "logits of 8 bits": (lambda s, z: fused.tvd(s.detach().to(torch.float8_e4m3fn), z), "logits.float()"),
+    "no teacher": (lambda s, z: fused.tvd(s, None), "dense tensors .*, got NoneType"),
+    "sparse logits": (lambda s, z: fused.tvd(s.detach().to_sparse(), z), "dense tensors .*sparse_coo"),
+    "labels in a list": (lambda s, z: fused.dkd(s, z, [1] * N), "labels of shape .* got list"),
     "temperature 0": (lambda s, z: fused.ctkd(s, z, 0.0), "temperature must be positive and finite, got 0"),
     "temperature NaN": (lambda s, z: fused.ctkd(s, z, torch.tensor(math.nan)), "finite, got nan"),
     "temperature ∞": (lambda s, z: fused.dkd(s, z, LABELS, temperature=math.inf), "finite, got inf"),

@@ -600,8 +600,9 @@ def test_weighted_mean_is_divided_by_the_weights_under_the_mask():
     values = torch.tensor([2.0, 8.0, 4.0, math.nan], requires_grad=True)
     mean = masked_mean(values, torch.tensor([1, 0, 1, 1]), torch.tensor([1, 5, 3, 0]))
     mean.backward()
-    assert mean == 3.5 and values.grad.tolist() == [0.25, 0.0, 0.75, 0.0]
+    assert mean.item() == pytest.approx(3.5) and values.grad.tolist() == pytest.approx([0.25, 0, 0.75, 0])
     assert masked_mean(values, torch.tensor([1, 0, 1, 1]), torch.zeros(4)) == 0
+    assert masked_mean(values, torch.tensor([1, 0, 1, 0]), torch.full((4,), 3e38)).item() == 3
 
 
 # Names and errors

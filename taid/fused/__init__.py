@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taid.checks import boolean, position_weights, require_labels, require_logits
+from taid.checks import boolean, position_weights, relative, require_labels, require_logits
 from taid.fused import chunks, kernel
 from taid.fused.rows import Rows, pieces, require_like, require_writable, values_type
 from taid.losses import LOSSES
@@ -245,9 +245,7 @@ def row_weights(mask: Tensor | None, weights: Tensor | None, positions: Tensor) 
     mask = None if mask is None else boolean(mask, positions)
     if weights is None:
         return mask
-    weights = position_weights(weights, positions)
-    if weights.numel():
-        weights = weights / weights.amax().clamp(min=torch.finfo(weights.dtype).tiny)
+    weights = relative(position_weights(weights, positions))
     return weights if mask is None else torch.where(mask, weights, 0)
 
 
@@ -331,6 +329,7 @@ def completed(loss: str, parameters: dict[str, Any]) -> dict[str, Any]:
 def _require_targets(labels: Tensor, student: Tensor, read: Tensor | None) -> None:
     """Labels that are entries of the vocabulary in every row that is read: kernels take them for addresses."""
     require_labels(labels, student, read)
+    labels = labels.long()
     negative = labels < 0 if read is None else (labels < 0) & read
     if negative.any():
         raise ValueError(

@@ -17,9 +17,8 @@ from taid.fused.kernel import arguments, readable
 from taid.fused.rows import Rows
 
 INTERPRETED = triton.knobs.runtime.interpret
-LOSSES = frozenset(
-    ("forward_kl", "taid_kl", "reverse_kl", "tvd", "jsd", "skew_kl", "skew_rkl", "alpha_beta", "dkd", "ctkd")
-)  # not adaptive_kl, whose head wants a sort
+OF_TERMS = frozenset(("tvd", "jsd", "skew_kl", "skew_rkl", "alpha_beta"))  # Σ f(p, q), as `_terms` has them
+LOSSES = OF_TERMS | {"forward_kl", "taid_kl", "reverse_kl", "dkd", "ctkd"}  # adaptive_kl's head wants a sort
 BLOCK, WARPS = 8192, 16  # the best of a sweep on an H100 over three losses, two vocabularies, bf16 and fp32
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
@@ -63,6 +62,7 @@ def run(rows: Rows) -> None:
             float(b),
             float(tau),
             LOSS=rows.loss,
+            SUMS=rows.loss in OF_TERMS,
             BLOCK=min(BLOCK, triton.next_power_of_2(vocabulary)),
             num_warps=WARPS,
         )
@@ -103,6 +103,7 @@ def _rows(
     b,
     tau,
     LOSS: tl.constexpr,
+    SUMS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -125,39 +126,10 @@ def _rows(
     if LOSS == "dkd":
         label = tl.load(labels + row)
 
-    # Both softmaxes, and Σ e d for their divergences, d the difference of both sides' logits less their maxima so
-    # far: a new maximum changes d by a constant, and what is then too small for fp32 is gone, even if infinite.
-    s_max = LOWEST
-    z_max = LOWEST
-    s_total = 0.0
-    z_total = 0.0
-    kl = 0.0
-    reverse = 0.0
-    for at in range(0, vocabulary, BLOCK):
-        s, z = _logits(student, teacher, at, vocabulary, label, a, tau, LOSS, BLOCK)
-        s_new = tl.maximum(s_max, tl.max(s, 0))
-        z_new = tl.maximum(z_max, tl.max(z, 0))
-        s_rise = s_new - s_max
-        z_rise = z_new - z_max
-        s_max = s_new
-        z_max = z_new
-        x = s - s_max
-        y = z - z_max
-        q = tl.exp(x)
-        p = tl.exp(y)
-        s_total = s_total * tl.exp(-s_rise)
-        z_total = z_total * tl.exp(-z_rise)
-        if LOSS == "reverse_kl":
-            reverse = _shrunk(reverse, s_rise) + (z_rise - s_rise) * s_total
-            reverse += tl.sum(tl.where(q == 0, 0.0, q * (x - y)), 0)
-        else:
-            kl = _shrunk(kl, z_rise) + (s_rise - z_rise) * z_total
-            kl += tl.sum(tl.where(p == 0, 0.0, p * (y - x)), 0)
-        s_total += tl.sum(q, 0)
-        z_total += tl.sum(p, 0)
+    s_max, z_max, s_total, z_total, kl, reverse = _normalised(
+        student, teacher, vocabulary, label, a, tau, LOSS, BLOCK
+    )
     shift = tl.log(s_total) - tl.log(z_total)
-    kl = kl / z_total + shift
-    reverse = reverse / s_total - shift
 
     # The value, and what the gradient scale · (h − q Σ h) needs. In some losses it is a difference of q and p.
     q_weight = 1.0
@@ -201,10 +173,9 @@ def _rows(
             s, z = _logits(student, teacher, at, vocabulary, label, a, tau, LOSS, BLOCK)
             x = s - s_max
             y = z - z_max
-            if LOSS == "alpha_beta":
-                f, h = _alpha_beta(x - tl.log(s_total), y - tl.log(z_total), a, b)
-            else:
-                f, h = _terms(tl.exp(x) / s_total, tl.exp(y) / z_total, a, LOSS)
+            q = tl.exp(x) / s_total
+            p = tl.exp(y) / z_total
+            f, h = _terms(q, p, x - tl.log(s_total), y - tl.log(z_total), a, b, LOSS)
             value += tl.sum(f, 0)
             total += tl.sum(h, 0)
     tl.store(values + row, value)
@@ -221,17 +192,51 @@ def _rows(
             j = at + tl.arange(0, BLOCK)
             if LOSS == "reverse_kl":
                 gradient = tl.where(q == 0, 0.0, -q * (y - x + shift)) - q * total
-            elif LOSS == "alpha_beta":
-                f, h = _alpha_beta(x - tl.log(s_total), y - tl.log(z_total), a, b)
-                gradient = h - q * total
-            elif LOSS == "tvd" or LOSS == "jsd" or LOSS == "skew_kl" or LOSS == "skew_rkl":
-                f, h = _terms(q, p, a, LOSS)
+            elif SUMS:
+                f, h = _terms(q, p, x - tl.log(s_total), y - tl.log(z_total), a, b, LOSS)
                 gradient = h - q * total
             else:
                 gradient = q_weight * q - p_weight * p
                 if LOSS == "dkd":
                     gradient = tl.where(j == label, at_label, gradient)
             tl.store(out + j, scale * gradient, j < vocabulary)
+
+
+@triton.jit
+def _normalised(student, teacher, vocabulary, label, a, tau, LOSS: tl.constexpr, BLOCK: tl.constexpr):
+    """Of both sides the largest logit and Σ e^(logit − largest); and the KL divergences, both or the one wanted."""
+    # Both softmaxes, and Σ e d for their divergences, d the difference of both sides' logits less their maxima so
+    # far: a new maximum changes d by a constant, and what is then too small for fp32 is gone, even if infinite.
+    s_max = LOWEST
+    z_max = LOWEST
+    s_total = 0.0
+    z_total = 0.0
+    kl = 0.0
+    reverse = 0.0
+    for at in range(0, vocabulary, BLOCK):
+        s, z = _logits(student, teacher, at, vocabulary, label, a, tau, LOSS, BLOCK)
+        s_new = tl.maximum(s_max, tl.max(s, 0))
+        z_new = tl.maximum(z_max, tl.max(z, 0))
+        s_rise = s_new - s_max
+        z_rise = z_new - z_max
+        s_max = s_new
+        z_max = z_new
+        x = s - s_max
+        y = z - z_max
+        q = tl.exp(x)
+        p = tl.exp(y)
+        s_total = s_total * tl.exp(-s_rise)
+        z_total = z_total * tl.exp(-z_rise)
+        if LOSS == "reverse_kl":
+            reverse = _shrunk(reverse, s_rise) + (z_rise - s_rise) * s_total
+            reverse += tl.sum(tl.where(q == 0, 0.0, q * (x - y)), 0)
+        else:
+            kl = _shrunk(kl, z_rise) + (s_rise - z_rise) * z_total
+            kl += tl.sum(tl.where(p == 0, 0.0, p * (y - x)), 0)
+        s_total += tl.sum(q, 0)
+        z_total += tl.sum(p, 0)
+    shift = tl.log(s_total) - tl.log(z_total)
+    return s_max, z_max, s_total, z_total, kl / z_total + shift, reverse / s_total - shift
 
 
 @triton.jit
@@ -252,9 +257,11 @@ def _logits(student, teacher, at, vocabulary, label, a, tau, LOSS: tl.constexpr,
 
 
 @triton.jit
-def _terms(q, p, a, LOSS: tl.constexpr):
-    """f and h of a loss that is a sum of functions of probabilities; `a` is its parameter."""
-    if LOSS == "tvd":
+def _terms(q, p, log_q, log_p, a, b, LOSS: tl.constexpr):
+    """f and h of a loss of `OF_TERMS`; a and b are its parameters."""
+    if LOSS == "alpha_beta":
+        f, h = _alpha_beta(log_q, log_p, a, b)
+    elif LOSS == "tvd":
         f = tl.abs(p - q) / 2
         h = tl.where(q > p, q / 2, tl.where(q < p, -q / 2, q - p))
     elif LOSS == "jsd":

@@ -54,6 +54,8 @@ def mean(
         "the teacher": (teacher.hidden if isinstance(teacher, Head) else teacher).shape[:-1],
         "the mask": student.hidden.shape[:1] if mask is None else mask.shape,
     }
+    if isinstance(parameters.get("labels"), Tensor):
+        rows_of["the labels"] = parameters["labels"].shape
     if len(set(rows_of.values())) > 1:
         shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in rows_of.items())
         raise ValueError(f"rows differ: {shapes}; without a mask, flatten them to one dimension")
