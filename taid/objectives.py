@@ -213,7 +213,8 @@ class TAID(Divergence):
         super().__init__(loss, **options)
         self.schedule = schedule
         self.state = schedule.init()
-        self.per_token(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))  # or its words
+        if loss in losses.LOSSES.values():  # its words for options that do not fit, now
+            self.per_token(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))
 
     def __repr__(self):
         settings = [f"{name}={value!r}" for name, value in self._options.items()]

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from taid import schedule
 from taid.data import Collator, pack, train_tokenizer
@@ -185,21 +185,10 @@ class Prose(study.Source):
     def _tiny_llama(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A Llama of four layers that has learned next to nothing."""
         tokenizer = train_tokenizer(self.text["validation"], 512)
-        config = LlamaConfig(
-            vocab_size=512,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            max_position_embeddings=256,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        shape = zoo.Shape("llama", hidden=32, intermediate=64, layers=4, heads=4, key_value_heads=4)
 
         def train() -> tuple[PreTrainedModel, None]:
-            model = AutoModelForCausalLM.from_config(config)
+            model = zoo.fresh_model(shape, 512, tokenizer, seed=0, max_length=256)
             windows = pack(tokenizer, self.text["validation"], self.setting.window)
             fit(model, windows, Collator(tokenizer.pad_token_id), Training(20, 8, 1e-2), seed=0)
             return model, None

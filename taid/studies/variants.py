@@ -125,8 +125,10 @@ class Blend(objectives.TAID):
     """TAID's schedule around a `loss` of BLENDS."""
 
     def __init__(self, loss: Callable[..., Tensor], schedule: Schedule):
-        super().__init__(schedule)
-        self.loss = loss
+        super().__init__(schedule, loss)
+
+    def __repr__(self):
+        return f"Blend({self.loss}, {self.schedule})"
 
     __call__ = objectives.Objective.__call__  # the mean of per_token, in whatever way TAID computes its own
 
