@@ -73,7 +73,7 @@ def comparisons(frame: pd.DataFrame) -> list[Comparison]:
     """Each setting, on logarithms of seconds; the claims' "twice TAID's" and "ten times TAID's" among them."""
     found = []
     for task, steps in measured(frame, "cost", "step").items():
-        logs = mapped(steps, math.log)
+        logs = dict(mapped(steps, math.log))
         for factor, words in ((2, "twice TAID's"), (10, "ten times TAID's")):
             logs[words] = {i: x + math.log(factor) for i, x in logs.get("taid", {}).items()}
         found.append(Comparison("", Measure(task, ratio=True), logs, COST))

@@ -13,7 +13,7 @@ from analysis.figures import REFERENCE, SHADES, band, legend, lines
 from analysis.measures import Measure
 from analysis.page import Comparison, Page
 from analysis.rows import Pair, Scores, mapped, scores, seeds
-from analysis.statistics import difference, mean_interval
+from analysis.statistics import Estimate, difference, mean_interval
 from analysis.style import COLOURS, name, pair_name
 from analysis.tables import MISSING, Table, effect, exponential, plural
 
@@ -116,7 +116,7 @@ def over_seeds(
 ) -> Axes:
     """The mean over seeds as a line, their interval as a band; of logarithms where `geometric`."""
     chosen = frame[(frame.metric == metric) & (frame.method == method) & (frame.task != "average")]
-    found = {}
+    found: dict[float, Estimate] = {}
     for share, rows in chosen.groupby(chosen.task.astype(float)):
         estimate = mean_interval([math.log(v) if geometric else v for v in rows.value])
         found[share] = exponential(estimate) if geometric else estimate

@@ -83,4 +83,6 @@ def bridge(
         title.set_text(f"t = {t[frame]:.2f}")
         return target, student, title
 
-    return FuncAnimation(ax.get_figure(root=True), draw, frames=len(t), interval=150)
+    figure = ax.get_figure(root=True)
+    assert figure is not None, "axes of a figure"
+    return FuncAnimation(figure, draw, frames=len(t), interval=150)

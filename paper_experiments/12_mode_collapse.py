@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -66,7 +67,7 @@ def gaussians(problem: Problem, method: str, seed: int, scale: Scale) -> dict[st
     return {task: toy.measure(student.logits(found), teacher, points) for task, found in ends.items()}
 
 
-def language(sentences: str, method: str, seed: int, scale: Scale) -> dict[str, dict]:
+def language(sentences: Any, method: str, seed: int, scale: Scale) -> dict[str, dict]:
     phrases = toy_language.shared_word(3, weights=[0.5, 0.3, 0.2])
     student = toy_language.Ngram(phrases, memory=1)
     start, options = student.init(scale.starts, seed), METHODS[method]

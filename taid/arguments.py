@@ -1,7 +1,7 @@
 """DistillationArguments: transformers' TrainingArguments with our options, for HfArgumentParser, YAML and JSON."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 class DistillationArguments(TrainingArguments):
     """What DistillationTrainer takes beside TrainingArguments, under the trainer's own names; None: its default."""
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "method_options"]
+    _VALID_DICT_FIELDS = sorted([*TrainingArguments._VALID_DICT_FIELDS, "method_options"])
 
     method: str | None = field(default=None, metadata={"help": "A name of taid.METHODS (default: taid)."})
     method_options: dict[str, Any] | str | None = field(

@@ -6,7 +6,8 @@ up to the token that ends it, and nothing else: neither what the template writes
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -54,7 +55,7 @@ class Encoder:
     def __init__(self, tokenizer, max_length: int):
         self.tokenizer, self.max_length, self.template = tokenizer, max_length, Template(tokenizer)
 
-    def __call__(self, row: dict) -> tuple[dict[str, list[int]], bool]:
+    def __call__(self, row: Mapping) -> tuple[dict[str, list[int]], bool]:
         kind = layout(row)
         if missing := [column for column in kind if row[column] is None]:
             raise Unusable(f"no {' and no '.join(missing)} (None)")
@@ -68,7 +69,7 @@ class Encoder:
         stop = learned[-1] + 1
         return {"input_ids": ids[:stop], "labels": labels[:stop]}, len(ids) > self.max_length
 
-    def _encode(self, kind: tuple[str, ...], row: dict) -> tuple[list[int], list[int]]:
+    def _encode(self, kind: tuple[str, ...], row: Mapping) -> tuple[list[int], list[int]]:
         if kind in TOKENISED:
             return tokens_of(row)
         if self.tokenizer is None:
@@ -203,7 +204,7 @@ class Template:
     def _render(self, source: str, turns: list[dict], tools, mark: bool = False, **options):
         """The text, and where the template marks the assistant's turns in it [characters]."""
         try:
-            [text], marked = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 [turns],
                 tools=tools,
                 chat_template=source,
@@ -213,6 +214,7 @@ class Template:
             )
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise Unusable(f"a conversation that the chat template refuses ({error})") from error
+        [text], marked = rendered
         return text, marked[0] if mark else None
 
     def _tokens(self, text: str) -> list[int]:

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from taid import __version__
 
@@ -93,7 +94,7 @@ def parser() -> Parser:
         "--max-length", type=positive(int), help="tokens after which a row is cut (default: 1024)"
     )
     how.add_argument("--packing", action="store_true", help="several rows side by side, kept apart")
-    keywords = {
+    keywords: dict[str, Any] = {
         "parents": [shared],
         "epilog": EXAMPLE,
         "formatter_class": argparse.RawDescriptionHelpFormatter,
@@ -124,7 +125,8 @@ def training_options(words: Sequence[str]) -> dict:
             raise ValueError(message)
 
     # only what was said: a default is not to override ours
-    known = Strict(TrainingArguments, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    described: Any = TrainingArguments  # a dataclass
+    known = Strict(described, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     for action in known._actions:
         action.default = argparse.SUPPRESS
     said, unknown = known.parse_known_args(list(words))

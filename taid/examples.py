@@ -189,12 +189,12 @@ class _Encode:
 
     def some(self, rows: Sequence[Mapping]) -> list[dict]:
         """Some rows of a stream; the first that is left out gives a warning."""
-        rows = [self.described(row) for row in rows]
-        reasons = [row["left_out"] for row in rows if row["left_out"]]
+        described = [self.described(row) for row in rows]
+        reasons = [row["left_out"] for row in described if row["left_out"]]
         if reasons and not self.warned:
             self.warned = True
             warnings.warn(f"rows of {self.name} are left out, the first for: {reasons[0]}", stacklevel=2)
-        return self.finished(rows)
+        return self.finished(described)
 
 
 class _Stream(IterableDataset):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ def response_states(
     logits = getattr(output, "logits", None)
     if logits is None:
         raise ValueError(f"{_name(model)} returns no .logits: distil models for language (…ForCausalLM)")
-    if logits.dim() != 3 or logits.shape[:2] != (shape if hidden is None else (1, len(passed))):
+    if logits.dim() != 3 or logits.shape[:2] != (shape if passed is None else (1, len(passed))):
         raise ValueError(
             f"{_name(model)} returns logits {list(logits.shape)} for {list(following.shape)} labels: which belong to "
             "which is not known. Distil models that return one row of logits per input token (or per label of a "
@@ -137,7 +137,7 @@ def is_encoder_decoder(model) -> bool:
 
 def virtual_tokens(model) -> int:
     """The number of positions that PEFT's prompt tuning puts before the input's, in the logits as well."""
-    config = getattr(inner(model), "active_peft_config", None)
+    config: Any = getattr(inner(model), "active_peft_config", None)
     prompt_learning = config is not None and config.is_prompt_learning and not is_encoder_decoder(model)
     return config.num_virtual_tokens if prompt_learning and config.peft_type not in BEFORE_THE_CACHE else 0
 
@@ -245,6 +245,14 @@ def cut(logits: Head | Tensor, entries: int) -> Head | Tensor:
     return Head(logits.hidden, logits.weight[:entries], bias)
 
 
+@overload
+def align_vocabularies(
+    student: Tensor, teacher: Tensor, vocab_size: int | None = None, known: int | None = None
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def align_vocabularies(
+    student: Tensor | Head, teacher: Tensor | Head, vocab_size: int | None = None, known: int | None = None
+) -> tuple[Tensor | Head, Tensor | Head]: ...
 def align_vocabularies(
     student: Tensor | Head, teacher: Tensor | Head, vocab_size: int | None = None, known: int | None = None
 ) -> tuple[Tensor | Head, Tensor | Head]:

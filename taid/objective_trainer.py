@@ -25,6 +25,7 @@ FEW = 4  # positions whose logits tell whether the student says something finite
 class ObjectiveTrainer(Trainer):
     """State belongs to a run, and a checkpoint holds all of it; none is of a student that is not finite."""
 
+    model: PreTrainedModel
     objective: Objective
     model: PreTrainedModel
     _grad_norm: Tensor | float | None = None  # of the optimizer step, before clipping

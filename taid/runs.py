@@ -85,8 +85,7 @@ def distil(settings: Settings, output: Path) -> dict:
     student, tokenizer = load_model(settings.student, "student"), load_tokenizer(settings.student)
     teacher = load_model(settings.teacher, "teacher") if settings.teacher else None
     train, validation = _data(settings)
-    if settings.teacher:
-        known = {"teacher_processing_class": load_tokenizer(settings.teacher)}
+    known = load_tokenizer(settings.teacher) if settings.teacher else None
     trainer = DistillationTrainer(
         student,
         teacher,
@@ -94,7 +93,7 @@ def distil(settings: Settings, output: Path) -> dict:
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
-        **(known if settings.teacher else {}),
+        teacher_processing_class=known,
     )
     if trainer.args.should_save:
         write_whole(output / RECORD, json.dumps(record, indent=2))

@@ -17,12 +17,10 @@ def frame(folder, first: dict[str, float], last: dict[str, float], seeds: int = 
             own = {"experiment": "figure1", "method": method, "seed": seed}
             for share in SHARES:
                 value = first[method] + (last[method] - first[method]) * float(share) + 0.01 * seed
-                for metric in ("kl_to_target", "kl_to_teacher"):
-                    found.append(row(value, metric=metric, task=share, **own))
+                found += [row(value, metric=m, task=share, **own) for m in ("kl_to_target", "kl_to_teacher")]
                 found.append(row(0.4 + 0.6 * float(share), metric="t", task=share, **own))
                 for who, p in (("student", 0.2), ("target", 0.3), ("teacher", 0.4)):
-                    for rank in (1, 2, 10):
-                        found.append(row(p / rank, metric=who, task=f"{share} rank {rank}", **own))
+                    found += [row(p / r, metric=who, task=f"{share} rank {r}", **own) for r in (1, 2, 10)]
     return frame_of(folder, found)
 
 
@@ -31,7 +29,7 @@ def test_claims_flip_with_the_data(tmp_path):
     expected = {"the bridge begins near": ["supported"], "the bridge leads as far": ["supported"]}
     assert outcomes(PAGE, near) == expected
     far = frame(tmp_path / "b", {"kl": 0.5, "taid": 2.0}, {"kl": 1.0, "taid": 1.1})
-    assert outcomes(PAGE, far) == dict.fromkeys(expected, ["contradicted"])
+    assert outcomes(PAGE, far) == {key: ["contradicted"] for key in expected}
 
 
 def test_the_table_says_how_far_and_how_much_nearer(tmp_path):

@@ -262,8 +262,10 @@ def build(size: Size, seed: int = 0) -> Instructions:
             ]
             if split in text:
                 text[split] += [f"{context} {response}" for context, response in passages]
-    for items in (*splits.values(), *text.values()):
+    for items in splits.values():
         rng.shuffle(items)
+    for sentences in text.values():
+        rng.shuffle(sentences)
     return Instructions(
         **{k: tuple(v) for k, v in splits.items()},
         words=tuple(sorted(words)),

@@ -93,12 +93,16 @@ class Setting(ABC):
 class Run(ABC):
     """Base of the frozen dataclasses that name one student: what `config_hash` sees of it."""
 
-    scale: str
-    method: str
-    seed: int
-    learning_rate: float
     if TYPE_CHECKING:  # fields in some studies, properties in others
 
+        @property
+        def scale(self) -> str: ...
+        @property
+        def method(self) -> str: ...
+        @property
+        def seed(self) -> int: ...
+        @property
+        def learning_rate(self) -> float: ...
         @property
         def teacher(self) -> str: ...
         @property

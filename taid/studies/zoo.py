@@ -181,7 +181,7 @@ def _from_package(loader: Any):
     return loader.from_pretrained(folder, gguf_file=file.name)
 
 
-def _plain(model: PreTrainedModel) -> PreTrainedModel:
+def _plain(model: Any) -> PreTrainedModel:
     """The model without the marks of its quantisation: its weights are plain fp32, and can be saved."""
     model.hf_quantizer, model.is_quantized = None, False
     del model.config.quantization_config
