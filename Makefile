@@ -68,8 +68,11 @@ lint: $(STAMP) ## format, lint and types, as .ci/run has them | 1
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
+test test-slow: export OMP_NUM_THREADS = 1
+
 test: setup ## the test suite | 5
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -m alone
+	$(PY) -m pytest -q -m 'not slow and not alone' -n 2 --dist loadfile
 
 test-slow: setup ## the slow tests: notebooks, a browser, thousand-example properties, kills | 10
 	$(PY) -m pytest -q -m slow

@@ -1,6 +1,6 @@
 """Tokeniser, examples and batches."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -111,7 +111,7 @@ def join(
     }
 
 
-def tokens_of(example: dict) -> tuple[list[int], list[int]]:
+def tokens_of(example: Mapping) -> tuple[list[int], list[int]]:
     """(input ids, labels) of an example: of `encode`, or of "input_ids" with "labels", or all of them learned.
 
     Raises ValueError for labels of another length.

@@ -449,6 +449,7 @@ def test_a_teacher_of_nan_is_not_kept(folder, teacher):
         cached_teacher(teacher, EXAMPLES, COLLATOR, folder)
 
 
+@pytest.mark.alone
 def test_finding_the_examples_costs_little(folder, teacher):
     """8 rows of 1,024 tokens: their keys take less than 20 ms, where a step of any model takes longer."""
     batch = plain(torch.randint(2, 40_000, (8, 1024)).tolist(), torch.randint(2, 40_000, (8, 1024)).tolist())
