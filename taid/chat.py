@@ -6,8 +6,8 @@ up to the token that ends it, and nothing else: neither what the template writes
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeGuard
 
 import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -106,7 +106,7 @@ def _tools(tools):
         raise Unusable(f"tools that are no JSON ({error})") from error
 
 
-def _is_list(value) -> bool:
+def _is_list(value) -> TypeGuard[Sequence]:
     return isinstance(value, list | tuple)
 
 

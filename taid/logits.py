@@ -263,7 +263,7 @@ def align_vocabularies(
 
 def check_targets(targets, labels: Tensor) -> None:
     """Raises ValueError for what a teacher gave if it is not logits [n, V] at n labels, or their head."""
-    if isinstance(targets, Head) or isinstance(targets, Tensor) and targets.shape[:-1] == labels.shape:
+    if isinstance(targets, Head) or (isinstance(targets, Tensor) and targets.shape[:-1] == labels.shape):
         return
     found = list(targets.shape) if isinstance(targets, Tensor) else f"a {type(targets).__name__}"
     raise ValueError(

@@ -27,7 +27,6 @@ class ObjectiveTrainer(Trainer):
 
     model: PreTrainedModel
     objective: Objective
-    model: PreTrainedModel
     _grad_norm: Tensor | float | None = None  # of the optimizer step, before clipping
     _last_inputs: dict | None = None  # the last micro-batch that was trained on
     _last_good: str | None = None  # this run's last checkpoint

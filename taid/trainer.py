@@ -125,9 +125,9 @@ class DistillationTrainer(ObjectiveTrainer):
             check_sampling(self.model)
         if isinstance(teacher, torch.nn.Module):
             check_teacher(teacher, self.model)
-            sizes = [entries_of(model) for model in (self.model, teacher)]
-            if None not in sizes:  # else the first batch tells
-                shared_vocabulary(*sizes, **self._vocabularies)
+            own, its = entries_of(self.model), entries_of(teacher)
+            if own is not None and its is not None:  # else the first batch tells
+                shared_vocabulary(own, its, **self._vocabularies)
             teacher = live_teacher(teacher, self.model, self.args.device)
         elif hasattr(teacher, "check"):  # logits on disk
             shared_vocabulary(
