@@ -6,7 +6,7 @@ up to the token that ends it, and nothing else: neither what the template writes
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeGuard
 
 import jinja2
@@ -106,7 +106,7 @@ def _tools(tools):
         raise Unusable(f"tools that are no JSON ({error})") from error
 
 
-def _is_list(value) -> TypeGuard[Sequence]:
+def _is_list(value) -> TypeGuard[list]:
     return isinstance(value, list | tuple)
 
 
