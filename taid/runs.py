@@ -85,7 +85,6 @@ def distil(settings: Settings, output: Path) -> dict:
     student, tokenizer = load_model(settings.student, "student"), load_tokenizer(settings.student)
     teacher = load_model(settings.teacher, "teacher") if settings.teacher else None
     train, validation = _data(settings)
-    known = load_tokenizer(settings.teacher) if settings.teacher else None
     trainer = DistillationTrainer(
         student,
         teacher,
@@ -93,7 +92,6 @@ def distil(settings: Settings, output: Path) -> dict:
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
-        teacher_processing_class=known,
     )
     if trainer.args.should_save:
         write_whole(output / RECORD, json.dumps(record, indent=2))

@@ -171,6 +171,18 @@ def test_errors_are_one_sentence(name, here, capsys):
     assert said in refused(capsys, arguments)
 
 
+def test_a_teacher_of_another_tokenizer_is_one_sentence(here, capsys):
+    """Of as many tokens, but other ones."""
+    path = here / "teacher" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"w47"', '"other"'))
+    assert "'other' to the teacher's" in refused(capsys, words())
+    for file in (here / "teacher").glob("*token*"):
+        file.unlink()
+    assert (
+        main(words()) == 0
+    )  # a teacher that lies there without its tokenizer is believed to have the student's
+
+
 ROWS = {
     "unknown columns": (
         [{"instruction": "x", "output": "y"}] * 40,
