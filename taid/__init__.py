@@ -9,7 +9,7 @@ from importlib import import_module
 __version__ = "0.1.0"
 _EXPORTS = {  # name -> module; imported on first use, so that `import taid` is quick
     "DistillationTrainer": "taid.trainer",
-    "DistillationArguments": "taid.arguments",
+    "DistillationArguments": "taid.trainer",
     "METHODS": "taid.objectives",
     "LOSSES": "taid.losses",
     "Adaptive": "taid.schedule",

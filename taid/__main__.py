@@ -2,7 +2,7 @@
 
 import sys
 
-from taid.cli import main
+from taid.command.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

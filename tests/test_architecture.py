@@ -23,13 +23,11 @@ LAYERS = [  # of the library, lower first; within a layer imports make no circle
     {"files", "checks"},
     {"losses", "schedule", "theory"},
     {"data", "results", "vocabulary", "logits", "sampling"},
-    {"arguments", "chat", "examples", "fused", "rollouts"},
+    {"text", "fused", "rollouts"},
     {"objectives", "teacher"},
-    {"adapters", "checkpoints", "refusals", "validation"},
-    {"objective_trainer"},
     {"trainer", "evaluation", "toy", "toy_language"},
-    {"card", "hub", "runs"},
-    {"cli", "__main__"},
+    {"command"},
+    {"__main__"},
     {"studies"},
 ]
 HEAVY = {"torch", "transformers"}

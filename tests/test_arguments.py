@@ -7,8 +7,8 @@ from conftest import tiny_examples, tiny_model
 from transformers import HfArgumentParser
 
 from taid import DistillationArguments, DistillationTrainer
-from taid.arguments import OPTIONS, chosen, method_options
 from taid.objectives import SFT, TAID
+from taid.trainer.arguments import OPTIONS, chosen, method_options
 
 VALUES = {
     "method": "taid",

@@ -4,8 +4,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from taid.chat import LAYOUTS, Encoder, Unusable, layout
 from taid.data import IGNORE
+from taid.text.chat import LAYOUTS, Encoder, Unusable, layout
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHATML = (

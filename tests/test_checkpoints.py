@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from test_trainer import ADAPTIVE, At, distance, everything, weights
 from transformers import AutoModelForCausalLM
 
-from taid.checkpoints import BUFFER, STATE, last_checkpoint, read_buffer
-from taid.objective_trainer import all_finite
 from taid.objectives import METHODS, TAID, objective
 from taid.schedule import Linear
+from taid.trainer.checkpoints import BUFFER, STATE, last_checkpoint, read_buffer
+from taid.trainer.objective import all_finite
 
 SAVE = {"save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "constant"}
 

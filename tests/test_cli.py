@@ -12,9 +12,9 @@ from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from taid import runs
-from taid.cli import main
-from taid.hub import load_rows
+from taid.command import runs
+from taid.command.cli import main
+from taid.command.hub import load_rows
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = (
@@ -204,7 +204,7 @@ def test_data_that_cannot_be_used_is_one_sentence(name, here, capsys):
 
 @pytest.mark.parametrize("words", [["--version"], ["distill", "--help"]])
 def test_help_needs_no_torch(words):
-    code = f"import sys; from taid.cli import main; sys.argv = ['taid']\ntry: main({words})\nfinally: assert 'torch' not in sys.modules"
+    code = f"import sys; from taid.command.cli import main; sys.argv = ['taid']\ntry: main({words})\nfinally: assert 'torch' not in sys.modules"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0 and "taid" in run.stdout
 

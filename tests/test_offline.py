@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, PreTraine
 
 from taid import DistillationTrainer
 from taid.data import IGNORE, Collator
-from taid.examples import examples
 from taid.objectives import METHODS, objective
 from taid.teacher import HiddenStates, OfflineTeacher, TopLogits, cached_teacher, write_offline
 from taid.teacher import cache as cache_module
+from taid.text.examples import examples
 
 ROWS = [
     {
@@ -272,7 +272,7 @@ def test_tokens_in_any_form_are_written_without_a_collator(folder, teacher):
     ):
         write_offline(teacher, rows, folder, k=7, progress=lambda *done: calls.append(done))
     assert not calls
-    with pytest.raises(ValueError, match=r"no tokens: make them with taid.examples.examples"):
+    with pytest.raises(ValueError, match=r"no tokens: make them with taid.text.examples.examples"):
         write_offline(teacher, [{"text": "w5 w6"}], folder, k=7)
 
 

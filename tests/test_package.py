@@ -25,7 +25,7 @@ def test_torch_comes_with_the_trainer_and_not_before():
         "print(before, 'torch' in sys.modules, taid.DistillationTrainer.__module__)"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["False", "True", "taid.trainer"]
+    assert run.stdout.split() == ["False", "True", "taid.trainer.distillation"]
 
 
 def test_an_unknown_attribute_names_the_exports():

@@ -20,11 +20,11 @@ from transformers import (
     TrainerCallback,
 )
 
-from taid import objective_trainer
 from taid.data import IGNORE, Collator
 from taid.objectives import METHODS, objective
 from taid.teacher import LiveTeacher, cached_teacher
 from taid.trainer import STATE, last_checkpoint
+from taid.trainer import objective as objective_trainer
 
 ADAPTIVE = {"t_start": 0.2, "alpha": 1.5}  # so large an α leaves the linear floor in a few steps
 SGD = {"optim": "sgd", "learning_rate": 0.1}  # AdamW divides by gradients that may be rounding alone

@@ -19,8 +19,8 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, Train
 from taid import losses
 from taid.data import Collator
 from taid.objectives import METHODS, TAID, Divergence, Objective, objective
-from taid.refusals import REFUSED, check_arguments
 from taid.trainer import DistillationTrainer
+from taid.trainer.refusals import REFUSED, check_arguments
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "trainer.md"

@@ -276,7 +276,7 @@ def _prepared(model, collator: Callable, remove_unused_columns: bool) -> Callabl
         if isinstance(collator, Collator) and not examples[0].keys() & {"input_ids", "prompt_ids"}:
             raise ValueError(
                 f"the examples have {', '.join(examples[0])}, but no tokens: make them with "
-                "taid.examples.examples(dataset, tokenizer, max_length), as the trainer does"
+                "taid.text.examples.examples(dataset, tokenizer, max_length), as the trainer does"
             )
         batch = dict(collator(examples))
         if "labels" not in batch:

@@ -15,11 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import has_length
 
-from taid.adapters import with_adapters
-from taid.arguments import chosen, method_options
-from taid.checkpoints import STATE, last_checkpoint
 from taid.data import IGNORE
-from taid.examples import Text, check_packing
 from taid.logits import (
     NOT_FOR_THE_MODEL,
     Head,
@@ -35,12 +31,24 @@ from taid.logits import (
     response_logits,
     vocabulary,
 )
-from taid.objective_trainer import ObjectiveTrainer
 from taid.objectives import Objective, objective
-from taid.refusals import check_arguments, check_call, check_objective, check_student
 from taid.sampling import check_sampling
 from taid.teacher import LiveTeacher, check_callable, check_teacher, live_teacher, load_teacher
-from taid.validation import Answered, Sums, losses_and_kl, only_rows, own_randomness, own_rows, validations
+from taid.text.examples import Text, check_packing
+from taid.trainer.adapters import with_adapters
+from taid.trainer.arguments import chosen, method_options
+from taid.trainer.checkpoints import STATE, last_checkpoint
+from taid.trainer.objective import ObjectiveTrainer
+from taid.trainer.refusals import check_arguments, check_call, check_objective, check_student
+from taid.trainer.validation import (
+    Answered,
+    Sums,
+    losses_and_kl,
+    only_rows,
+    own_randomness,
+    own_rows,
+    validations,
+)
 from taid.vocabulary import known_vocabularies, shared_vocabulary
 
 __all__ = ["STATE", "DistillationTrainer", "last_checkpoint"]
@@ -69,8 +77,8 @@ class DistillationTrainer(ObjectiveTrainer):
     losses that `taid.fused` has not, for models whose logits are not hidden @ weight.T + bias (a soft-cap, a
     scale, an adapter on the head: ValueError in the first step) or whose weights are sharded over ranks.
 
-    `args`: TrainingArguments, or `taid.arguments.DistillationArguments`, which hold our options too. Data sets
-    may hold text (`taid.chat.LAYOUTS`), which is made tokens of if no `data_collator` is given: the first
+    `args`: TrainingArguments, or `taid.trainer.arguments.DistillationArguments`, which hold our options too. Data sets
+    may hold text (`taid.text.chat.LAYOUTS`), which is made tokens of if no `data_collator` is given: the first
     `max_length` of each row, by `packing` several rows in one.
 
     Raises ValueError for an unknown method, a missing teacher, a step without any label, vocabularies that
@@ -146,7 +154,7 @@ class DistillationTrainer(ObjectiveTrainer):
         self.add_callback(_ObjectiveCallback(self))
 
     def _prepare_data(self, collator, max_length: int | None, packing: bool) -> None:
-        """Without a collator the data sets may hold text, see `taid.examples`, and ours makes batches of them."""
+        """Without a collator the data sets may hold text, see `taid.text.examples`, and ours makes batches of them."""
         loading = self.accelerator.dataloader_config
         if loading.dispatch_batches is None:  # else one rank reads a stream for all, and joins their batches,
             loading.dispatch_batches = False  # which differ in length

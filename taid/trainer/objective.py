@@ -14,10 +14,10 @@ from torch.nn import Parameter
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import has_length, rotate_checkpoints
 
-from taid.checkpoints import BUFFER, STATE, last_checkpoint, read_buffer, read_state
 from taid.files import write_whole
 from taid.logits import response_states
 from taid.objectives import Objective
+from taid.trainer.checkpoints import BUFFER, STATE, last_checkpoint, read_buffer, read_state
 
 FEW = 4  # positions whose logits tell whether the student says something finite
 

@@ -16,9 +16,9 @@ from transformers import (
     DataCollatorWithPadding,
 )
 
-from taid.chat import LAYOUTS, TOKENISED, Encoder, Unusable, layout
 from taid.data import Collator, KeepEnds, pack_documents
 from taid.logits import position_limit
+from taid.text.chat import LAYOUTS, TOKENISED, Encoder, Unusable, layout
 
 PADDING = (DataCollatorForSeq2Seq, DataCollatorWithPadding, DataCollatorWithFlattening, KeepEnds)
 TOGETHER = 1000  # rows of a data set that are packed with one another
@@ -71,7 +71,7 @@ class Text:
 
 
 def examples(data, tokenizer, max_length: int, packing: bool = False, name: str = "train_dataset"):
-    """`data` as examples {"input_ids", "labels"} of at most `max_length` tokens, see `taid.chat.LAYOUTS`; a data
+    """`data` as examples {"input_ids", "labels"} of at most `max_length` tokens, see `taid.text.chat.LAYOUTS`; a data
     set that has tokens already as it is. With `packing`, several to a row, see `taid.data.pack_documents`.
 
     Rows without anything to learn are left out, with a warning that counts them and says why; ValueError if

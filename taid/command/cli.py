@@ -140,8 +140,8 @@ def training_options(words: Sequence[str]) -> dict:
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> str:
     """What to print in the end. Imports torch, which --help and --version do without."""
     training = training_options(rest)
+    from taid.command.runs import Settings, compare, distil
     from taid.objectives import METHODS, objective
-    from taid.runs import Settings, compare, distil
 
     methods = arguments.methods if arguments.command == "compare" else [arguments.method]
     for method in methods:

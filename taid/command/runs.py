@@ -11,13 +11,13 @@ import torch
 from scipy.stats import t as student_t
 
 import taid
-from taid.arguments import DistillationArguments
-from taid.card import card, draw
-from taid.checkpoints import last_checkpoint
+from taid.command.card import card, draw
+from taid.command.hub import load_model, load_rows, load_tokenizer
 from taid.files import write_whole
-from taid.hub import load_model, load_rows, load_tokenizer
 from taid.results import provenance
 from taid.trainer import DistillationTrainer
+from taid.trainer.arguments import DistillationArguments
+from taid.trainer.checkpoints import last_checkpoint
 
 RECORD = "taid.json"  # in the folder of a run: what it is, and once it is finished what came out
 HELD_OUT, MOST = 0.05, 200  # of the rows are kept for validation where there is no data set for it

@@ -1,0 +1,1 @@
+"""The command `taid`: distil one student, or compare several, from names and paths."""

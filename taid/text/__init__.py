@@ -1,0 +1,1 @@
+"""Text as people have it, made into examples of tokens and labels."""
