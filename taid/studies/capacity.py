@@ -18,7 +18,7 @@ from torch.nn.functional import log_softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from taid import losses, objectives, results, schedule
-from taid.data import IGNORE, Collator, pack, train_tokenizer
+from taid.data import IGNORE, Collator, batches, pack, train_tokenizer
 from taid.evaluation.last_words import last_word_scores, last_words
 from taid.studies import prose, study, zoo
 from taid.studies.study import PAPER_ALPHA, PAPER_UPDATES, REFERENCES, Logits, named
@@ -41,6 +41,7 @@ TEACHERS = ("pythia-410m", "pythia-1b", "pythia-2.8b", "pythia-6.9b")
 METHODS = ("taid", "skew_kl", "kl", "rkl", "gjs")  # the first two are the paper's
 T_START = 0.2  # the paper's for its wider gaps (Table 1); what it used here we do not know
 SHARES = {"test": 0.10, "validation": 0.05, "distil": 0.40, "train": 0.45}  # of the documents
+BATCH = 128  # examples, in measuring
 NONE = "none"  # the teacher of a student that has none
 
 
@@ -190,11 +191,11 @@ def evenly(items: Sequence[dict], count: int) -> list[dict]:
     return [items[i * len(items) // count] | {"index": i} for i in range(count)]
 
 
-def text_scores(logits_of: Logits, teacher: Logits | None, batches: Iterable[dict]) -> dict[str, float]:
+def text_scores(logits_of: Logits, teacher: Logits | None, examples: Iterable[dict]) -> dict[str, float]:
     """Means over tokens of held-out loss, entropy and, with a teacher, KL(teacher ‖ model) [nats/token]."""
     sums: defaultdict[str, float] = defaultdict(float)
     count = 0
-    for batch in batches:
+    for batch in examples:
         labels = batch["labels"][:, 1:]
         labels = labels[labels != IGNORE]
         logits = logits_of(batch).float()  # [n, V]
@@ -292,15 +293,12 @@ class Capacity(study.Study[Run]):
             logits_of = softened(logits_of, run.temperature)
         elif run.teacher != NONE:
             teacher = softened(self.teacher_logits(run.teacher, split), run.temperature)
-        values = text_scores(logits_of, teacher, self.batches(self.source.examples(split)))
+        values = text_scores(logits_of, teacher, self.batches(split, BATCH))
         if split == "test" and (run.method != "teacher" or run.temperature == 1):
-            values |= last_word_scores(logits_of, self.batches(self.source.items))
+            values |= last_word_scores(logits_of, batches(self.source.items, self.collator, BATCH))
         if run.method == "untrained":
             values["last_word_chance"] = self.source.chance()
         return {(metric, run.task): value for metric, value in values.items()}
-
-    def batches(self, examples: Sequence[dict], size: int = 128) -> Iterable[dict]:
-        return (self.collator(examples[at : at + size]) for at in range(0, len(examples), size))
 
 
 UNITS = {  # metric -> (unit, whether higher is better); entropy is neither good nor bad

@@ -27,7 +27,6 @@ from taid.studies.variants import Traced
 TEACHER, METHODS = "phi-3-mini", ("kl", "taid")
 SHARES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of the updates done
 RANKS = 10  # of the teacher's tokens, the likeliest first
-BATCH = 256  # examples
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,7 @@ def measure(run: Run) -> tuple[dict[tuple[str, str], float], float]:
     metrics "student", "target" and "teacher" the rank as well."""
     started, pictures = time.perf_counter(), {}
     here = instruction_tuning.at(run.scale)
-    source, examples = here.source, here.source.examples("test")
-    batches = [here.collator(examples[at : at + BATCH]) for at in range(0, len(examples), BATCH)]
+    source, batches = here.source, here.batches("test")
     student, teacher = source.student(run.student, run.seed), here.teacher_logits(run.teacher, "test")
 
     def look(share: float, t: float) -> None:

@@ -19,7 +19,6 @@ from taid.logits import response_logits
 from taid.studies import instruction_tuning, study
 
 CLAIMED = ("kl", "rkl", "taid")  # the paper's Table 3
-BATCH = 256  # examples
 
 
 def ranks(vocab_size: int, count: int = 40) -> list[int]:
@@ -31,9 +30,8 @@ def measure(run: instruction_tuning.Run) -> tuple[dict[tuple[str, str], float], 
     """A job: ({(metric, task): value}, seconds) of a run's student, or of the teacher ("teacher")."""
     started = time.perf_counter()
     here = instruction_tuning.at(run.scale)
-    model, examples = here.model(run)[0], here.source.examples("test")
-    batches = [here.collator(examples[at : at + BATCH]) for at in range(0, len(examples), BATCH)]
-    values = masses(model, here.teacher_logits(run.teacher, "test"), batches, len(here.source.tokenizer))
+    model, teacher = here.model(run)[0], here.teacher_logits(run.teacher, "test")
+    values = masses(model, teacher, here.batches("test"), len(here.source.tokenizer))
     return values, time.perf_counter() - started
 
 

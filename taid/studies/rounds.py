@@ -29,7 +29,6 @@ from taid.studies.training import fit
 from taid.teacher import LiveTeacher
 
 TEACHER, ROUNDS = "stablelm-zephyr", 6
-BATCH = 256  # examples, in measuring
 VARIANTS = {  # λ_0 … λ_{T−1}
     "self_distillation": (0.0,) * ROUNDS,
     "taid": tuple(theory.linear_schedule(ROUNDS)[:-1].tolist()),  # λ_T = 1 would be plain distillation
@@ -184,8 +183,7 @@ def measure(job: Chain) -> tuple[dict[tuple[str, str], float], float]:
     """A job: ({(metric, task): value}, seconds) of a chain on the validation split."""
     started = time.perf_counter()
     here, run = instruction_tuning.at(job.scale), job.kl
-    source, examples = here.source, here.source.examples("validation")
-    batches = [here.collator(examples[at : at + BATCH]) for at in range(0, len(examples), BATCH)]
+    source, batches = here.source, here.batches("validation")
 
     def fresh() -> PreTrainedModel:
         return source.student(run.student, run.seed)

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from taid import objectives, results
-from taid.data import Collator
+from taid.data import Collator, batches
 from taid.files import cache_dir
 from taid.results import digest
 from taid.studies import jobs
@@ -182,6 +182,10 @@ class Study(ABC, Generic[R]):
         """What is measured of a model on "validation", to choose by, or on "test"."""
 
     # what all have
+
+    def batches(self, split: str, size: int = 256) -> list[dict]:
+        """The examples of a split, in batches."""
+        return list(batches(self.source.examples(split), self.collator, size))
 
     def teacher_logits(self, name: str, split: str) -> Logits:
         """`keep_logits`, opened once for each process."""

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from taid import losses, objectives
 from taid.schedule import Schedule
+from taid.teacher.stores import spread, top
 
 # --- Losses of (student_logits [n, V], teacher_logits [n, V], labels [n], t) -> [n] -------------------------
 
@@ -93,20 +94,15 @@ def matched(
 
 
 def truncated(logits: Tensor, k: int, tail: bool) -> Tensor:
-    """All but the `k` largest logits [n, V] of a token replaced: by −∞, which leaves the k renormalised, or
-    (`tail`) by one value for all the others that keeps their mass: their log-sum-exp less log(V − k).
+    """Logits [n, V] of the `k` largest of a token: the others have none of its mass, which leaves the k
+    renormalised, or (`tail`) equal shares of their own.
 
     Raises ValueError unless 1 ≤ k < V.
     """
     if not 1 <= k < logits.shape[-1]:
         raise ValueError(f"k must lie between 1 and V − 1 = {logits.shape[-1] - 1}, got {k}")
-    logits = losses._upcast(logits)
-    values, where = logits.topk(k, dim=-1)
-    rest = torch.full_like(logits, -math.inf)
-    if tail:
-        others = logits.scatter(-1, where, -math.inf).logsumexp(-1, keepdim=True)  # [n, 1]
-        rest = (others - math.log(logits.shape[-1] - k)).expand_as(logits)
-    return rest.scatter(-1, where, values)
+    log_p, tokens, log_rest = top(losses._upcast(logits), k)
+    return spread(log_p, tokens, log_rest if tail else torch.full_like(log_rest, -math.inf), logits.shape[-1])
 
 
 BLENDS: dict[str, Callable[..., Tensor]] = {

@@ -11,6 +11,21 @@ from taid.logits import output_embeddings
 Kept = dict[str, Tensor]  # name → [n, …], of n positions
 
 
+def top(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(log-probabilities [n, k] of the k likeliest tokens, these tokens [n, k], that of all others together [n])
+    of logits [n, V]."""
+    log_p = logits.log_softmax(-1)
+    likeliest = log_p.topk(k)
+    rest = log_p.scatter(-1, likeliest.indices, -math.inf).logsumexp(-1)
+    return likeliest.values, likeliest.indices, rest
+
+
+def spread(log_p: Tensor, tokens: Tensor, log_rest: Tensor, vocab_size: int) -> Tensor:
+    """Logits [n, V] of what `top` gives: all other tokens have equal shares of their probability."""
+    share = log_rest - math.log(max(vocab_size - tokens.shape[-1], 1))  # [n]
+    return share[:, None].repeat(1, vocab_size).scatter_(-1, tokens, log_p)
+
+
 @dataclass(frozen=True)
 class FullLogits:
     """All V logits in fp16, 2 V bytes a position: off by at most 0.004 near 10, less than any loss sees.
@@ -86,16 +101,12 @@ class TopLogits:
             raise ValueError(
                 f"top {self.k} of {logits.shape[-1]} entries: keep at least one, at most all of them"
             )
-        log_p = logits.float().log_softmax(-1)
-        top = log_p.topk(self.k)
-        rest = log_p.scatter(-1, top.indices, -math.inf).logsumexp(-1)
-        return {"tokens": top.indices.int(), "log_p": top.values.half(), "log_rest": rest}
+        log_p, tokens, log_rest = top(logits.float(), self.k)
+        return {"tokens": tokens.int(), "log_p": log_p.half(), "log_rest": log_rest}
 
     def expand(self, kept: Kept, vocab_size: int) -> Tensor:
         """Logits [n, V] of what was kept: log-probabilities, but for rounding."""
-        share = kept["log_rest"].float() - math.log(max(vocab_size - self.k, 1))  # [n]
-        spread = share[:, None].repeat(1, vocab_size)
-        return spread.scatter_(-1, kept["tokens"].long(), kept["log_p"].float())
+        return spread(kept["log_p"].float(), kept["tokens"].long(), kept["log_rest"].float(), vocab_size)
 
 
 Store = FullLogits | HiddenStates | TopLogits
