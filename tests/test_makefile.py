@@ -1,5 +1,6 @@
 """What is said to make is refused at once or reaches the command; nothing is set up by these tests."""
 
+import os
 import re
 import subprocess
 
@@ -9,11 +10,14 @@ from test_architecture import ROOT
 from analysis.__main__ import PAGES
 
 STUDIES = ("table1", "table2", "table3", "table6", "figure1", "figure2", "adaptivity", "ablations", "rounds")
+SETTINGS = ("SCALE", "SEEDS", "WORKERS", "RESULTS")  # of make, which exports what its command line sets
 
 
 def make(*words: str) -> subprocess.CompletedProcess:
-    """What make would run (-n): commands on stdout, a refusal on stderr."""
-    return subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True)
+    """What make would run (-n): commands on stdout, a refusal on stderr; as from a shell, not from `make test`."""
+    outer = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", *SETTINGS}
+    shell = {name: value for name, value in os.environ.items() if name not in outer}
+    return subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, env=shell)
 
 
 @pytest.mark.parametrize(
