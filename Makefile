@@ -93,7 +93,7 @@ table6: setup ## Table 6, Figure 2 right: the capacity gap, four teachers of one
 	$(call STUDY,06_table6_capacity_gap)
 	$(call PAGE,table6)
 
-figure1: setup ## Figure 1: KL's fixed teacher, TAID's moving bridge | 1 / 6 for four seeds after table1
+figure1: setup ## Figure 1: KL's fixed teacher, TAID's moving bridge | 1 / 3 for four seeds after table1
 	$(call STUDY,16_figure1_moving_bridge)
 	$(call PAGE,figure1)
 
