@@ -121,8 +121,7 @@ def model_inputs(model, batch: dict) -> dict:
 def check_language_model(model, role: str) -> None:
     """Raises ValueError for a model of transformers that predicts no next token: a classifier, a base without
     a head, a masked language model."""
-    found = inner(model)
-    found = found.get_base_model() if hasattr(found, "get_base_model") else found
+    found = base_model(inner(model))
     if type(found).__module__.startswith("transformers.models.") and not found.can_generate():
         raise ValueError(
             f"the {role} is a {_name(found)}, which predicts no next token: load it as …ForCausalLM, "
@@ -170,6 +169,11 @@ def evaluation_mode(model) -> Iterator[None]:
 def inner(model):
     """The model inside DistributedDataParallel, or the model."""
     return getattr(model, "module", model)
+
+
+def base_model(model):
+    """The model inside PEFT's, or the model."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def output_embeddings(model) -> torch.nn.Module | None:

@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from taid.data import pad_left
-from taid.logits import evaluation_mode, is_encoder_decoder, position_limit
+from taid.logits import base_model, evaluation_mode, is_encoder_decoder, position_limit
 
 PLACEHOLDER = re.compile(
     r"(image|video|audio|vision|boi|eoi).*token_(id|index)"
@@ -83,7 +83,7 @@ def sample_responses(
 @contextmanager
 def plain_generation(model) -> Iterator[None]:
     """Without the model's own generation defaults, which may bend the distribution: a repetition penalty, say."""
-    model = _base(model)
+    model = base_model(model)
     own_config, model.generation_config = model.generation_config, GenerationConfig()
     try:
         yield
@@ -134,14 +134,9 @@ def check_sampling(model) -> None:
         raise ValueError(f"no samples can be drawn from a student sharded by {sharding}, or do not sample")
 
 
-def _base(model):
-    """The model inside PEFT's, which is the one to generate."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def _tokens(model, name: str) -> list[int]:
     """What the configurations of a model say, one token or several, of those that it has."""
-    base = _base(model)
+    base = base_model(model)
     configs = [getattr(base, "generation_config", None), base.config, base.config.get_text_config()]
     found = [getattr(config, name, None) for config in configs]
     listed = [token for one in found for token in (one if isinstance(one, list | tuple) else [one])]

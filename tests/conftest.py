@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast, TrainingArguments
 
 from taid.data import Collator
+from taid.studies import sources, study
 from taid.trainer import DistillationTrainer
 
 VOCAB, PAD, END = 48, 0, 1
@@ -28,21 +29,21 @@ gc.freeze()  # the Trainer collects garbage in every run: what is imported is no
 
 def tiny_model(family: str = "llama", seed: int = 0, vocab_size: int = VOCAB, **options):
     """A random model of 7,000 parameters, with weights so large that two seeds disagree by 1 nat/token."""
+    defaults = {
+        "vocab_size": vocab_size,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.3,
+        "bos_token_id": None,
+        "eos_token_id": END,
+        "pad_token_id": PAD,
+    }
     if family != "gpt_neox":
-        options["num_key_value_heads"] = 2
-    config = CONFIG_MAPPING[family](
-        vocab_size=vocab_size,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=128,
-        initializer_range=0.3,
-        bos_token_id=None,
-        eos_token_id=END,
-        pad_token_id=PAD,
-        **options,
-    )
+        defaults["num_key_value_heads"] = 2
+    config = CONFIG_MAPPING[family](**defaults | options)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config)
@@ -122,6 +123,18 @@ def tiny_trainer(
         max_length=max_length,
         packing=packing,
     )
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache of the module's own, for its studies: it shares the texts only."""
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "sources").symlink_to({sources.fetch(name).parent for name in sources.SOURCES}.pop())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TAID_CACHE", str(folder))
+        study.at.cache_clear()
+        yield folder
+    study.at.cache_clear()
 
 
 @pytest.fixture

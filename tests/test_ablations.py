@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from analysis.ablations import GROUPS
 from taid import losses, results, schedule
 from taid.objectives import TAID
-from taid.studies import ablations, instruction_tuning, sources, study, variants
+from taid.studies import ablations, instruction_tuning, study, variants
 
 ROOT = Path(__file__).parents[1]
 RUN = ablations.Run("cpu", "taid", ablations.TEACHER, seed=0, learning_rate=1e-2)
@@ -235,12 +235,9 @@ def test_table_1s_runs_keep_their_names():
 
 
 @pytest.mark.slow
-def test_tracing_leaves_table_1s_student_as_it_is_and_trains_once(tmp_path, monkeypatch):
+def test_tracing_leaves_table_1s_student_as_it_is_and_trains_once(cache, monkeypatch):
     """End to end at the scale "smoke". Oracle: Table 1's own TAID student, untraced and with a fused loss,
     which rounds elsewhere in fp32."""
-    (tmp_path / "sources").symlink_to({sources.fetch(name).parent for name in sources.SOURCES}.pop())
-    monkeypatch.setenv("TAID_CACHE", str(tmp_path))
-    study.at.cache_clear()
     run = replace(RUN, scale="smoke")
     values, _ = ablations.measure(run)
     table1, _ = instruction_tuning.measure(
@@ -256,4 +253,3 @@ def test_tracing_leaves_table_1s_student_as_it_is_and_trains_once(tmp_path, monk
         metric for metric, _ in curves
     }
     assert curves["t", "1.0000"] == curves["t_paper_constant", "1.0000"] == 1.0
-    study.at.cache_clear()

@@ -15,7 +15,7 @@ from conftest import tiny_examples, tiny_trainer
 from analysis import reference
 from taid import losses, results
 from taid.files import cache_dir
-from taid.studies import continued_pretraining, lm_tasks, logit_cache, sources, study, training, zoo
+from taid.studies import continued_pretraining, lm_tasks, logit_cache, study, training, zoo
 from taid.studies.continued_pretraining import TABLE2 as METHODS
 from taid.studies.continued_pretraining import UNITS, Run
 from taid.studies.logit_cache import bias
@@ -23,18 +23,6 @@ from taid.teacher import TopLogits
 
 ROOT = Path(__file__).parents[1]
 RUN = Run("smoke", "taid", seed=0, learning_rate=3e-3, steps=4)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """A cache of its own, which shares the texts only."""
-    folder = tmp_path_factory.mktemp("cache")
-    (folder / "sources").symlink_to({sources.fetch(name).parent for name in sources.SOURCES}.pop())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TAID_CACHE", str(folder))
-        study.at.cache_clear()
-        yield folder
-    study.at.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -15,24 +15,12 @@ import pytest
 from taid import results
 from taid.evaluation.likelihood import held_out_loss
 from taid.objectives import METHODS, TABLE1
-from taid.studies import instruction_tuning, sources, study, training, zoo
+from taid.studies import instruction_tuning, study, training, zoo
 from taid.studies.instruction_tuning import SETTINGS, SMOKE, UNITS, Run
 from taid.studies.instructions import CATEGORIES, JUDGED
 
 ROOT = Path(__file__).parents[1]
 RUN = Run("smoke", "taid", "stablelm-zephyr", seed=0, learning_rate=3e-3)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """A cache of its own, which shares the texts only."""
-    folder = tmp_path_factory.mktemp("cache")
-    (folder / "sources").symlink_to({sources.fetch(name).parent for name in sources.SOURCES}.pop())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TAID_CACHE", str(folder))
-        study.at.cache_clear()
-        yield folder
-    study.at.cache_clear()
 
 
 @pytest.fixture(scope="module")

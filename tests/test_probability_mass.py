@@ -1,41 +1,22 @@
 """Table 3: what is measured, what is judged, and how it is shown."""
 
 import itertools
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import page_rows
 import pytest
 import torch
 from conftest import PAD, VOCAB, tiny_examples, tiny_model
 
 from taid import results
 from taid.data import Collator
-from taid.results import Provenance, Row
+from taid.results import Row
 from taid.studies import jobs, probability_mass, study
 from taid.teacher import LiveTeacher
 
-HERE = Provenance(commit="c0ffee", dirty=False, versions="python 3.11", device="cpu", date="2025-01-01")
-
-
-def row(value: float, **fields) -> Row:
-    default = Row(
-        experiment="table3",
-        scale="cpu",
-        method="taid",
-        teacher="phi-3-mini",
-        student="tinyllama",
-        task="average",
-        seed=0,
-        metric="head",
-        value=value,
-        unit="probability",
-        higher_is_better=False,
-        config={"learning_rate": 0.01},
-        config_hash="0",
-        seconds=1.0,
-        **asdict(HERE),
-    )
-    return replace(default, **fields)
+row = partial(page_rows.row, experiment="table3", metric="head", unit="probability", higher_is_better=False)
 
 
 # Measuring

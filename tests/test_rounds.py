@@ -12,7 +12,7 @@ from scipy import special, stats
 from taid import results, theory
 from taid.data import Collator
 from taid.logits import response_logits
-from taid.studies import instruction_tuning, rounds, sources, study
+from taid.studies import instruction_tuning, rounds
 from taid.teacher import LiveTeacher
 
 BATCH = Collator(PAD)(tiny_examples(6))
@@ -169,15 +169,11 @@ def test_variants_are_those_of_the_theory():
 
 
 @pytest.mark.slow
-def test_the_first_round_is_table_1s_student(tmp_path, monkeypatch):
+def test_the_first_round_is_table_1s_student(cache):
     """End to end at the scale "smoke". Oracle: Table 1's own run and measurement of KL."""
-    (tmp_path / "sources").symlink_to({sources.fetch(name).parent for name in sources.SOURCES}.pop())
-    monkeypatch.setenv("TAID_CACHE", str(tmp_path))
-    study.at.cache_clear()
     kl = replace(KL, scale="smoke")
     values, _ = rounds.measure(rounds.Chain("taid", kl))
     table1, _ = instruction_tuning.measure(kl, "validation")
-    study.at.cache_clear()
     assert values["kl_to_teacher", "round 1"] == pytest.approx(table1["kl_to_teacher", "average"], rel=1e-4)
     assert {metric for metric, _ in values} == set(rounds.UNITS)
     assert values["kl_to_teacher", "round 2"] != values["kl_to_teacher", "round 1"]

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import END, FAMILIES, PAD, VOCAB, tiny_model, tiny_tokenizer
+from conftest import FAMILIES, VOCAB, tiny_model, tiny_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
@@ -154,24 +154,7 @@ IDS = torch.arange(2, 32).view(2, 15)
 
 def deep_model(family: str, layers: int = TOTAL, **options):
     """A random model, with weights so large that each of its layers matters."""
-    if family != "gpt_neox":
-        options = {"num_key_value_heads": 2} | options
-    config = CONFIG_MAPPING[family](
-        vocab_size=VOCAB,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        bos_token_id=None,
-        eos_token_id=END,
-        pad_token_id=PAD,
-        **options,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config).eval()
+    return tiny_model(family, num_hidden_layers=layers, **options).eval()
 
 
 @torch.no_grad()

@@ -103,8 +103,24 @@ def setting(scale: str) -> Setting:
     return named(SETTINGS, scale, "scale")
 
 
+class Cell(study.Run):
+    """A cell of the table: its scale names teacher and student."""
+
+    @property
+    def setting(self) -> Setting:
+        return setting(self.scale)
+
+    @property
+    def teacher(self) -> str:
+        return self.setting.teacher
+
+    @property
+    def student(self) -> str:
+        return self.setting.student
+
+
 @dataclass(frozen=True)
-class Run(study.Run):
+class Run(Cell):
     """One student; `steps` of distillation.
 
     Raises ValueError, naming the known ones, for an unknown scale or method.
@@ -122,18 +138,6 @@ class Run(study.Run):
 
     def __str__(self) -> str:
         return f"{self.method} seed {self.seed} lr {self.learning_rate:g}, {self.steps} steps"
-
-    @property
-    def setting(self) -> Setting:
-        return setting(self.scale)
-
-    @property
-    def teacher(self) -> str:
-        return self.setting.teacher
-
-    @property
-    def student(self) -> str:
-        return self.setting.student
 
     @property
     def training(self) -> Training:

@@ -5,7 +5,7 @@ On Table 2's models: the healed student of seed 0 against the teacher.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,6 @@ from taid.logits import response_logits
 from taid.studies import continued_pretraining, study
 from taid.studies.continued_pretraining import ContinuedPretraining
 from taid.studies.study import Logits
-from taid.studies.training import fit
 from taid.teacher import FullLogits, HiddenStates, LiveTeacher, TopLogits
 from taid.teacher.stores import Store
 
@@ -44,7 +43,7 @@ UNITS = {
 
 
 @dataclass(frozen=True)
-class Probe(study.Run):
+class Probe(continued_pretraining.Cell):
     """The measurement of one scale, as a cell of the results."""
 
     scale: str
@@ -53,18 +52,6 @@ class Probe(study.Run):
 
     def __str__(self) -> str:
         return "the teacher's cache"
-
-    @property
-    def setting(self) -> continued_pretraining.Setting:
-        return continued_pretraining.setting(self.scale)
-
-    @property
-    def teacher(self) -> str:
-        return self.setting.teacher
-
-    @property
-    def student(self) -> str:
-        return self.setting.student
 
     def config(self) -> dict[str, Any]:
         """Everything that decides the numbers, but for the machine's speed; plain JSON."""
@@ -82,28 +69,19 @@ def measure(probe: Probe) -> tuple[dict[tuple[str, str], float], float]:
 
 def speed(here: ContinuedPretraining, steps: int) -> dict[tuple[str, str], float]:
     """Training steps of KL with the live teacher and with each form of its cache, one after the other."""
-    training, source = replace(here.setting.distil, steps=steps), here.source
-    windows = source.examples("train")[: steps * training.batch_size]
-    teachers: dict[str, Logits] = {"live": LiveTeacher(source.teacher(here.setting.teacher))}
+    setting, source = here.setting, here.source
+    run = continued_pretraining.Run(setting.scale, "kl", 0, setting.distil.learning_rate, steps)
+    windows = source.examples("train")[: steps * run.training.batch_size]
+    teachers: dict[str, Logits] = {"live": LiveTeacher(source.teacher(run.teacher))}
     values: dict[tuple[str, str], float] = {}
     for name, store in STORES.items():
         cached = here.cache_of(windows, f"speed-{name}", store)
         teachers[name] = cached
         values["bytes_per_token", name] = cached.shards.bytes_per_token
-    tokens = len(windows) * here.setting.window
-    run = continued_pretraining.Run(here.setting.scale, "kl", 0, training.learning_rate, steps)
+    tokens = len(windows) * setting.window
     for name, teacher in teachers.items():
-        trainer = fit(
-            source.student(run.student, run.seed),
-            windows,
-            here.collator,
-            training,
-            seed=run.seed,
-            objective=run.objective(),
-            teacher=teacher,
-            tokenizer=source.tokenizer,
-            **here.fit_options(run),
-        )
+        student = source.student(run.student, run.seed)
+        trainer = here.fit(student, run, run.objective(), teacher, windows)
         values["tokens_per_second", name] = tokens / trainer.state.log_history[-1]["train_runtime"]
     live = values["tokens_per_second", "live"]
     return values | {("speed_up", name): values["tokens_per_second", name] / live for name in teachers}

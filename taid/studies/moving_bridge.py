@@ -17,11 +17,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from taid import losses
-from taid.logits import align_vocabularies, response_logits
+from taid.logits import align_vocabularies, evaluation_mode, response_logits
 from taid.objectives import Objective
 from taid.studies import instruction_tuning, study
 from taid.studies.study import Logits
-from taid.studies.training import fit
 from taid.studies.variants import Traced
 
 TEACHER, METHODS = "phi-3-mini", ("kl", "taid")
@@ -67,15 +66,14 @@ def picture(
     {who}_entropy [nats]; kl_to_target and kl_to_teacher, KL(p_t ‖ q) and KL(p ‖ q) [nats/token];
     "{who} rank {r}", the probability of the teacher's r-th likeliest token.
     """
-    was_training, count = model.training, 0
     sums: defaultdict[str, float] = defaultdict(float)
-    model.eval()
-    for batch in batches:
-        q, p = align_vocabularies(response_logits(model, batch)[0], teacher(batch), vocab_size)
-        for name, value in _sums(q, p, losses.interpolate(q, p, t)).items():
-            sums[name] += value
-        count += len(q)
-    model.train(was_training)
+    count = 0
+    with evaluation_mode(model):
+        for batch in batches:
+            q, p = align_vocabularies(response_logits(model, batch)[0], teacher(batch), vocab_size)
+            for name, value in _sums(q, p, losses.interpolate(q, p, t)).items():
+                sums[name] += value
+            count += len(q)
     return {name: total / count for name, total in sums.items()} | {"t": t}
 
 
@@ -102,16 +100,7 @@ def measure(run: Run) -> tuple[dict[tuple[str, str], float], float]:
         pictures[share] = picture(student, teacher, t, batches, len(source.tokenizer))
 
     watched = Watched(run.objective(), look)
-    fit(
-        student,
-        here.training_examples(),
-        here.collator,
-        run.training,
-        seed=run.seed,
-        objective=watched,
-        teacher=here.target(run),
-        tokenizer=source.tokenizer,
-    )
+    here.fit(student, run, watched, here.target(run))
     look(SHARES[-1], watched.logs().get("t", 1.0))
     values = {}
     for share, found in pictures.items():

@@ -25,7 +25,6 @@ from taid import losses, results, theory
 from taid.logits import response_logits
 from taid.studies import instruction_tuning, study, zoo
 from taid.studies.study import Logits
-from taid.studies.training import fit
 from taid.teacher import LiveTeacher
 
 TEACHER, ROUNDS = "stablelm-zephyr", 6
@@ -189,16 +188,7 @@ def measure(job: Chain) -> tuple[dict[tuple[str, str], float], float]:
         return source.student(run.student, run.seed)
 
     def train(student: PreTrainedModel, target: Logits) -> None:
-        fit(
-            student,
-            source.stream,
-            here.collator,
-            run.training,
-            seed=run.seed,
-            objective=run.objective(),
-            teacher=target,
-            tokenizer=source.tokenizer,
-        )
+        here.fit(student, run, run.objective(), target)
 
     def logits(model: Logits) -> Tensor:
         return torch.cat([model(batch) for batch in batches])

@@ -29,6 +29,7 @@ from taid.results import digest
 from taid.studies import jobs
 from taid.studies.training import Training, cached_model, fit
 from taid.teacher import cached_teacher
+from taid.trainer import DistillationTrainer
 
 Logits = Callable[[dict], Tensor]  # of a batch, as in `taid.teacher`
 Values = Mapping[tuple[str, str], float]  # (metric, task) → value
@@ -193,6 +194,27 @@ class Study(ABC, Generic[R]):
             self._teachers[name, split] = self.keep_logits(name, split)
         return self._teachers[name, split]
 
+    def fit(
+        self,
+        student: PreTrainedModel,
+        run: R,
+        objective: objectives.Objective,
+        teacher: Logits | None,
+        examples: list[dict] | None = None,
+    ) -> DistillationTrainer:
+        """Train a student in place as the run says, on `training_examples` unless on others."""
+        return fit(
+            student,
+            self.training_examples() if examples is None else examples,
+            self.collator,
+            run.training,
+            seed=run.seed,
+            objective=objective,
+            teacher=teacher,
+            tokenizer=self.source.tokenizer,
+            **self.fit_options(run),
+        )
+
     def distilled(self, run: R) -> tuple[PreTrainedModel, dict[str, Any]]:
         """(student, record) of a run, trained now unless kept. The record: "seconds" of training, the
         objective's last "logs" and "state"."""
@@ -201,17 +223,7 @@ class Study(ABC, Generic[R]):
             student, objective = self.source.student(run.student, run.seed), run.objective()
             teacher = self.target(run) if objective.uses_teacher else None
             started = time.perf_counter()
-            trainer = fit(
-                student,
-                self.training_examples(),
-                self.collator,
-                run.training,
-                seed=run.seed,
-                objective=objective,
-                teacher=teacher,
-                tokenizer=self.source.tokenizer,
-                **self.fit_options(run),
-            )
+            trainer = self.fit(student, run, objective, teacher)
             seconds, objective = time.perf_counter() - started, trainer.objective
             return student, {"seconds": seconds, "logs": objective.logs(), "state": objective.state_dict()}
 

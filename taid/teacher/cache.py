@@ -17,7 +17,7 @@ from transformers import DataCollatorForLanguageModeling
 from taid import losses
 from taid.data import Collator, KeepEnds
 from taid.files import locked
-from taid.logits import check_language_model, inner, is_encoder_decoder
+from taid.logits import base_model, check_language_model, evaluation_mode, inner, is_encoder_decoder
 from taid.teacher.digests import Key, keys, one_a_row
 from taid.teacher.live import LiveTeacher
 from taid.teacher.shards import Mismatch, Shards, Writer, clear
@@ -166,15 +166,14 @@ def write_offline(
     """
     store: Store = FullLogits() if k is None else TopLogits(k)
     _check(model, examples)
-    folder, was_training = _made(folder), model.training
+    folder = _made(folder)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        with locked(folder):
+        with locked(folder), evaluation_mode(model):
             writer = Writer(folder, model, store)
             collate = _prepared(model, collator or Collator(0), remove_unused_columns)
             _write(writer, LiveTeacher(model), store, examples, collate, batch_size, progress)
     finally:
-        model.train(was_training)
         for parameter in learned:
             parameter.requires_grad_(True)
 
@@ -267,8 +266,7 @@ def _prepared(model, collator: Callable, remove_unused_columns: bool) -> Callabl
     """The collator as the trainer calls it, with one example a row."""
     if isinstance(collator, DataCollatorForLanguageModeling):
         collator = KeepEnds(collator)
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    known = {"labels", *inspect.signature(inner.forward).parameters}
+    known = {"labels", *inspect.signature(base_model(model).forward).parameters}
 
     def collate(examples: list[dict]) -> dict:
         if remove_unused_columns and "input_ids" in examples[0]:

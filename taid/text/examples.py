@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from taid.data import Collator, KeepEnds, pack_documents
-from taid.logits import position_limit
+from taid.logits import evaluation_mode, position_limit
 from taid.text.chat import LAYOUTS, TOKENISED, Encoder, Unusable, layout
 
 PADDING = (DataCollatorForSeq2Seq, DataCollatorWithPadding, DataCollatorWithFlattening, KeepEnds)
@@ -291,14 +291,11 @@ def check_packing(model, rows: int = 1) -> None:
         positions = torch.cat([torch.arange(3) for _ in documents]).repeat(rows, 1).to(device)
         return model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, -3:].float()
 
-    was_training = model.training
-    model.eval()
     try:
-        packed, beside, alone = logits(first, second), logits(other, second), logits(second)
+        with evaluation_mode(model):
+            packed, beside, alone = logits(first, second), logits(other, second), logits(second)
     except TypeError:  # it takes no position_ids
         packed = beside = alone = torch.tensor(torch.nan)
-    finally:
-        model.train(was_training)
     if not torch.equal(packed, beside) or (packed - alone).norm() > 0.02 * alone.norm():
         name = type(model).__name__
         attention = getattr(model.config, "_attn_implementation", None)

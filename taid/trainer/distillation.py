@@ -37,7 +37,6 @@ from taid.teacher import LiveTeacher, check_callable, check_teacher, live_teache
 from taid.text.examples import Text, check_packing
 from taid.trainer.adapters import with_adapters
 from taid.trainer.arguments import chosen, method_options
-from taid.trainer.checkpoints import STATE, last_checkpoint
 from taid.trainer.objective import ObjectiveTrainer
 from taid.trainer.refusals import check_arguments, check_call, check_objective, check_student
 from taid.trainer.validation import (
@@ -50,8 +49,6 @@ from taid.trainer.validation import (
     validations,
 )
 from taid.vocabulary import known_vocabularies, shared_vocabulary
-
-__all__ = ["STATE", "DistillationTrainer", "last_checkpoint"]
 
 COLUMNS = ("index", "prompt_ids", "response_ids")  # of `taid.data.encode`, read by its Collator
 
@@ -133,14 +130,10 @@ class DistillationTrainer(ObjectiveTrainer):
             check_sampling(self.model)
         if isinstance(teacher, torch.nn.Module):
             check_teacher(teacher, self.model)
-            own, its = entries_of(self.model), entries_of(teacher)
-            if own is not None and its is not None:  # else the first batch tells
-                shared_vocabulary(own, its, **self._vocabularies)
+            self._check_vocabulary(entries_of(teacher))
             teacher = live_teacher(teacher, self.model, self.args.device)
         elif hasattr(teacher, "check"):  # logits on disk
-            shared_vocabulary(
-                self.model.config.get_text_config().vocab_size, teacher.vocab_size, **self._vocabularies
-            )
+            self._check_vocabulary(teacher.vocab_size)
             teacher.check(self.objective)
         else:
             check_callable(teacher)
@@ -152,6 +145,12 @@ class DistillationTrainer(ObjectiveTrainer):
         self._validated: list[tuple[dict[str, float], float]] = []  # means and labels of the last validation
         self._whole_logits = False  # whether somebody asks for the logits of a validation batch
         self.add_callback(_ObjectiveCallback(self))
+
+    def _check_vocabulary(self, entries: int | None) -> None:
+        """The ValueError of a teacher's vocabulary, where the sizes are known: else the first batch tells."""
+        own = entries_of(self.model)
+        if own is not None and entries is not None:
+            shared_vocabulary(own, entries, **self._vocabularies)
 
     def _prepare_data(self, collator, max_length: int | None, packing: bool) -> None:
         """Without a collator the data sets may hold text, see `taid.text.examples`, and ours makes batches of them."""

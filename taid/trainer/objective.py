@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import has_length, rotate_checkpoints
 
 from taid.files import write_whole
-from taid.logits import response_states
+from taid.logits import evaluation_mode, response_states
 from taid.objectives import Objective
 from taid.trainer.checkpoints import BUFFER, STATE, last_checkpoint, read_buffer, read_state
 
@@ -176,10 +176,8 @@ class ObjectiveTrainer(Trainer):
         large leaves finite weights that say nothing finite; an entry of −∞ alone is no fault."""
         if self._last_inputs is None:
             return []
-        was_training = self.model.training
-        self.model.eval()
-        _, logits, _ = response_states(self.model, self._last_inputs, lambda hidden: hidden[:FEW])
-        self.model.train(was_training)
+        with evaluation_mode(self.model):
+            _, logits, _ = response_states(self.model, self._last_inputs, lambda hidden: hidden[:FEW])
         return [logits.float().logsumexp(-1)]
 
 
