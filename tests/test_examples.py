@@ -1,18 +1,15 @@
 """Data sets of text in the trainer: lists, datasets.Dataset, streams; packing, padding and several ranks."""
 
 import copy
-import json
-import os
 from itertools import pairwise
 from pathlib import Path
 
 import pandas
 import pytest
-import torch
-from accelerate.state import AcceleratorState
 from conftest import VOCAB, tiny_model, tiny_tokenizer, tiny_trainer
 from datasets import Dataset, DatasetDict
 from datasets import IterableDataset as DatasetsStream
+from ranks import on_two_ranks
 from torch.utils.data import IterableDataset
 from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq, DataCollatorWithFlattening
 
@@ -293,12 +290,8 @@ STREAMS = {
 STREAMED = [{"messages": [{"role": "user", "content": f"w{i + 4}"}, *CHATS[i][1:]]} for i in range(24)]
 
 
-def _rank(rank: int, folder: Path) -> None:
-    """What each of two processes does: one epoch of each stream; it leaves the rows that it learned from."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
-    AcceleratorState._reset_state(reset_partial_state=True)  # the parent's single process, inherited by fork
-    meeting = f"file://{folder / 'meeting'}"
-    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+def _rank(rank: int, folder: Path) -> dict:
+    """What each of two processes does: one epoch of each stream; the rows that it learned from."""
     tokenizer, found = tiny_tokenizer(), {}
     tokenizer.chat_template = TEMPLATE
     for name, stream in STREAMS.items():
@@ -321,16 +314,12 @@ def _rank(rank: int, folder: Path) -> None:
 
         trainer.compute_loss = spy
         trainer.train()
-    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.start_processes(_rank, args=(folder,), nprocs=2, start_method="fork")
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    return on_two_ranks(_rank, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", STREAMS)

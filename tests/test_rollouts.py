@@ -1,15 +1,14 @@
 """Sampling from the student: what is sampled, what is learned, what is kept."""
 
-import datetime
 import json
 from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from conftest import END, PAD, VOCAB, tiny_examples, tiny_model, tiny_trainer
 from peft import LoraConfig, get_peft_model
+from ranks import on_two_ranks
 from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -515,10 +514,8 @@ def test_state_and_buffer_survive_a_checkpoint(fill, tmp_path, student, batch):
 # Several ranks
 
 
-def _rank(rank: int, folder: Path) -> None:
+def _rank(rank: int, folder: Path) -> list:
     """What each of two processes does that share a student by FSDP2, with seeds as the trainer draws them."""
-    meeting, patience = f"file://{folder / 'meeting'}", datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
     mesh, model, found = init_device_mesh("cpu", (2,)), tiny_model(), []
     for module in (*model.model.layers, model):
         fully_shard(module, mesh=mesh)
@@ -529,19 +526,16 @@ def _rank(rank: int, folder: Path) -> None:
             response_logits(model, mixed)[0].sum().backward()
             prompts, labels = prompts_of(mixed), mixed["labels"]
             found.append(("sampled" in mixed, prompts, labels[labels != IGNORE].tolist()))
-    (folder / f"rank-{rank}.json").write_text(json.dumps(found))
-    dist.barrier()
     with pytest.raises(ValueError, match="FSDP of version 1"):
         sample_responses(
             FullyShardedDataParallel(tiny_model(), device_id=torch.device("cpu")), PROMPTS, 2, seed=0
         )
-    dist.destroy_process_group()
+    return found
 
 
 def test_ranks_that_share_a_student_sample_together(tmp_path):
     """They hung, for each decided by its own seed. Oracle of the samples: the whole model, of the rank's seed."""
-    torch.multiprocessing.start_processes(_rank, args=(tmp_path,), nprocs=2, start_method="fork")
-    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    ranks = on_two_ranks(_rank, tmp_path)
     decisions = [[sampled for sampled, _, _ in found] for found in ranks]
     assert decisions[0] == decisions[1] and {*decisions[0][:8]} == {*decisions[0][8:]} == {True, False}
     for rank, found in enumerate(ranks):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from conftest import FAMILIES, PAD, VOCAB, tiny_examples, tiny_model, tiny_trainer
+from ranks import on_two_ranks
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
@@ -518,12 +518,8 @@ def replaying(folder):
     return tiny_trainer(folder, sampling, steps=8, batch=2, save_strategy="steps", save_steps=4)
 
 
-def _rank(rank: int, folder: Path) -> None:
-    """What each of two processes does; the first leaves its findings in `folder`."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
-    AcceleratorState._reset_state(reset_partial_state=True)  # the parent's single process, inherited by fork
-    meeting = f"file://{folder / 'meeting'}"
-    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+def _rank(rank: int, folder: Path) -> dict:
+    """What each of two processes does and finds."""
     found = {}
     for method in RANKED:
         trainer = ranked(folder, method, batch=2)
@@ -537,16 +533,12 @@ def _rank(rank: int, folder: Path) -> None:
         (weights(t.model), t.objective.rollouts.tensors(), t.objective.rollouts.replayed)
         for t in (whole, resumed)
     ]
-    torch.save(found, folder / f"rank-{rank}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.start_processes(_rank, args=(folder,), nprocs=2, start_method="fork")
-    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
+    return on_two_ranks(_rank, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("method", RANKED)

@@ -1,14 +1,13 @@
 """Validation and prediction: what plain Trainer gives, and means over labels that no split changes."""
 
-import os
 import warnings
 from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from conftest import PAD, tiny_examples, tiny_model, tiny_trainer
+from ranks import on_two_ranks
 from test_trainer import SGD, distance, tokenised, weights
 from torch.nn.functional import kl_div
 from transformers import DataCollatorForSeq2Seq, Trainer
@@ -283,11 +282,7 @@ def measured(trainer) -> dict:
     }
 
 
-def _rank(rank: int, folder) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
-    AcceleratorState._reset_state(reset_partial_state=True)  # the parent's single process, inherited by fork
-    meeting = f"file://{folder / 'meeting'}"
-    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+def _rank(rank: int, folder) -> dict:
     found = {method: measured(uneven(folder, method, batch=2)) for method in UNEVEN}
     saved = uneven(folder / "kl", "kl", batch=2, save_strategy="steps", save_steps=4)
     saved.train()
@@ -297,16 +292,12 @@ def _rank(rank: int, folder) -> None:
     for method in ("gkd", "distillm"):
         sampling = {"gkd": {"probability": 1.0}, "distillm": {"threshold": 1.0, "capacity": 4}}[method]
         uneven(folder, objective(method, max_new_tokens=3, **sampling), batch=2).train()
-    torch.save(found, folder / f"rank-{rank}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("uneven")
-    torch.multiprocessing.start_processes(_rank, args=(folder,), nprocs=2, start_method="fork")
-    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(2)]
+    return on_two_ranks(_rank, tmp_path_factory.mktemp("uneven"))
 
 
 @pytest.mark.parametrize("method", UNEVEN)
