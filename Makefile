@@ -10,7 +10,7 @@ export TAID_CACHE ?= $(CURDIR)/.cache
 export HF_HUB_OFFLINE ?= 1
 
 # What is said wrongly is refused before any work.
-SEEDED = table1 table2 table3 table6 figure1 figure2 adaptivity ablations rounds
+SEEDED = table1 table2 table3 table6 figure1 figure2 adaptivity ablations departures rounds
 SEEDLESS = bench cost theory mode-collapse
 given := $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(word)))
 unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS RESULTS PYTHON TAID_CACHE HF_HUB_OFFLINE),$(given))
@@ -108,6 +108,10 @@ adaptivity: setup ## is the adaptive update adaptive? floor, momentum, replayed 
 ablations: setup ## TAID's parts, one by one, around Table 1's first pair | 1 / 8 for one seed after table1
 	$(call STUDY,15_ablations)
 	$(call PAGE,ablations)
+
+departures: setup ## the official code's baselines beside the methods they name | 1 / 15 for four seeds after table1
+	$(call STUDY,17_departures)
+	$(call PAGE,departures)
 
 bench: setup ## speed and memory of every loss, beside the official code; others after `python -m benchmarks peers`; SCALE=gpu on a GPU | 1 / 13
 	$(PY) -m benchmarks losses --scale $(SCALE) --results $(RESULTS)

@@ -160,3 +160,28 @@ def ablations(margin: float) -> tuple[Claim, ...]:
         optimal("α", ("alpha_0.25", "alpha_2", "alpha_4")),
         optimal("t_start", ("t_start_0", "t_start_0.2", "t_start_0.6", "t_start_0.8")),
     )
+
+
+DEPARTING = ("kl", "adaptive_kl", "ctkd", "dkd")  # baselines that the official code has otherwise
+OFFICIAL = "_official"
+
+
+def departures(margin: float) -> tuple[Claim, ...]:
+    """What a departure of the official code should do, by its formula; less than `margin` is the same."""
+
+    def same(method: str, why: str) -> Claim:
+        statement = f"{name(method)} as in the official code trains the same student: {why}."
+        return Claim(
+            f"{method} is the same", "official code", statement, alike(method + OFFICIAL, method, margin)
+        )
+
+    def better(method: str, why: str) -> Claim:
+        statement = f"{name(method)} is better than as in the official code: {why}."
+        return Claim(f"{method} is better", "official code", statement, above(method, method + OFFICIAL))
+
+    return (
+        same("kl", "the gradient is the same"),
+        better("adaptive_kl", "there the head's gaps are those of other tokens"),
+        better("ctkd", "there the temperature never moves"),
+        same("dkd", "a scale of the loss, which AdamW divides out"),
+    )

@@ -16,6 +16,7 @@ from taid.studies import (
     ablations,
     capacity,
     continued_pretraining,
+    departures,
     instruction_tuning,
     logit_cache,
     moving_bridge,
@@ -45,6 +46,8 @@ def run_of(row: results.Row):
             return made(capacity.Run, config)
         case name if name.startswith(("ablations", "adaptivity", "figure2")):
             return made(ablations.Run, config)
+        case "departures":
+            return made(departures.Run, config)
         case "figure1":
             return made(moving_bridge.Run, config)
         case name if name.startswith(("table1", "table3")):

@@ -9,7 +9,18 @@ from test_architecture import ROOT
 
 from analysis.__main__ import PAGES
 
-STUDIES = ("table1", "table2", "table3", "table6", "figure1", "figure2", "adaptivity", "ablations", "rounds")
+STUDIES = (
+    "table1",
+    "table2",
+    "table3",
+    "table6",
+    "figure1",
+    "figure2",
+    "adaptivity",
+    "ablations",
+    "departures",
+    "rounds",
+)
 SETTINGS = ("SCALE", "SEEDS", "WORKERS", "RESULTS")  # of make, which exports what its command line sets
 
 

@@ -1,0 +1,29 @@
+"""What do the official code's departures do to Table 1? Its baselines as they are there, beside the methods they name.
+
+    python paper_experiments/17_departures.py --scale smoke           # 1 minute, after Table 1's
+    python paper_experiments/17_departures.py --scale cpu --seeds 4   # see `make help`
+    python -m analysis departures
+
+Table 1's first pair, at the learning rates that it chose; an official variant takes its method's. TAID stands
+beside them, to see what becomes of its lead. Which departures are run, and which are only told: docs/official_code.md.
+"""
+
+from pathlib import Path
+
+from taid import results
+from taid.studies import departures, jobs
+from taid.studies.instruction_tuning import SETTINGS
+
+
+def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
+    rates = departures.learning_rates(results.read(folder / "table1.jsonl"), scale)
+    departures.prepare(scale, seeds, workers)
+    cells = {
+        (run, "test"): ["departures"] for seed in range(seeds) for run in departures.runs(scale, seed, rates)
+    }
+    path = folder / "departures.jsonl"
+    jobs.evaluate(cells, departures.measure, departures.rows, path, workers, "departures")
+
+
+if __name__ == "__main__":
+    jobs.command(main, "Departures of the official code.", SETTINGS, seeds=4)
