@@ -110,7 +110,7 @@ ablations: setup ## TAID's parts, one by one, around Table 1's first pair | 1 / 
 	$(call PAGE,ablations)
 
 departures: setup ## the official code's baselines beside the methods they name | 1 / 15 for four seeds after table1
-	$(call STUDY,17_departures)
+	$(call STUDY,18_departures)
 	$(call PAGE,departures)
 
 bench: setup ## speed and memory of every loss, beside the official code; others after `python -m benchmarks peers`; SCALE=gpu on a GPU | 1 / 13

@@ -1,4 +1,4 @@
-"""All claims on one page, `results/README.md`, and TAID − KL over all tables, `forest.png` and `forest.svg`."""
+"""All claims on one page, `results/README.md`, in brief in the README; TAID − KL over all tables, `forest.png` and `.svg`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +17,9 @@ from analysis.tables import MISSING, Table, counted, effect, interval, number, p
 Frames = Sequence[tuple[Page, pd.DataFrame]]
 
 TITLE = "What the rows say of each claim"
+OUTCOMES = ("supported", "contradicted", "inconclusive")
+BEGIN, END = "<!-- verdicts, by `make claims` -->", "<!-- end of the verdicts -->"  # in the README
+SIDES = ("TAID better", "KL better", "holds 0")  # of an interval of TAID − KL
 PAPER = ("Table", "Figure", "cost")  # how the paper's own items begin
 PREAMBLE = (
     "One line per claim and place, by the primary measure of its table; `make claims` renders it from the rows"
@@ -98,11 +101,10 @@ def effect_of(estimate: Estimate, measure: Measure) -> str:
 
 def tally(lines: Sequence[Line]) -> str:
     """How many verdicts of each kind, before and after the correction."""
-    outcomes = ("supported", "contradicted", "inconclusive")
-    before = [sum(line.outcome == outcome for line in lines) for outcome in outcomes]
-    after = [sum(line.found[0].verdict.at(line.p) == outcome for line in lines) for outcome in outcomes]
+    before = [sum(line.outcome == outcome for line in lines) for outcome in OUTCOMES]
+    after = [sum(line.found[0].verdict.at(line.p) == outcome for line in lines) for outcome in OUTCOMES]
     counts = ", ".join(
-        f"{b} {outcome} ({a} after Holm)" for b, a, outcome in zip(before, after, outcomes, strict=True)
+        f"{b} {outcome} ({a} after Holm)" for b, a, outcome in zip(before, after, OUTCOMES, strict=True)
     )
     return f"{plural(len(lines), 'verdict')}: {counts}.\n"
 
@@ -137,10 +139,7 @@ def side(estimate: Estimate) -> str:
 
 
 def sides(found: Sequence[Contrast]) -> str:
-    counts = [
-        sum(side(c.estimate) == what for c in found) for what in ("TAID better", "KL better", "holds 0")
-    ]
-    better, worse, open_ = counts
+    better, worse, open_ = (sum(side(c.estimate) == what for c in found) for what in SIDES)
     return (
         f"Of {plural(len(found), 'interval')} {better} lie on TAID's side, {worse} on KL's, {open_} hold 0. They are not"
         " independent: measures of one table come from the same students.\n"
@@ -196,12 +195,46 @@ def render(frames: Frames, scale: str) -> str:
 
 
 def write(frames: Frames, folder: Path, scale: str) -> str:
-    """Write README.md and the forest to `folder`; what to say on the terminal: the paper's claims in brief."""
+    """Write README.md and the forest to `folder`, and the brief to a README.md above it that has a place for it; what
+    to say on the terminal: the paper's claims in brief."""
     found, paper = contrasts(frames), [line for line in judged(frames) if line.of_the_paper]
     drawn = dict.fromkeys(("forest.png", "forest.svg"), forest(found)) if found else {}
     text, *images = save(folder, {"README.md": render(frames, scale)}, drawn)
+    above = folder.resolve().parent / "README.md"
+    if above.exists() and BEGIN in above.read_text(encoding="utf-8"):
+        save(above.parent, {above.name: with_brief(above.read_text(encoding="utf-8"), frames)}, {})
     header = ["page", "claim", "where", "paper", "ours", "verdict"]
     body = [[line.page.name, line.found[0].claim.name, *cells(line)[2:5], line.outcome] for line in paper]
-    brief = Table(header, body, text_columns=len(header)).aligned()
+    shown = Table(header, body, text_columns=len(header)).aligned()
     places = f"page    {text}\nfigure  {'  '.join(map(str, images)) or MISSING}\n"
-    return f"{TITLE} (scale {scale})\n\n{brief}\n{tally(paper)}\n{places}"
+    return f"{TITLE} (scale {scale})\n\n{shown}\n{tally(paper)}\n{places}"
+
+
+def brief(frames: Frames) -> Table:
+    """A line per item with claims of the paper: how many verdicts of each kind, and TAID − KL by all measures."""
+    body = []
+    for page, frame in frames:
+        lines = [line for line in judged([(page, frame)]) if line.of_the_paper]
+        if lines:
+            sided = [side(contrast.estimate) for contrast in contrasts([(page, frame)])]
+            seeds = max((e.n for line in lines for f in line.found if (e := f.verdict.estimate)), default=0)
+            body.append(
+                [
+                    f"[{page.title.partition(':')[0]}](results/{page.name}.md)",
+                    f"`make {' '.join(page.targets or [page.name])}`",
+                    str(seeds or MISSING),
+                    *(str(sum(line.outcome == outcome for line in lines)) for outcome in OUTCOMES),
+                    " / ".join(str(sided.count(what)) for what in SIDES) if sided else MISSING,
+                ]
+            )
+    header = ["item", "command", "seeds", *OUTCOMES, f"TAID − KL: {' / '.join(SIDES)}"]
+    return Table(header, body, text_columns=2)
+
+
+def with_brief(readme: str, frames: Frames) -> str:
+    """The README with `brief` between its two markers. Raises ValueError without them."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"README.md has no place for the verdicts: the lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n\n{brief(frames).markdown()}\n{END}{after}"

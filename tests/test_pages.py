@@ -34,6 +34,36 @@ def test_the_committed_verdicts_are_what_the_rows_say():
     assert verdicts.render(every(), "cpu") == (RESULTS / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_readmes_verdicts_are_what_the_rows_say():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert verdicts.with_brief(readme, every()) == readme
+    with pytest.raises(ValueError, match="no place for the verdicts"):
+        verdicts.with_brief("# taid\n", every())
+
+
+def test_the_verdicts_in_brief_are_those_of_the_page():
+    """Oracle: the lines of results/README.md, counted by their links and words."""
+    lines = (RESULTS / "README.md").read_text(encoding="utf-8").partition("## TAID − KL")[0].splitlines()
+    for item, command, seeds, *counts in verdicts.brief(every()).body:
+        page_name = item.partition("(results/")[2].removesuffix(".md)")
+        own = [line for line in lines if f"]({page_name}.md)" in line]
+        assert counts[:3] == [str(sum(f"**{o}**" in line for line in own)) for o in verdicts.OUTCOMES]
+        assert int(seeds) >= 3 and command.startswith("`make ")
+
+
+def test_a_readme_above_the_rows_takes_up_their_verdicts(tmp_path, monkeypatch, capsys):
+    """As make claims runs it; one without markers, somebody else's, is left alone."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "figure1.jsonl").write_bytes((RESULTS / "figure1.jsonl").read_bytes())
+    for text in ("# taid\n", f"# taid\n{verdicts.BEGIN}\nstale\n{verdicts.END}\nrest\n"):
+        (tmp_path / "README.md").write_text(text)
+        run(monkeypatch, "claims", "--results", folder)
+        found = (tmp_path / "README.md").read_text()
+        assert found == text if "stale" not in text else "stale" not in found and found.endswith("rest\n")
+    assert "[Figure 1](results/figure1.md) | `make figure1` | 4 |" in found
+
+
 @pytest.mark.slow
 def test_the_committed_figures_are_what_the_rows_say(tmp_path):
     for name, frame in every():

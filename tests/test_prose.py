@@ -1,5 +1,6 @@
 """Numbers that README and docs quote are those of the committed pages."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,10 @@ def test_a_number_in_prose_is_what_its_page_says(place, words, name, there):
     assert words in said, f"{place} does not say so any more: correct QUOTED too"
     page_text = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
     assert there in page_text, f"results/{name}.md says something else now: correct {place}"
+
+
+def test_the_readme_is_short():
+    words = [
+        word for word in (ROOT / "README.md").read_text(encoding="utf-8").split() if re.search(r"\w", word)
+    ]
+    assert len(words) <= 700

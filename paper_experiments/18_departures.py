@@ -1,7 +1,7 @@
 """What do the official code's departures do to Table 1? Its baselines as they are there, beside the methods they name.
 
-    python paper_experiments/17_departures.py --scale smoke           # 1 minute, after Table 1's
-    python paper_experiments/17_departures.py --scale cpu --seeds 4   # see `make help`
+    python paper_experiments/18_departures.py --scale smoke           # 1 minute, after Table 1's
+    python paper_experiments/18_departures.py --scale cpu --seeds 4   # see `make help`
     python -m analysis departures
 
 Table 1's first pair, at the learning rates that it chose; an official variant takes its method's. TAID stands
