@@ -3,10 +3,12 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import stats
+
+from analysis.rows import Origins, origins
 
 CONFIDENCE = 0.95
 BySeed = Mapping[int, float]
@@ -14,12 +16,14 @@ BySeed = Mapping[int, float]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean of n values with its confidence interval, which is the whole line for a single value."""
+    """A mean of n values with its confidence interval, which is the whole line for a single value, and the rows that
+    they come from, as far as those are known."""
 
     mean: float
     low: float
     high: float
     n: int
+    origins: Origins = field(default=frozenset(), compare=False, repr=False)
 
 
 def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
@@ -32,9 +36,9 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Es
         raise ValueError("a mean of no values; skip the cell instead")
     mean = float(np.mean(values))
     if n == 1:
-        return Estimate(mean, -math.inf, math.inf, n)
+        return Estimate(mean, -math.inf, math.inf, n, origins(*values))
     half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
-    return Estimate(mean, mean - half, mean + half, n)
+    return Estimate(mean, mean - half, mean + half, n, origins(*values))
 
 
 def estimates(scores: Mapping[str, BySeed]) -> dict[str, Estimate]:

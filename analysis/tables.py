@@ -1,14 +1,15 @@
 """Text from scores: cells, and tables as Markdown or aligned for a terminal. What no row tells is a dash."""
 
+import html
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from analysis.measures import Measure
-from analysis.rows import Scores
+from analysis.rows import Origins, Scores
 from analysis.statistics import Estimate, difference, mean_interval, paired_interval
 
 MISSING = "—"
@@ -73,6 +74,28 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def hover(text: str, origins: Origins) -> str:
+    """The text, and where rows are known (`rows.traced`) what they are, as HTML shows it under the pointer."""
+    return f'<span class="traced" title="{origin(origins)}">{text}</span>' if origins else text
+
+
+def origin(origins: Origins) -> str:
+    """ "seeds 0, 1 · commit 5e0e7f9 · config 1a2b3c4d, 5e6f7a8b · AMD EPYC, 1 thread · 2026-11-24" """
+
+    def listed(values) -> str:
+        return ", ".join(sorted(set(values)))
+
+    seeds = ", ".join(map(str, sorted({o.seed for o in origins})))
+    facts = [
+        f"seed{'s' * (',' in seeds)} {seeds}",
+        f"commit {listed(o.commit[:7] + ' (dirty)' * o.dirty for o in origins)}",
+        f"config {listed(o.config_hash[:8] for o in origins)}",
+        listed(o.device for o in origins),
+        listed(o.date[:10] for o in origins),
+    ]
+    return html.escape(" · ".join(facts))
+
+
 def number(value: float, digits: int = 2) -> str:
     """Fixed decimals with a proper minus; a zero has no sign."""
     text = f"{value:.{digits}f}"
@@ -90,7 +113,7 @@ def value(values: Mapping[int, float] | None, seeds: int, digits: int = 2) -> st
     estimate = mean_interval(list(values.values()))
     count = f" ({plural(estimate.n, 'seed')})" if estimate.n == 1 or estimate.n != seeds else ""
     half = f" ± {number(estimate.high - estimate.mean, digits)}" if estimate.n > 1 else ""
-    return f"{number(estimate.mean, digits)}{half}{count}"
+    return hover(f"{number(estimate.mean, digits)}{half}{count}", estimate.origins)
 
 
 def interval(estimate: Estimate | None, digits: int = 2) -> str:
@@ -98,7 +121,8 @@ def interval(estimate: Estimate | None, digits: int = 2) -> str:
     if estimate is None:
         return MISSING
     mean, low, high = (number(x, digits) for x in (estimate.mean, estimate.low, estimate.high))
-    return f"{mean} (1 seed)" if estimate.n == 1 else f"{mean} [{low}, {high}]"
+    text = f"{mean} (1 seed)" if estimate.n == 1 else f"{mean} [{low}, {high}]"
+    return hover(text, estimate.origins)
 
 
 def counted(estimate: Estimate | None, digits: int = 2) -> str:
@@ -111,7 +135,7 @@ def counted(estimate: Estimate | None, digits: int = 2) -> str:
 def exponential(estimate: Estimate) -> Estimate:
     """A difference of logarithms as the ratio that it is."""
     high = math.exp(estimate.high) if math.isfinite(estimate.high) else math.inf
-    return Estimate(math.exp(estimate.mean), math.exp(estimate.low), high, estimate.n)
+    return replace(estimate, mean=math.exp(estimate.mean), low=math.exp(estimate.low), high=high)
 
 
 def effect(estimate: Estimate | None, measure: Measure) -> str:

@@ -8,6 +8,8 @@ import pytest
 
 from analysis import page, rows, verdicts
 from analysis.__main__ import MODULES, PAGES, main, render
+from analysis.statistics import difference
+from analysis.tables import hover, interval, origin
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -194,3 +196,42 @@ def test_every_target_of_make_that_is_named_is_one():
             assert set(words.split()) <= targets, f"{path.relative_to(ROOT)} names `make {words}`"
     for name, each in PAGES.items():
         assert set(each.targets or [name]) <= targets
+
+
+# Where numbers come from
+
+SPAN = re.compile(r'<span class="traced" title="([^"]*)">(.*?)</span>')
+
+
+@pytest.mark.parametrize("name", ["table3", "figure1", "ablations"])
+def test_a_traced_page_is_the_committed_one_with_its_rows(name):
+    """Oracle: the committed page without the marks; and the rows, which know every hash and commit that is shown."""
+    frame = frame_of(RESULTS, name, "cpu")
+    text = page.render(PAGES[name], rows.traced(frame), "cpu")
+    assert SPAN.sub(r"\2", text) == (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+    shown = SPAN.findall(text)
+    assert len(shown) > 30
+    for title, _ in shown:
+        seeds, commits, hashes, *_ = title.split(" · ")
+        known = frame[frame.config_hash.str[:8].isin(hashes.removeprefix("config ").split(", "))]
+        assert set(commits.removeprefix("commit ").split(", ")) == set(known.commit.str[:7])
+        assert {int(seed) for seed in seeds.split(" ", 1)[1].split(", ")} == set(known.seed)
+
+
+def test_a_difference_knows_the_rows_of_both_sides():
+    """By hand: two methods, two seeds, four rows."""
+
+    def traced(method: str, seed: int, value: float) -> rows.Traced:
+        return rows.Traced(
+            value, frozenset([rows.Origin(seed, "c" * 40, False, f"{method}{seed}", "cpu", "2025-01-01T00")])
+        )
+
+    scores = {m: {s: traced(m, s, v + s) for s in (0, 1)} for m, v in (("taid", 2.0), ("kl", 1.0))}
+    found = difference(rows.mapped(scores, lambda v: 2 * v), "taid", "kl")
+    assert found.mean == 2 and {o.config_hash for o in found.origins} == {"taid0", "taid1", "kl0", "kl1"}
+    assert (
+        origin(found.origins)
+        == "seeds 0, 1 · commit ccccccc · config kl0, kl1, taid0, taid1 · cpu · 2025-01-01"
+    )
+    assert interval(found) == hover("2.00 [2.00, 2.00]", found.origins)
+    assert interval(difference({"taid": {0: 2.0}, "kl": {0: 1.0}}, "taid", "kl")) == "1.00 (1 seed)"
