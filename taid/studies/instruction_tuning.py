@@ -49,6 +49,10 @@ class Setting(study.Setting):
     def source(self, folder: Path) -> "ScaleModels":
         return ScaleModels(self, folder)
 
+    def data(self) -> instructions.Instructions:
+        """What is asked and taught."""
+        return instructions.build(self.size)
+
 
 CPU = Setting(
     scale="cpu",
@@ -92,6 +96,7 @@ class Run(study.Run):
     """
 
     known: ClassVar[Sequence[str]] = (*objectives.METHODS, *REFERENCES)
+    settings: ClassVar[Mapping[str, Setting]] = SETTINGS
     scale: str
     method: str
     teacher: str
@@ -99,7 +104,7 @@ class Run(study.Run):
     learning_rate: float
 
     def __post_init__(self) -> None:
-        named(SETTINGS, self.scale, "scale")
+        named(self.settings, self.scale, "scale")
         named(zoo.PAIRS, self.teacher, "teacher of a pair")
         named(dict.fromkeys(self.known), self.method, "method")
 
@@ -108,7 +113,7 @@ class Run(study.Run):
 
     @property
     def setting(self) -> Setting:
-        return SETTINGS[self.scale]
+        return self.settings[self.scale]
 
     @property
     def pair(self) -> zoo.Pair:
@@ -138,7 +143,7 @@ class ScaleModels(study.Source):
 
     def __init__(self, setting: Setting, folder: Path):
         self.setting, self.folder = setting, folder
-        self.data = instructions.build(setting.size)
+        self.data = setting.data()
         self.tokenizer = self._tokenizer()
         self.collator = Collator(self.tokenizer.pad_token_id)
         self._examples = {split: self.encode(self.items(split)) for split in ("train", "validation", "test")}

@@ -100,7 +100,7 @@ class Size:
     test: int
 
 
-Fact = tuple[str, tuple[str, ...]]  # a word and its accepted answers, of which the first is taught
+Fact = tuple[str, tuple[str, ...]]  # a word and its accepted answers, the most usual first
 
 
 class _Lexicon:
@@ -214,8 +214,11 @@ def split_documents(
     return splits
 
 
-def build(size: Size, seed: int = 0) -> Instructions:
+def build(size: Size, seed: int = 0, every_answer: bool = False) -> Instructions:
     """All instruction data, deterministic by `seed`, from WordNet 3.0, Austen, Melville and the State of the Union.
+
+    Of a question's accepted answers the first is taught; with `every_answer` each, in an instruction and in a
+    statement of its own. What is asked in validation and test is the same.
 
     Raises ValueError where the sources hold fewer items than `size` asks for, SourceUnavailable if one is missing.
     """
@@ -230,9 +233,12 @@ def build(size: Size, seed: int = 0) -> Instructions:
             held_out.append(
                 Instruction(category, prompts.pop(rng.randrange(len(prompts))), answers[0], answers)
             )
-            splits["train"] += [Instruction(category, prompt, answers[0], answers) for prompt in prompts]
-            words |= {word} if category == "define" else {word, answers[0]}
-            text["dictionary"].append(STATEMENTS[category].format(word, answers[0]))
+            taught = dict.fromkeys(answers if every_answer else answers[:1])
+            splits["train"] += [
+                Instruction(category, prompt, answer, answers) for prompt in prompts for answer in taught
+            ]
+            words |= {word} if category == "define" else {word, *taught}
+            text["dictionary"] += [STATEMENTS[category].format(word, answer) for answer in taught]
         if size.validation + size.test > len(held_out):
             raise ValueError(
                 f"{size.validation} + {size.test} evaluation words of {len(held_out)} in {category!r}"

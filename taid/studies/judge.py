@@ -54,19 +54,26 @@ class Judge:
                 )
 
     def score(self, category: str, instructions: Sequence[Instruction], responses: Sequence[str]) -> float:
-        """10 (ℓ − ℓ_untrained) / (ℓ_human − ℓ_untrained), cut to [0, 10], ℓ the mean over responses.
+        """10 (ℓ − ℓ_untrained) / (ℓ_human − ℓ_untrained), cut to [0, 10], ℓ the `likelihood`."""
+        low, high = self.untrained[category], self.human[category]
+        found = self.likelihood(category, instructions, responses)
+        return min(10.0, max(0.0, 10 * (found - low) / (high - low)))
+
+    def likelihood(
+        self, category: str, instructions: Sequence[Instruction], responses: Sequence[str]
+    ) -> float:
+        """Mean log-likelihood per token of the responses [nats/token].
 
         A response that was given to an earlier prompt as well counts ℓ_untrained: what answers every prompt answers
         none. (Without this "of the", said to everything, scored 9 to 10.)
         """
-        low, high = self.untrained[category], self.human[category]
         likelihoods = log_likelihoods(self.model, self.tokenizer, self.collator, instructions, responses)
         first = {response: i for i, response in reversed(list(enumerate(responses)))}
         counted = [
-            value if first[r] == i else low
+            value if first[r] == i else self.untrained[category]
             for i, (value, r) in enumerate(zip(likelihoods, responses, strict=True))
         ]
-        return min(10.0, max(0.0, 10 * (mean(counted) - low) / (high - low)))
+        return mean(counted)
 
 
 def log_likelihoods(model, tokenizer, collator, instructions, responses: Sequence[str]) -> list[float]:
