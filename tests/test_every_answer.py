@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,17 +75,11 @@ def test_every_named_measure_is_measured(here, measured):
 
 def test_prose_pays_no_more_above_people_than_below(here, monkeypatch):
     """By hand: a judge whose likelihood lies 0.5 above or below people's, on a scale of 2 nats."""
-    found = {}
+    judging = SimpleNamespace(human=dict.fromkeys(JUDGED, -4.0), untrained=dict.fromkeys(JUDGED, -6.0))
+    monkeypatch.setattr(here, "judge_of", lambda *_: judging)
+    model, found = here.source.student(RUN.student, RUN.seed), {}
     for off in (-0.5, 0.5):
-
-        class Judging:
-            human, untrained = dict.fromkeys(JUDGED, -4.0), dict.fromkeys(JUDGED, -6.0)
-
-            def likelihood(self, category, asked, given, off=off):
-                return -4.0 + off
-
-        monkeypatch.setattr(here, "judge_of", lambda *_, judging=Judging(): judging)
-        model = here.source.student(RUN.student, RUN.seed)
+        judging.likelihood = lambda *_, off=off: -4.0 + off
         found[off] = here.values(model, RUN, "validation")
     assert found[0.5] == found[-0.5]
     assert found[0.5]["prose", "average"] == pytest.approx(0.5)

@@ -85,14 +85,16 @@ class EveryAnswer(InstructionTuning):
     name = "every_answer"
     settings: ClassVar[Mapping[str, instruction_tuning.Setting]] = SETTINGS
 
-    def model(self, run: Run) -> tuple[PreTrainedModel, dict[str, float]]:
+    def model(self, run: instruction_tuning.Run) -> tuple[PreTrainedModel, dict[str, float]]:
         """As of every study, and of DistiLLM the "rollout_threshold" in the end."""
         model, values = super().model(run)
         if run.method == "distillm":
             values |= {"rollout_threshold": self.distilled(run)[1]["logs"]["rollout_threshold"]}
         return model, values
 
-    def values(self, model: PreTrainedModel, run: Run, split: str) -> dict[tuple[str, str], float]:
+    def values(
+        self, model: PreTrainedModel, run: instruction_tuning.Run, split: str
+    ) -> dict[tuple[str, str], float]:
         """The task "average" is the mean over categories; validation only chooses: there it is all that is kept."""
         items, examples = self.source.items(split), self.source.examples(split)
         teacher, size = self.teacher_logits(run.teacher, split), len(self.source.tokenizer)
