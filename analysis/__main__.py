@@ -11,6 +11,7 @@ from pathlib import Path
 from analysis import (
     ablations,
     adaptivity,
+    decide,
     departures,
     figure1,
     figure2,
@@ -24,7 +25,20 @@ from analysis import (
     verdicts,
 )
 
-MODULES = (table1, table2, table3, table6, figure1, figure2, adaptivity, ablations, departures, rounds, speed)
+MODULES = (
+    decide,
+    table1,
+    table2,
+    table3,
+    table6,
+    figure1,
+    figure2,
+    adaptivity,
+    ablations,
+    departures,
+    rounds,
+    speed,
+)
 SCALES = ("smoke", "cpu", "gpu", "paper")
 PAGES = {module.PAGE.name: module.PAGE for module in MODULES}
 

@@ -39,6 +39,22 @@ FIGURE1 = (  # before the first update; at the end
     ),
 )
 
+DECIDE = (
+    Claim("TAID above KL", "Tables 1–8", "TAID is above KL.", above("taid", "kl")),
+    Claim(
+        "adaptive is better",
+        "Table 1",
+        "TAID is above TAID without the adaptive update.",
+        above("taid", "taid_no_adaptive"),
+    ),
+    Claim(
+        "more than small steps",
+        "reviewers",
+        "TAID is above KL with gradients of TAID's size.",
+        above("taid", "kl_matched"),
+    ),
+)
+
 TABLE1 = (
     Claim(
         "TAID is best",

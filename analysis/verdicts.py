@@ -113,7 +113,7 @@ def contrasts(frames: Frames) -> list[Contrast]:
     """TAID − KL wherever a table has both and one way is better. (The ablations repeat Table 1's first pair.)"""
     found = []
     for page, frame in frames:
-        for each in page.comparisons(frame) if page.name.startswith("table") else ():
+        for each in page.comparisons(frame) if page.name.startswith(("table", "decide")) else ():
             estimate = difference(each.measure.oriented(each.scores), "taid", "kl")
             if each.measure.sign and estimate:
                 item = page.title.partition(":")[0]

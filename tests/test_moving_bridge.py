@@ -25,7 +25,7 @@ def test_a_student_is_looked_at_before_the_updates_at_which_a_share_is_done(tmp_
     def look(share, t):
         seen.append((share, t, next(student.parameters()).detach().clone()))
 
-    watched = Watched(TAID(Linear(0.2)), look)
+    watched = Watched(TAID(Linear(0.2)), look, SHARES[:-1])
     before = next(student.parameters()).detach().clone()
     tiny_trainer(tmp_path, watched, student=student, steps=40).train()
     assert [share for share, _, _ in seen] == list(SHARES[:-1])

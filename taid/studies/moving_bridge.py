@@ -39,11 +39,11 @@ class Run(instruction_tuning.Run):
 
 
 class Watched(Traced):
-    """An objective that calls look(share, t) before the updates at which a share of them is done."""
+    """An objective that calls look(share, t) before the updates at which one of `shares` of them is done."""
 
-    def __init__(self, inner: Objective, look: Callable[[float, float], None]):
+    def __init__(self, inner: Objective, look: Callable[[float, float], None], shares: Sequence[float]):
         super().__init__(inner)
-        self.look, self.updates = look, 0
+        self.look, self.shares, self.updates = look, shares, 0
 
     def on_train_begin(self, updates):
         super().on_train_begin(updates)
@@ -51,7 +51,7 @@ class Watched(Traced):
 
     def update(self, loss, progress):
         done = round(progress * self.updates) - 1  # the optimizer has yet to move
-        for share in SHARES[:-1]:
+        for share in self.shares:
             if done == round(share * self.updates):
                 self.look(share, self.logs().get("t", 1.0))
         super().update(loss, progress)
@@ -99,7 +99,7 @@ def measure(run: Run) -> tuple[dict[tuple[str, str], float], float]:
     def look(share: float, t: float) -> None:
         pictures[share] = picture(student, teacher, t, batches, len(source.tokenizer))
 
-    watched = Watched(run.objective(), look)
+    watched = Watched(run.objective(), look, SHARES[:-1])
     here.fit(student, run, watched, here.target(run))
     look(SHARES[-1], watched.logs().get("t", 1.0))
     values = {}

@@ -57,6 +57,7 @@ MODELS = {
         "microsoft/Phi-3-mini-4k-instruct", Shape("phi3", 112, 248, 4, 4, 4), padding=64
     ),
     "llama-2": Model("meta-llama/Llama-2-7b-chat-hf", Shape("llama", 144, 300, 5, 4, 4)),  # 6.7B
+    "llama-2-13b": Model("meta-llama/Llama-2-13b-chat-hf", Shape("llama", 224, 480, 6, 4, 4)),  # 13.0B
     "stablelm-zephyr": Model("stabilityai/stablelm-zephyr-3b", Shape("stablelm", 96, 240, 4, 4, 4)),  # 2.8B
     "tinyllama": Model("TinyLlama/TinyLlama_v1.1", Shape("llama", 64, 176, 2, 4, 2)),  # 1.1B
     "pythia": Model("EleutherAI/pythia-410m-deduped", Shape("gpt_neox", 32, 128, 2, 4, 4)),  # 0.4B
