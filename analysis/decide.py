@@ -62,7 +62,9 @@ def decision(estimate: Estimate | None) -> str:
     if estimate is None:
         return MISSING
     found = [
-        word for word, holds in (("true", estimate.low > 0), ("false in effect", estimate.high < MARGIN)) if holds
+        word
+        for word, holds in (("true", estimate.low > 0), ("false in effect", estimate.high < MARGIN))
+        if holds
     ]
     return ", and ".join(found) or "open"
 
@@ -143,7 +145,10 @@ def sections(frame: pd.DataFrame, scale: str) -> dict[str, str]:
 def comparisons(frame: pd.DataFrame) -> list[Comparison]:
     return [
         Comparison(
-            f"{pair_name(pair)}, {updates:,} updates", MEASURES[metric], at(frame, pair, updates, metric), DECIDE
+            f"{pair_name(pair)}, {updates:,} updates",
+            MEASURES[metric],
+            at(frame, pair, updates, metric),
+            DECIDE,
         )
         for pair, numbers in trained(frame).items()
         for updates in reversed(numbers)
@@ -163,7 +168,9 @@ def draw(frame: pd.DataFrame) -> Figure:
         if metric == PRIMARY:
             ax.axhspan(0, MARGIN, color="#eeeeee", linewidth=0, label=f"below {MARGIN} points")
         for (pair, numbers), form in zip(pairs.items(), ("o-", "s--"), strict=False):
-            found = {n: difference(measure.oriented(at(frame, pair, n, metric)), "taid", "kl") for n in numbers}
+            found = {
+                n: difference(measure.oriented(at(frame, pair, n, metric)), "taid", "kl") for n in numbers
+            }
             over(ax, {n: e for n, e in found.items() if e}, pair_name(pair), COLOURS["taid"], form)
         ax.axhline(0, color=REFERENCE, linewidth=1)
         ax.set(xscale="log", xlabel="updates")
@@ -190,7 +197,9 @@ def draw_curves(frame: pd.DataFrame) -> Figure:
     return legend(figure)
 
 
-def on_the_way(frame: pd.DataFrame, pair: Pair, updates: int, metric: str, method: str) -> dict[float, Estimate]:
+def on_the_way(
+    frame: pd.DataFrame, pair: Pair, updates: int, metric: str, method: str
+) -> dict[float, Estimate]:
     """Share of updates done → mean over seeds: the student before, on its way, and in the end."""
     found = {0.0: at(frame, pair, updates, metric).get("untrained", {})}
     found |= {share: at(frame, pair, updates, metric, f"{share:g}").get(method, {}) for share in SHARES}

@@ -35,19 +35,20 @@ DECIDING = ("kl", "taid")  # run first
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
-    path, plan = folder / "decide.jsonl", PLANS[scale]
+    path = folder / "decide.jsonl"
     for methods in (DECIDING, [method for method in METHODS if method not in DECIDING]):
         for teacher in ARMS:
             decide.prepare(scale, teacher, [*TUNING_SEEDS, *range(seeds)], workers)
-            for updates, wanted in plan.seeds.items():
-                rates = decide.tuned(scale, teacher, updates, methods, path, workers)
-                tested = range(min(seeds, wanted))
-                runs = [Run(scale, m, teacher, seed, rates[m], updates) for seed in tested for m in methods]
-                cells = {(run, "test"): [f"decide_{updates}"] for run in runs}
-                jobs.evaluate(cells, measure, rows, path, workers, f"{teacher}, {updates:,} updates")
-            references = [Run(scale, name, teacher, s, 0.0, 0) for name in REFERENCES for s in range(seeds)]
-            cells = {(run, "test"): ["decide"] for run in references}
-            jobs.evaluate(cells, measure, rows, path, workers, f"{teacher}, references")
+            rates = decide.tuned(scale, teacher, methods, path, workers)
+            runs = [
+                Run(scale, method, teacher, seed, rates[updates, method], updates)
+                for updates, wanted in PLANS[scale].seeds.items()
+                for seed in range(min(seeds, wanted))
+                for method in methods
+            ]
+            runs += [Run(scale, name, teacher, seed, 0.0, 0) for name in REFERENCES for seed in range(seeds)]
+            cells = {(run, "test"): [run.experiment] for run in runs}
+            jobs.evaluate(cells, measure, rows, path, workers, f"{teacher}, test")
 
 
 if __name__ == "__main__":

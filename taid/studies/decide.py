@@ -10,8 +10,9 @@ TAID's would have at the same student: what TAID owes to small steps at first, i
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any, ClassVar
@@ -31,7 +32,11 @@ ARMS = {  # by the teacher; ratios of parameters in the paper's zoo: 6.1, and 32
     "llama-2-13b": zoo.Pair("llama-2-13b", "pythia", 0.2, "skew_rkl"),
 }
 SHARES = (0.125, 0.25, 0.5)  # of the updates done, at which a student is measured on its way
+SEARCH = "_search"
 TUNING_SEEDS = (100, 101, 102)  # never tested
+
+
+Cell = tuple[int, str]  # updates and method
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,12 @@ class Plan:
 
     seeds: Mapping[int, int]  # updates → test seeds, in the order of running
     batch_size: int
+    learning_rates: tuple[float, ...]
 
 
 PLANS = {
-    "smoke": Plan({8: 2, 4: 2}, batch_size=4),
-    "cpu": Plan({PAPER_UPDATES: 8, 2_000: 12, 300: 12}, batch_size=8),
+    "smoke": Plan({8: 2, 4: 2}, 4, (1e-3, 3e-3)),
+    "cpu": Plan({PAPER_UPDATES: 8, 2_000: 12, 300: 12}, 8, (3e-4, 1e-3, 3e-3, 1e-2)),
 }
 
 
@@ -58,6 +64,10 @@ class Run(every_answer.Run):
 
     def __str__(self) -> str:
         return f"{super().__str__()} {self.updates:,} updates"
+
+    @property
+    def experiment(self) -> str:
+        return f"decide_{self.updates}" if self.updates else "decide"
 
     @property
     def training(self) -> Training:
@@ -99,36 +109,31 @@ def prepare(scale: str, teacher: str, seeds: Iterable[int], workers: int) -> Non
     study.prepare_all(EveryAnswer, scale, workers, models, logits)
 
 
-def tuned(
-    scale: str, teacher: str, updates: int, methods: Sequence[str], path: Path, workers: int
-) -> dict[str, float]:
-    """Method → learning rate, by the same rule for all: every rate of the grid is tried on the first tuning seed, the
-    better half on the others, and the best mean score on the validation prompts is taken."""
-    grid = every_answer.SETTINGS[scale].learning_rates
-    rates: dict[str, Sequence[float]] = dict.fromkeys(methods, grid)
-    first, *others = TUNING_SEEDS
-    for seeds, keep in (([first], max(len(grid) // 2, 1)), (others, 1)):
+def tuned(scale: str, teacher: str, methods: Sequence[str], path: Path, workers: int) -> dict[Cell, float]:
+    """(Updates, method) → learning rate, by the same rule for all: every rate of the grid is tried on the first tuning
+    seed, the better half on the others too, and the best mean score on the validation prompts is taken."""
+    plan, (first, *others) = PLANS[scale], TUNING_SEEDS
+    rates: dict[Cell, Sequence[float]] = dict.fromkeys(product(plan.seeds, methods), plan.learning_rates)
+    for seeds, keep in (((first,), len(plan.learning_rates) // 2), (others, 1)):
         runs = [
             Run(scale, method, teacher, seed, rate, updates)
-            for method in methods
+            for (updates, method), each in rates.items()
             for seed in seeds
-            for rate in rates[method]
+            for rate in each
         ]
-        cells = {(run, "validation"): [f"decide_{updates}_search"] for run in runs}
-        jobs.evaluate(cells, measure, rows, path, workers, f"rates, {updates:,} updates")
-        known = [replace(run, seed=seed) for run in runs for seed in {first, run.seed}]
-        found = jobs.measured(path, known, f"decide_{updates}_search", "score", "average")
-        rates = {method: _best(found, method, rates[method], keep) for method in methods}
-    return {method: best for method, (best,) in rates.items()}
+        cells = {(run, "validation"): [run.experiment + SEARCH] for run in runs}
+        jobs.evaluate(cells, measure, rows, path, workers, f"{teacher}, rates")
+        for cell, each in rates.items():
+            score = {rate: _score(path, scale, teacher, cell, rate) for rate in each}
+            rates[cell] = sorted(each, key=score.__getitem__, reverse=True)[:keep]
+    return {cell: best for cell, (best,) in rates.items()}
 
 
-def _best(found: Mapping[Run, float], method: str, rates: Sequence[float], keep: int) -> list[float]:
-    """The `keep` rates of the highest mean score over seeds, the best first."""
-
-    def score(rate: float) -> float:
-        return mean(v for run, v in found.items() if (run.method, run.learning_rate) == (method, rate))
-
-    return sorted(rates, key=score, reverse=True)[:keep]
+def _score(path: Path, scale: str, teacher: str, cell: Cell, rate: float) -> float:
+    """The mean over the tuning seeds that have been run."""
+    updates, method = cell
+    runs = [Run(scale, method, teacher, seed, rate, updates) for seed in TUNING_SEEDS]
+    return mean(jobs.measured(path, runs, runs[0].experiment + SEARCH, "score", "average").values())
 
 
 def measure(run: Run, split: str) -> tuple[dict[tuple[str, str], float], float]:

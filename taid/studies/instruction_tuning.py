@@ -97,6 +97,7 @@ class Run(study.Run):
 
     known: ClassVar[Sequence[str]] = (*objectives.METHODS, *REFERENCES)
     settings: ClassVar[Mapping[str, Setting]] = SETTINGS
+    pairs: ClassVar[Mapping[str, zoo.Pair]] = zoo.PAIRS
     scale: str
     method: str
     teacher: str
@@ -105,7 +106,7 @@ class Run(study.Run):
 
     def __post_init__(self) -> None:
         named(self.settings, self.scale, "scale")
-        named(zoo.PAIRS, self.teacher, "teacher of a pair")
+        named(self.pairs, self.teacher, "teacher of a pair")
         named(dict.fromkeys(self.known), self.method, "method")
 
     def __str__(self) -> str:
@@ -117,7 +118,7 @@ class Run(study.Run):
 
     @property
     def pair(self) -> zoo.Pair:
-        return zoo.PAIRS[self.teacher]
+        return self.pairs[self.teacher]
 
     @property
     def student(self) -> str:
