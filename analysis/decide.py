@@ -16,7 +16,7 @@ from analysis.page import Comparison, Page
 from analysis.rows import REFERENCES, Pair, Scores, scores
 from analysis.statistics import CONFIDENCE, Estimate, difference, mean_interval, paired
 from analysis.style import COLOURS, name, pair_name
-from analysis.tables import MISSING, Table, interval, number, plural, value, versus
+from analysis.tables import MISSING, Table, interval, value, versus
 
 METHODS = ("kl", "taid", "taid_no_adaptive", "kl_matched")
 MARGIN = 0.2  # points: a lead below it is none in effect
