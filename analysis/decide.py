@@ -1,7 +1,7 @@
 """Does TAID beat KL? `results/decide.md` and its figures. The rule was written into the script before the run."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -208,7 +208,7 @@ def on_the_way(
     return {share: mean_interval(values) for share, values in common.items() if values}
 
 
-def reference(ax: Axes, by_seed: dict[int, float] | None) -> None:
+def reference(ax: Axes, by_seed: Mapping[int, float] | None) -> None:
     if by_seed and not math.isclose(0, level := float(np.mean(list(by_seed.values()))), abs_tol=1e-6):
         ax.axhline(level, color=COLOURS["teacher"], linewidth=1, linestyle=":", label=name("teacher"))
 

@@ -10,6 +10,7 @@ from test_architecture import ROOT
 from analysis.__main__ import PAGES
 
 STUDIES = (
+    "decide",
     "table1",
     "table2",
     "table3",

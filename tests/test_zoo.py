@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from taid.studies.decide import ARMS
 from taid.studies.zoo import (
     JUDGE,
     MODELS,
@@ -26,6 +27,7 @@ VOCAB_SIZE = 2048  # of the scale "cpu"
 CLASSES = {
     "phi-3-mini": "Phi3ForCausalLM",
     "llama-2": "LlamaForCausalLM",
+    "llama-2-13b": "LlamaForCausalLM",
     "tinyllama": "LlamaForCausalLM",
     "stablelm-zephyr": "StableLmForCausalLM",
     "pythia": "GPTNeoXForCausalLM",
@@ -48,7 +50,8 @@ def zoo(tokenizer):
 
 def test_every_model_has_the_papers_class(zoo):
     assert {name: type(model).__name__ for name, model in zoo.items()} == CLASSES
-    assert {name for pair in PAIRS.values() for name in (pair.teacher, pair.student)} == set(MODELS)
+    pairs = (PAIRS | ARMS).values()
+    assert {name for pair in pairs for name in (pair.teacher, pair.student)} == set(MODELS)
 
 
 @pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)

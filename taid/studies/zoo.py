@@ -62,7 +62,7 @@ MODELS = {
     "tinyllama": Model("TinyLlama/TinyLlama_v1.1", Shape("llama", 64, 176, 2, 4, 2)),  # 1.1B
     "pythia": Model("EleutherAI/pythia-410m-deduped", Shape("gpt_neox", 32, 128, 2, 4, 4)),  # 0.4B
 }
-JUDGE = Shape("qwen2", 176, 448, 5, 4, 2)  # the zoo's largest, of a family that no pair uses
+JUDGE = Shape("qwen2", 176, 448, 5, 4, 2)  # larger than Table 1's models, of a family that no pair uses
 PAIRS = {  # by the teacher; ratios of parameters in the paper: 3.5, 6.1, 6.8
     pair.teacher: pair
     for pair in (
