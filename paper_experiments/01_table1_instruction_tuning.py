@@ -4,6 +4,7 @@ Claim of the paper: TAID gives the best student of every pair; its adaptive upda
 
     python paper_experiments/01_table1_instruction_tuning.py --scale smoke            # 1 minute: does it run?
     python paper_experiments/01_table1_instruction_tuning.py --scale cpu --seeds 1    # two cores, from nothing: see README
+    python paper_experiments/01_table1_instruction_tuning.py --scale paper            # GPUs: docs/paper_scale.md
     python -m analysis table1
 
 Two protocols. `table1`: the learning rate of every method and pair is chosen from one grid by its headline score on
@@ -23,16 +24,17 @@ from taid.studies.study import REFERENCES
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
     path, learning_rates = folder / "table1.jsonl", SETTINGS[scale].learning_rates
-    widest_first = sorted(zoo.PAIRS, key=lambda name: zoo.MODELS[name].shape.hidden, reverse=True)
-    students = sorted({pair.student for pair in zoo.PAIRS.values()})
+    pairs = SETTINGS[scale].pairs or zoo.PAIRS
+    widest_first = sorted(pairs, key=lambda name: zoo.MODELS[name].shape.hidden, reverse=True)
+    students = sorted({pair.student for pair in pairs.values()})
     models = [("judge", "judge", 0), *[("teacher", teacher, 0) for teacher in widest_first]]
     models += [("student", student, seed) for seed in range(seeds) for student in students]
-    logits = [(teacher, split) for split in ("train", "validation", "test") for teacher in zoo.PAIRS]
+    logits = [(teacher, split) for split in ("train", "validation", "test") for teacher in pairs]
     study.prepare_all(InstructionTuning, scale, workers, models, logits)
 
     grid = [
         Run(scale, method, teacher, 0, rate)
-        for teacher in zoo.PAIRS
+        for teacher in pairs
         for method in TABLE1
         for rate in learning_rates
     ]
@@ -47,7 +49,7 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
         for method, teacher in best:
             for experiment, rate in (("table1", best[method, teacher]), ("table1_one_rate", one_rate)):
                 cells.setdefault((Run(scale, method, teacher, seed, rate), "test"), []).append(experiment)
-        references = [Run(scale, name, teacher, seed, 0.0) for teacher in zoo.PAIRS for name in REFERENCES]
+        references = [Run(scale, name, teacher, seed, 0.0) for teacher in pairs for name in REFERENCES]
         cells |= {(run, "test"): ["table1"] for run in references}
         jobs.evaluate(cells, measure, rows, path, workers, f"seed {seed}")
 

@@ -4,6 +4,7 @@ Claim of the paper: TAID has the best average of the six tasks; KL is strong.
 
     python paper_experiments/02_table2_continued_pretraining.py --scale smoke           # 1 minute
     python paper_experiments/02_table2_continued_pretraining.py --scale cpu --seeds 3   # see `make help`
+    python paper_experiments/02_table2_continued_pretraining.py --scale paper           # GPUs: docs/paper_scale.md
     python -m analysis table2
 
 The teacher is SmolLM2-135M-Instruct, the students are six of its thirty layers, healed on prose. The
@@ -44,9 +45,9 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
         cells = {(run, "test"): ["table2"] for run in runs}
         jobs.evaluate(cells, measure, rows, path, workers, f"seed {seed}")
 
-    probes = {(logit_cache.Probe(scale),): ["table2_cache"]}
+    probes = {(logit_cache.Probe(scale),): ["table2_cache"] for scale in {scale} & logit_cache.STEPS.keys()}
     jobs.evaluate(probes, logit_cache.measure, logit_cache.rows, path, 1, "cache")
 
 
 if __name__ == "__main__":
-    jobs.command(main, "Table 2: continued pre-training.", [*SETTINGS, "paper"], seeds=1)
+    jobs.command(main, "Table 2: continued pre-training.", SETTINGS, seeds=1)

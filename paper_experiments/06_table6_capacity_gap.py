@@ -4,6 +4,7 @@ Claim of the paper: with TAID the student gets better as its teacher grows, with
 
     python paper_experiments/06_table6_capacity_gap.py --scale smoke           # under a minute: does it run?
     python paper_experiments/06_table6_capacity_gap.py --scale cpu --seeds 5   # see `make help`
+    python paper_experiments/06_table6_capacity_gap.py --scale paper --seeds 1 # GPUs: docs/paper_scale.md
     python -m analysis table6
 
 All methods of a seed start from one pre-trained student and see one stream of batches; a teacher's logits are

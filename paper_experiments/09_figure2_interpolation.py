@@ -13,7 +13,7 @@ from pathlib import Path
 
 from taid import results
 from taid.studies import ablations, jobs
-from taid.studies.instruction_tuning import SETTINGS
+from taid.studies.instruction_tuning import MADE
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
@@ -25,4 +25,4 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    jobs.command(main, "Figure 2, left and middle.", SETTINGS, seeds=4)
+    jobs.command(main, "Figure 2, left and middle.", MADE, seeds=4)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from taid import results
 from taid.studies import jobs, rounds, study, zoo
-from taid.studies.instruction_tuning import SETTINGS, InstructionTuning, Run
+from taid.studies.instruction_tuning import MADE, InstructionTuning, Run
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
@@ -35,4 +35,4 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    jobs.command(main, "Repeated rounds of distillation.", SETTINGS, seeds=3)
+    jobs.command(main, "Repeated rounds of distillation.", MADE, seeds=3)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from taid import results
 from taid.studies import ablations, jobs
-from taid.studies.instruction_tuning import SETTINGS
+from taid.studies.instruction_tuning import MADE
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
@@ -29,4 +29,4 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    jobs.command(main, "Audit of the adaptive update.", SETTINGS, seeds=4)
+    jobs.command(main, "Audit of the adaptive update.", MADE, seeds=4)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from taid import results
 from taid.studies import ablations, instruction_tuning, jobs
-from taid.studies.instruction_tuning import SETTINGS
+from taid.studies.instruction_tuning import MADE
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
@@ -29,7 +29,7 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
     searched = [
         run
-        for rate in SETTINGS[scale].learning_rates
+        for rate in MADE[scale].learning_rates
         for run in ablations.runs(scale, 0, dict.fromkeys(rates, rate), ablations.SEARCHED)
     ]
     validated = {(run, "validation"): ["ablations_search"] for run in searched}
@@ -37,4 +37,4 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    jobs.command(main, "Ablations of TAID.", SETTINGS, seeds=4)
+    jobs.command(main, "Ablations of TAID.", MADE, seeds=4)

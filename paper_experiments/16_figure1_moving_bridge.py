@@ -11,7 +11,7 @@ from pathlib import Path
 
 from taid import results
 from taid.studies import jobs, study, zoo
-from taid.studies.instruction_tuning import SETTINGS, InstructionTuning
+from taid.studies.instruction_tuning import MADE, InstructionTuning
 from taid.studies.moving_bridge import METHODS, TEACHER, Run, measure, rows
 
 
@@ -29,4 +29,4 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    jobs.command(main, "Figure 1: the moving bridge.", SETTINGS, seeds=1)
+    jobs.command(main, "Figure 1: the moving bridge.", MADE, seeds=1)

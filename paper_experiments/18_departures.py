@@ -12,7 +12,7 @@ from pathlib import Path
 
 from taid import results
 from taid.studies import departures, jobs
-from taid.studies.instruction_tuning import SETTINGS
+from taid.studies.instruction_tuning import MADE
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
@@ -26,4 +26,4 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    jobs.command(main, "Departures of the official code.", SETTINGS, seeds=4)
+    jobs.command(main, "Departures of the official code.", MADE, seeds=4)

@@ -1,27 +1,16 @@
 """The zoo keeps the paper's architectures and ratios of size; what is pruned is a whole model."""
 
 import itertools
-import json
 
 import pytest
 import torch
-from conftest import FAMILIES, VOCAB, tiny_model, tiny_tokenizer
+from conftest import FAMILIES, VOCAB, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from taid.studies.decide import ARMS
-from taid.studies.zoo import (
-    JUDGE,
-    MODELS,
-    PAIRS,
-    fresh_model,
-    hub_model,
-    keep_layers,
-    parameters,
-    prune,
-    scale_model,
-)
+from taid.studies.zoo import JUDGE, MODELS, PAIRS, fresh_model, keep_layers, parameters, prune, scale_model
 
 VOCAB_SIZE = 2048  # of the scale "cpu"
 CLASSES = {
@@ -103,50 +92,9 @@ def test_special_tokens_are_the_tokenizers(zoo, tokenizer):
         assert model.config.bos_token_id is None
 
 
-@pytest.mark.parametrize(
-    ("function", "kind"), [(lambda n: scale_model(n, 64, None, 0), "scale"), (hub_model, "hub")]
-)
-def test_an_unknown_name_names_the_known_ones(function, kind):
-    with pytest.raises(ValueError, match=f"unknown {kind} model 'gpt-4'; known: {', '.join(MODELS)}"):
-        function("gpt-4")
-
-
-# --- hub models, from a folder in the hub's place
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    tiny_model("phi3").save_pretrained(tmp_path)
-    tiny_tokenizer().save_pretrained(tmp_path)
-    monkeypatch.setitem(MODELS, "phi-3-mini", MODELS["phi-3-mini"]._replace(hub=str(tmp_path)))
-    return tmp_path
-
-
-def test_a_hub_model_comes_with_its_tokenizer_in_bfloat16(folder):
-    model, tokenizer = hub_model("phi-3-mini")
-    assert type(model).__name__ == "Phi3ForCausalLM"
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    for (name, ours), theirs in zip(model.named_parameters(), tiny_model("phi3").parameters(), strict=True):
-        assert torch.equal(ours, theirs.to(torch.bfloat16)), name
-    assert tokenizer("w5 w7")["input_ids"] == [5, 7]
-
-
-def test_pickled_weights_are_refused(folder):
-    (folder / "model.safetensors").unlink()
-    torch.save(tiny_model("phi3").state_dict(), folder / "pytorch_model.bin")
-    with pytest.raises(OSError, match="safetensors"):
-        hub_model("phi-3-mini")
-
-
-def test_code_that_a_model_brings_is_not_run(folder):
-    """Phi-3's repository carries model code; transformers' own class is used in its place."""
-    proof = folder / "ran"
-    (folder / "modeling_evil.py").write_text(f"open({str(proof)!r}, 'w')\nclass Evil: pass\n")
-    config = json.loads((folder / "config.json").read_text())
-    config["auto_map"] = {"AutoModelForCausalLM": "modeling_evil.Evil", "AutoConfig": "modeling_evil.Evil"}
-    (folder / "config.json").write_text(json.dumps(config))
-    model, _ = hub_model("phi-3-mini")
-    assert type(model).__module__.startswith("transformers.") and not proof.exists()
+def test_an_unknown_name_names_the_known_ones():
+    with pytest.raises(ValueError, match=f"unknown scale model 'gpt-4'; known: {', '.join(MODELS)}"):
+        scale_model("gpt-4", 64, None, 0)
 
 
 # --- students cut out of a teacher

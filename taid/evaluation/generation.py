@@ -53,6 +53,20 @@ def generate(
     return responses
 
 
+def rouge_l(references: Sequence[str], responses: Sequence[str]) -> float:
+    """Mean ROUGE-L F of responses to references, in [0, 1], words stemmed (Lin 2004; Google's package rouge-score).
+
+    Raises ValueError where there is nothing to compare.
+    """
+    from rouge_score.rouge_scorer import RougeScorer  # nltk comes with it, which takes its time
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    found = [scorer.score(a, b)["rougeL"].fmeasure for a, b in zip(references, responses, strict=True)]
+    if not found:
+        raise ValueError("no response to score")
+    return sum(found) / len(found)
+
+
 def distinct_bigrams(texts: Sequence[str]) -> float:
     """Distinct word bigrams / all word bigrams, in [0, 1] (distinct-2, Li et al. 2016); 0 if there are none."""
     bigrams = [pair for text in texts for words in [text.split()] for pair in itertools.pairwise(words)]

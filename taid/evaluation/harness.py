@@ -149,9 +149,13 @@ def _quiet():
 
 
 def leaderboard(
-    lm: TemplateLM, manager: TaskManager, tasks: Mapping[str, tuple[int, str]] = LEADERBOARD
-) -> dict[str, float]:
-    """lm-eval's own results at given numbers of shots, the paper's protocol; lm-eval's own tasks come from the hub:
+    lm: TemplateLM,
+    manager: TaskManager,
+    tasks: Mapping[str, tuple[int, str]] = LEADERBOARD,
+    items: int | None = None,
+) -> dict[str, tuple[float, float]]:
+    """{task: (mean, standard error)}, lm-eval's own results at given numbers of shots, the paper's protocol, on the
+    first `items` of each task (None: all); lm-eval's own tasks come from the hub:
 
     leaderboard(LocalModel(model, tokenizer), TaskManager())
 
@@ -163,14 +167,22 @@ def leaderboard(
     scores = {}
     for task, (shots, metric) in tasks.items():
         found = evaluator.simple_evaluate(
-            lm, tasks=[task], num_fewshot=shots, task_manager=manager, bootstrap_iters=0, log_samples=False
+            lm,
+            tasks=[task],
+            num_fewshot=shots,
+            task_manager=manager,
+            limit=items,
+            bootstrap_iters=1,  # errors of means are exact all the same, and none is left out
+            log_samples=False,
         )
         given = found["n-shot"].get(task, shots)
         if given != shots:
             raise ValueError(
                 f"{task} sets num_fewshot: {given} in its file, which lm-eval prefers to {shots}"
             )
-        scores[task] = found["results"][task][metric]
+        name, rule = metric.split(",")
+        values = found["results"][task]
+        scores[task] = values[metric], values[f"{name}_stderr,{rule}"]
     return scores
 
 

@@ -20,9 +20,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from taid import losses, objectives, results, schedule
 from taid.data import IGNORE, Collator, batches, pack, train_tokenizer
 from taid.evaluation.last_words import last_word_scores, last_words
-from taid.studies import prose, study, zoo
+from taid.logits import align_vocabularies
+from taid.studies import prose, smollm_corpus, study, zoo
 from taid.studies.study import PAPER_ALPHA, PAPER_UPDATES, REFERENCES, Logits, named
-from taid.studies.training import Training, pretrained, save_whole
+from taid.studies.training import Training, device, pretrained, save_whole
 from taid.teacher import LiveTeacher
 
 ZOO = {  # name -> (hidden size, layers, heads); at 1,024 entries 1/3,000 of Pythia's parameters
@@ -34,14 +35,11 @@ ZOO = {  # name -> (hidden size, layers, heads); at 1,024 entries 1/3,000 of Pyt
     "pythia-2.8b": (128, 4, 8),
     "pythia-6.9b": (208, 4, 13),
 }
-HUB = {name: f"EleutherAI/{name}" for name in ZOO}  # what the paper trained
-PAPER_TASK = "EleutherAI/lambada_openai"  # and measured it on (our reading)
 STUDENT = "pythia-70m"
 TEACHERS = ("pythia-410m", "pythia-1b", "pythia-2.8b", "pythia-6.9b")
 METHODS = ("taid", "skew_kl", "kl", "rkl", "gjs")  # the first two are the paper's
 T_START = 0.2  # the paper's for its wider gaps (Table 1); what it used here we do not know
 SHARES = {"test": 0.10, "validation": 0.05, "distil": 0.40, "train": 0.45}  # of the documents
-BATCH = 128  # examples, in measuring
 NONE = "none"  # the teacher of a student that has none
 
 
@@ -61,6 +59,7 @@ class Setting(study.Setting):
     pretrain_teacher: Training  # its learning rate is that of a hidden size of 1, see `teacher_training`
     distil: Training
     learning_rates: tuple[float, ...]
+    together: ClassVar[int] = 128
 
     def teacher_training(self, name: str) -> Training:
         """Learning rate ∝ 1 / hidden size (Yang et al. 2022, μP for Adam): one dial for all sizes."""
@@ -102,7 +101,7 @@ SMOKE = replace(
     distil=Training(3, 4, 1e-2),
     learning_rates=(3e-3, 1e-2),
 )
-SETTINGS = {setting.scale: setting for setting in (SMOKE, CPU)}
+SETTINGS: dict[str, Any] = {s.scale: s for s in (SMOKE, CPU, smollm_corpus.PAPER["table6"])}
 
 
 @dataclass(frozen=True)
@@ -191,8 +190,11 @@ def evenly(items: Sequence[dict], count: int) -> list[dict]:
     return [items[i * len(items) // count] | {"index": i} for i in range(count)]
 
 
-def text_scores(logits_of: Logits, teacher: Logits | None, examples: Iterable[dict]) -> dict[str, float]:
-    """Means over tokens of held-out loss, entropy and, with a teacher, KL(teacher ‖ model) [nats/token]."""
+def text_scores(
+    logits_of: Logits, teacher: Logits | None, examples: Iterable[dict], known: int | None = None
+) -> dict[str, float]:
+    """Means over tokens of held-out loss, entropy and, with a teacher, KL(teacher ‖ model) [nats/token]. `known`
+    tokens of the tokenizer are what both vocabularies share, where their tables differ in padding."""
     sums: defaultdict[str, float] = defaultdict(float)
     count = 0
     for batch in examples:
@@ -203,7 +205,8 @@ def text_scores(logits_of: Logits, teacher: Logits | None, examples: Iterable[di
         sums["held_out_loss"] -= log_q.gather(-1, labels[:, None]).sum().item()
         sums["entropy"] -= (log_q.exp() * log_q).sum().item()
         if teacher:
-            sums["kl_to_teacher"] += losses.forward_kl(logits, teacher(batch)).sum().item()
+            both = align_vocabularies(logits, teacher(batch), known)
+            sums["kl_to_teacher"] += losses.forward_kl(*both).sum().item()
         count += labels.numel()
     return {metric: total / count for metric, total in sums.items()}
 
@@ -293,9 +296,11 @@ class Capacity(study.Study[Run]):
             logits_of = softened(logits_of, run.temperature)
         elif run.teacher != NONE:
             teacher = softened(self.teacher_logits(run.teacher, split), run.temperature)
-        values = text_scores(logits_of, teacher, self.batches(split, BATCH))
+        values = text_scores(logits_of, teacher, self.batches(split), len(self.source.tokenizer))
         if split == "test" and (run.method != "teacher" or run.temperature == 1):
-            values |= last_word_scores(logits_of, batches(self.source.items, self.collator, BATCH))
+            values |= last_word_scores(
+                logits_of, batches(self.source.items, self.collator, self.setting.together, device())
+            )
         if run.method == "untrained":
             values["last_word_chance"] = self.source.chance()
         return {(metric, run.task): value for metric, value in values.items()}

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from taid import schedule
 from taid.data import Collator, pack, train_tokenizer
 from taid.evaluation import harness, likelihood
-from taid.studies import jobs, lm_tasks, prose, study, zoo
+from taid.studies import lm_tasks, prose, smollm_corpus, study, zoo
 from taid.studies.study import PAPER_ALPHA, REFERENCES, Logits, named
-from taid.studies.training import Training, cached_model, fit, precision, pretrained
+from taid.studies.training import Training, cached_model, device, fit, precision, pretrained
 from taid.teacher import CachedTeacher, HiddenStates, Store, cached_teacher
 
 TABLE2 = ("sft", "kl", "tvd", "adaptive_kl", "gjs", "skew_kl", "skew_rkl", "taid")  # the paper's order
@@ -27,14 +27,6 @@ TABLE2 = ("sft", "kl", "tvd", "adaptive_kl", "gjs", "skew_kl", "skew_rkl", "taid
 # Assumed of the paper's run, whose batch we do not know: 20B tokens in batches of 512 · 2,048.
 PAPER_UPDATES = 20_000_000_000 // (512 * 2048)
 PAPER_T_START = 0.4  # of its pair with this student, Phi-3 → TinyLlama (section 6.1); assumed here as well
-PAPER = {  # for machines with accelerators; not run here
-    "teacher": "microsoft/Phi-3-medium-4k-instruct",
-    "student": "TinyLlama/TinyLlama_v1.1",
-    "data": "HuggingFaceTB/smollm-corpus: the first 10%, about 20B tokens, one epoch",
-    "tasks": harness.LEADERBOARD,
-}
-
-
 BATCH = 8  # windows, where nothing is trained
 POOL = 8  # windows from which healing chooses, for one that a seed reads
 SPREAD = 3  # windows cut for one that is taken, so that they are of more documents
@@ -55,6 +47,11 @@ class Setting(study.Setting):
     validation: int  # windows
     test: int  # windows
     items: int  # of each task
+    together: ClassVar[int] = BATCH
+
+    @property
+    def precision(self) -> str:
+        return precision()
 
     @property
     def student(self) -> str:
@@ -62,6 +59,21 @@ class Setting(study.Setting):
 
     def source(self, folder: Path) -> "Prose":
         return Prose(self, folder)
+
+    def fit_options(self, here: "ContinuedPretraining", run: "Run") -> dict[str, Any]:
+        return {"bf16": precision() == "bf16"}
+
+    def scores(self, here: "ContinuedPretraining", model: PreTrainedModel) -> dict[tuple[str, str], float]:
+        """{(metric, task): value} of lm-eval on the tasks, with chance and standard error."""
+        lm = harness.LocalModel(model, here.source.tokenizer)
+        manager = harness.local_tasks(here.source.tasks())
+        found = harness.evaluate(lm, manager, list(lm_tasks.TASKS), lm_tasks.METRIC)
+        values = {}
+        for task, score in found.items():
+            values["accuracy", task] = score.mean
+            values["standard_error", task] = score.standard_error
+            values["chance", task] = lm_tasks.TASKS[task].chance
+        return values
 
 
 CPU = Setting(
@@ -91,15 +103,11 @@ SMOKE = replace(
     test=8,
     items=12,
 )
-SETTINGS = {setting.scale: setting for setting in (SMOKE, CPU)}
+SETTINGS: dict[str, Any] = {s.scale: s for s in (SMOKE, CPU, smollm_corpus.PAPER["table2"])}
 
 
-def setting(scale: str) -> Setting:
-    """The setting of a scale. Raises ValueError that names the known ones; for "paper", what it would be."""
-    if scale == "paper":
-        raise jobs.Refused(
-            f"the paper's scale needs accelerators and its models, and is not run here: {PAPER}"
-        )
+def setting(scale: str) -> Any:
+    """The setting of a scale. Raises ValueError that names the known ones."""
     return named(SETTINGS, scale, "scale")
 
 
@@ -150,7 +158,7 @@ class Run(Cell):
         return {"t_start": PAPER_T_START, "alpha": alpha} if self.method == "taid" else {}
 
     def config(self) -> dict[str, Any]:
-        return super().config() | {"precision": precision()}
+        return super().config() | {"precision": self.setting.precision}
 
 
 class Prose(study.Source):
@@ -241,18 +249,15 @@ class ContinuedPretraining(study.Study[Run]):
     def cache_of(self, examples: list[dict], name: str, store: Store) -> CachedTeacher:
         """The teacher with what `store` keeps of it at these examples, on disk under `name`."""
         folder, teacher = self.folder / "logits" / name, self.source.teacher(self.setting.teacher)
-        return cached_teacher(teacher, examples, self.collator, folder, BATCH, store=store)
-
-    def fit_options(self, run: Run) -> dict[str, Any]:
-        return {"bf16": precision() == "bf16"}
+        size = self.setting.together
+        return cached_teacher(teacher.to(device()), examples, self.collator, folder, size, store=store)
 
     def values(self, model: PreTrainedModel, run: Run, split: str) -> dict[tuple[str, str], float]:
         """Likelihoods with the task "average"; scores of the tasks on "test" alone."""
         examples, teacher = self.source.examples(split), self.teacher_logits(run.teacher, split)
-        losses = likelihood.held_out_loss(model, examples, self.collator, BATCH)
-        divergence = likelihood.kl_to_teacher(
-            model, teacher, examples, self.collator, len(self.source.tokenizer), BATCH
-        )
+        size, entries = self.setting.together, len(self.source.tokenizer)
+        losses = likelihood.held_out_loss(model, examples, self.collator, size)
+        divergence = likelihood.kl_to_teacher(model, teacher, examples, self.collator, entries, size)
         values = {
             ("held_out_loss", "average"): sum(losses) / len(losses),
             ("kl_to_teacher", "average"): divergence,
@@ -260,18 +265,8 @@ class ContinuedPretraining(study.Study[Run]):
         return values | self.scores(model) if split == "test" else values
 
     def scores(self, model: PreTrainedModel) -> dict[tuple[str, str], float]:
-        """{(metric, task): value} of lm-eval on the tasks, with chance and standard error."""
-        lm, manager = (
-            harness.LocalModel(model, self.source.tokenizer),
-            harness.local_tasks(self.source.tasks()),
-        )
-        found = harness.evaluate(lm, manager, list(lm_tasks.TASKS), lm_tasks.METRIC)
-        values = {}
-        for task, score in found.items():
-            values["accuracy", task] = score.mean
-            values["standard_error", task] = score.standard_error
-            values["chance", task] = lm_tasks.TASKS[task].chance
-        return values
+        """{(metric, task): value} of the setting's tasks."""
+        return self.setting.scores(self, model)
 
 
 def numbered(examples: list[dict]) -> list[dict]:

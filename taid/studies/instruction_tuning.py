@@ -14,7 +14,7 @@ from taid import objectives, schedule
 from taid.data import Collator, encode, pack, train_tokenizer
 from taid.evaluation import generation, likelihood
 from taid.files import write_whole
-from taid.studies import instructions, judge, study, zoo
+from taid.studies import instructions, judge, study, ultrachat, zoo
 from taid.studies.study import PAPER_ALPHA, PAPER_UPDATES, REFERENCES, named
 from taid.studies.training import Training, pretrained, save_whole
 
@@ -41,6 +41,9 @@ class Setting(study.Setting):
     learning_rates: tuple[float, ...]
     validations: int  # how often the validation loss is measured in a run (DistiLLM's threshold needs it)
 
+    pairs: ClassVar[Mapping[str, zoo.Pair]] = {}  # of this scale alone, in place of the study's
+    max_new_tokens: ClassVar[int] = judge.MAX_NEW_TOKENS  # of a response that a student writes
+
     @property
     def alpha(self) -> float:
         """TAID's α (paper: 5e-4) with α · N kept as in the paper."""
@@ -52,6 +55,25 @@ class Setting(study.Setting):
     def data(self) -> instructions.Instructions:
         """What is asked and taught."""
         return instructions.build(self.size)
+
+    def fit_options(self, here: "InstructionTuning", run: "Run") -> dict[str, Any]:
+        """Further arguments of `fit`: methods that sample validate."""
+        if run.objective().rollouts is None:
+            return {}
+        return {"validation": here.source.examples("validation"), "validations": self.validations}
+
+    def scores(
+        self, here: "InstructionTuning", model: PreTrainedModel, run: "Run", split: str
+    ) -> study.Values:
+        """What a model's responses are worth; validation only chooses: there the means are all that is kept."""
+        judging = here.judge_of(run.student, run.seed, split)
+        found = judge.evaluate(model, here.source.tokenizer, judging, here.source.items(split), run.seed)
+        values = {("distinct_bigrams", "average"): found.pop("distinct_bigrams")["all"]}
+        for metric, by_category in found.items():
+            if split != "validation":
+                values |= {(metric, category): value for category, value in by_category.items()}
+            values[metric, "average"] = mean(by_category.values())
+        return values
 
 
 CPU = Setting(
@@ -85,7 +107,8 @@ SMOKE = replace(
     learning_rates=(3e-3, 1e-2),
     validations=2,
 )
-SETTINGS = {setting.scale: setting for setting in (SMOKE, CPU)}
+MADE = {setting.scale: setting for setting in (SMOKE, CPU)}  # scales whose models are made here
+SETTINGS: dict[str, Any] = MADE | {setting.scale: setting for setting in (ultrachat.PAPER,)}
 
 
 @dataclass(frozen=True)
@@ -106,7 +129,7 @@ class Run(study.Run):
 
     def __post_init__(self) -> None:
         named(self.settings, self.scale, "scale")
-        named(self.pairs, self.teacher, "teacher of a pair")
+        named(self.setting.pairs or self.pairs, self.teacher, "teacher of a pair")
         named(dict.fromkeys(self.known), self.method, "method")
 
     def __str__(self) -> str:
@@ -118,7 +141,7 @@ class Run(study.Run):
 
     @property
     def pair(self) -> zoo.Pair:
-        return self.pairs[self.teacher]
+        return (self.setting.pairs or self.pairs)[self.teacher]
 
     @property
     def student(self) -> str:
@@ -133,9 +156,9 @@ class Run(study.Run):
             case "taid_no_adaptive":
                 return {"t_start": self.pair.t_start}
             case "gkd":
-                return {"max_new_tokens": judge.MAX_NEW_TOKENS}
+                return {"max_new_tokens": self.setting.max_new_tokens}
             case "distillm":
-                return {"loss": self.pair.distillm_loss, "max_new_tokens": judge.MAX_NEW_TOKENS}
+                return {"loss": self.pair.distillm_loss, "max_new_tokens": self.setting.max_new_tokens}
         return {}
 
 
@@ -163,6 +186,9 @@ class ScaleModels(study.Source):
 
     def examples(self, split: str) -> list[dict]:
         return self._examples[split]
+
+    def training(self, split: str, seed: int) -> list[dict]:
+        return self.stream
 
     def encode(self, items: Sequence[instructions.Instruction]) -> list[dict]:
         return encode(self.tokenizer, [i.prompt for i in items], [i.response for i in items])
@@ -221,15 +247,6 @@ class InstructionTuning(study.Study[Run]):
     settings: ClassVar[Mapping[str, Setting]] = SETTINGS
     _judge: PreTrainedModel | None = None
 
-    def training_examples(self) -> list[dict]:
-        return self.source.stream
-
-    def fit_options(self, run: Run) -> dict[str, Any]:
-        if run.objective().rollouts is None:
-            return {}
-        validation = self.source.examples("validation")
-        return {"validation": validation, "validations": self.setting.validations}
-
     def prepare(self, kind: str, name: str, which: int | str) -> None:
         """As of every study, and the "judge"."""
         if kind == "judge":
@@ -267,22 +284,14 @@ class InstructionTuning(study.Study[Run]):
         return judge.Judge(model, tokenizer, self.collator, **json.loads(path.read_text()))
 
     def values(self, model: PreTrainedModel, run: Run, split: str) -> dict[tuple[str, str], float]:
-        """The task "average" is the mean over categories; validation only chooses: there it is all that is kept."""
-        items, examples = self.source.items(split), self.source.examples(split)
-        judging = self.judge_of(run.student, run.seed, split)
-        found = judge.evaluate(model, self.source.tokenizer, judging, items, run.seed)
-        values = {("distinct_bigrams", "average"): found.pop("distinct_bigrams")["all"]}
-        for metric, by_category in found.items():
-            if split != "validation":
-                values |= {(metric, category): value for category, value in by_category.items()}
-            values[metric, "average"] = mean(by_category.values())
-        values["held_out_loss", "average"] = mean(likelihood.held_out_loss(model, examples, self.collator))
+        """The task "average" is the mean over categories."""
+        values, examples, size = {}, self.source.examples(split), self.setting.together
+        values |= self.setting.scores(self, model, run, split)
+        losses = likelihood.held_out_loss(model, examples, self.collator, size)
+        values["held_out_loss", "average"] = mean(losses)
+        teacher, entries = self.teacher_logits(run.teacher, split), len(self.source.tokenizer)
         values["kl_to_teacher", "average"] = likelihood.kl_to_teacher(
-            model,
-            self.teacher_logits(run.teacher, split),
-            examples,
-            self.collator,
-            len(self.source.tokenizer),
+            model, teacher, examples, self.collator, entries, size
         )
         return values
 
@@ -292,6 +301,7 @@ UNITS = {  # metric -> (unit, whether higher is better)
     "score_greedy": ("points of 10", True),
     "score_sampled": ("points of 10", True),
     "distinct_bigrams": ("fraction", True),
+    "rouge_l": ("fraction", True),
     "held_out_loss": ("nats/token", False),  # a mean over examples
     "kl_to_teacher": ("nats/token", False),
     "train_seconds": ("seconds", False),

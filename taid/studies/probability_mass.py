@@ -7,7 +7,7 @@ teacher at every token, our main reading; `…_own` by the student; `…_margina
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import numpy as np
@@ -29,7 +29,7 @@ def ranks(vocab_size: int, count: int = 40) -> list[int]:
 def measure(run: instruction_tuning.Run) -> tuple[dict[tuple[str, str], float], float]:
     """A job: ({(metric, task): value}, seconds) of a run's student, or of the teacher ("teacher")."""
     started = time.perf_counter()
-    here = instruction_tuning.at(run.scale)
+    here = instruction_tuning.at(run.scale, run.teacher)
     model, teacher = here.model(run)[0], here.teacher_logits(run.teacher, "test")
     values = masses(model, teacher, here.batches("test"), len(here.source.tokenizer))
     return values, time.perf_counter() - started
@@ -44,25 +44,29 @@ def masses(
     Head and tail by each ranking have the task "average"; "mass_at_rank", by the teacher's, has the rank.
     """
     model.eval()
-    targets = [teacher(batch)[:, :vocab_size] for batch in batches]  # [n, V]; padding would fill the tail
-    marginal = _marginal(targets)
+    marginal = _marginal(
+        teacher(batch)[:, :vocab_size] for batch in batches
+    )  # asked twice, and never all kept
     sums: dict[str, float] = {}
-    at_rank = torch.zeros(vocab_size, dtype=torch.float64)
-    for batch, target in zip(batches, targets, strict=True):
+    count, at_rank = 0, torch.zeros(vocab_size, dtype=torch.float64)
+    for batch in batches:
+        target = teacher(batch)[:, :vocab_size]  # [n, V]; padding would fill the tail
+        count += len(target)
         logits = response_logits(model, batch)[0][:, :vocab_size]
         for suffix, ranking in {"": target, "_own": logits, "_marginal": marginal}.items():
             for part, mass in zip(("head", "tail"), probability_mass(logits, ranking), strict=True):
                 sums[part + suffix] = sums.get(part + suffix, 0.0) + mass.sum().item()
-        at_rank += mass_by_rank(logits, target) * len(target)
-    count = sum(map(len, targets))
+        at_rank += mass_by_rank(logits, target).cpu() * len(target)
     values = {(metric, "average"): total / count for metric, total in sums.items()}
     return values | {("mass_at_rank", str(r)): at_rank[r - 1].item() / count for r in ranks(vocab_size)}
 
 
-def _marginal(batches: Sequence[Tensor]) -> Tensor:
+def _marginal(batches: Iterable[Tensor]) -> Tensor:
     """log of the mean distribution over the tokens of all batches of logits, [n, V] each -> [V]."""
-    total = torch.stack([log_mean_probability(logits) + math.log(len(logits)) for logits in batches])
-    return total.logsumexp(0) - math.log(sum(map(len, batches)))
+    totals, counts = zip(
+        *((log_mean_probability(x) + math.log(len(x)), len(x)) for x in batches), strict=True
+    )
+    return torch.stack(totals).logsumexp(0) - math.log(sum(counts))
 
 
 UNITS = dict.fromkeys(

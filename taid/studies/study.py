@@ -10,13 +10,14 @@ and found again by every process.
 """
 
 import json
+import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,8 +28,8 @@ from taid.data import Collator, batches
 from taid.files import cache_dir
 from taid.results import digest
 from taid.studies import jobs
-from taid.studies.training import Training, cached_model, fit
-from taid.teacher import cached_teacher
+from taid.studies.training import Training, cached_model, device, fit
+from taid.teacher import LiveTeacher, cached_teacher
 from taid.trainer import DistillationTrainer
 
 Logits = Callable[[dict], Tensor]  # of a batch, as in `taid.teacher`
@@ -65,6 +66,10 @@ class Source(ABC):
     def examples(self, split: str) -> list[dict]:
         """The examples of a split, as of `taid.data`: those to distil on, "validation" or "test"."""
 
+    def training(self, split: str, seed: int) -> Any:
+        """Those to distil on as the students of a seed read them; the trainer shuffles what has a length."""
+        return self.examples(split)
+
     @abstractmethod
     def teacher(self, name: str) -> PreTrainedModel:
         """A teacher, ready to teach."""
@@ -80,6 +85,16 @@ class Setting(ABC):
     scale: str
     distil: Training  # its learning rate is replaced by each of the grid
     learning_rates: tuple[float, ...]
+    together: ClassVar[int] = 256  # examples that are read at once where nothing is trained
+    live: ClassVar[bool] = False  # teachers are asked anew at every batch: no disk would hold their logits
+
+    def fit_options(self, here: Any, run: Any) -> dict[str, Any]:
+        """Further arguments of `fit` for a run of the study `here`."""
+        return {}
+
+    def of(self, pair: str) -> Self:
+        """The setting as the pair of a teacher has it, where pairs differ in tokenizer and so in examples."""
+        return self
 
     @property
     def digest(self) -> str:
@@ -152,7 +167,6 @@ class Study(ABC, Generic[R]):
         self.setting = setting
         self.folder = cache_dir() / self.name / f"{setting.scale}-{setting.digest}"
         self.source = setting.source(self.folder)
-        self.collator = Collator(self.source.tokenizer.pad_token_id)
         self._teachers: dict[tuple[str, str], Logits] = {}
 
     # what a study may have otherwise
@@ -161,22 +175,26 @@ class Study(ABC, Generic[R]):
         """Where the student of a run is kept."""
         return self.folder / "runs" / digest(run.config())
 
-    def training_examples(self) -> list[dict]:
-        """What students are distilled on."""
-        return self.source.examples(self.training_split)
+    def work_folder(self, run: R) -> Path:
+        """Where a run that can go on after a kill keeps what it has so far."""
+        return self.run_folder(run).with_suffix(".work")
+
+    def training_examples(self, run: R) -> Any:
+        """What the student of a run is distilled on."""
+        return self.source.training(self.training_split, run.seed)
 
     def target(self, run: R) -> Logits:
         """What the student of a run learns from."""
         return self.teacher_logits(run.teacher, self.training_split)
 
     def fit_options(self, run: R) -> dict[str, Any]:
-        """Further arguments of `fit`."""
-        return {}
+        """Further arguments of `fit`: the setting's."""
+        return self.setting.fit_options(self, run)
 
     def keep_logits(self, name: str, split: str) -> Logits:
         """The teacher with what is kept of it at the examples of a split, computed now unless it is there."""
-        folder = self.folder / "logits" / f"{name}-{split}"
-        return cached_teacher(self.source.teacher(name), self.source.examples(split), self.collator, folder)
+        folder, teacher = self.folder / "logits" / f"{name}-{split}", self.source.teacher(name).to(device())
+        return cached_teacher(teacher, self.source.examples(split), self.collator, folder)
 
     @abstractmethod
     def values(self, model: PreTrainedModel, run: R, split: str) -> Values:
@@ -184,12 +202,19 @@ class Study(ABC, Generic[R]):
 
     # what all have
 
-    def batches(self, split: str, size: int = 256) -> list[dict]:
-        """The examples of a split, in batches."""
-        return list(batches(self.source.examples(split), self.collator, size))
+    @cached_property
+    def collator(self) -> Collator:
+        return Collator(self.source.tokenizer.pad_token_id)
+
+    def batches(self, split: str, size: int | None = None) -> list[dict]:
+        """The examples of a split on this machine's device, in batches of a size, else of the setting's."""
+        examples, size = self.source.examples(split), size or self.setting.together
+        return list(batches(examples, self.collator, size, device()))
 
     def teacher_logits(self, name: str, split: str) -> Logits:
-        """`keep_logits`, opened once for each process."""
+        """`keep_logits`, opened once for each process; or the teacher itself, where the setting says so."""
+        if self.setting.live:
+            return LiveTeacher(self.source.teacher(name))
         if (name, split) not in self._teachers:
             self._teachers[name, split] = self.keep_logits(name, split)
         return self._teachers[name, split]
@@ -205,7 +230,7 @@ class Study(ABC, Generic[R]):
         """Train a student in place as the run says, on `training_examples` unless on others."""
         return fit(
             student,
-            self.training_examples() if examples is None else examples,
+            self.training_examples(run) if examples is None else examples,
             self.collator,
             run.training,
             seed=run.seed,
@@ -228,16 +253,18 @@ class Study(ABC, Generic[R]):
             return student, {"seconds": seconds, "logs": objective.logs(), "state": objective.state_dict()}
 
         folder = self.run_folder(run)
-        return cached_model(folder, train), json.loads((folder / "record.json").read_text())
+        student = cached_model(folder, train)
+        shutil.rmtree(self.work_folder(run), ignore_errors=True)
+        return student, json.loads((folder / "record.json").read_text())
 
     def model(self, run: R) -> tuple[PreTrainedModel, dict[str, float]]:
         """(model, values of its training) of a run: its student, or one of the REFERENCES."""
         if run.method == "teacher":
-            return self.source.teacher(run.teacher), {}
+            return self.source.teacher(run.teacher).to(device()), {}
         if run.method == "untrained":
-            return self.source.student(run.student, run.seed), {}
+            return self.source.student(run.student, run.seed).to(device()), {}
         student, record = self.distilled(run)
-        return student, {"train_seconds": record["seconds"]}
+        return student.to(device()), {"train_seconds": record["seconds"]}
 
     def prepare(self, kind: str, name: str, which: int | str) -> None:
         """Make and keep a "student" (`which`: its seed), a "teacher", or its "logits" (a split)."""
@@ -246,15 +273,21 @@ class Study(ABC, Generic[R]):
         elif kind == "teacher":
             self.source.teacher(name)
         else:
+            self.source.examples(str(which))
             self.teacher_logits(name, str(which))
 
 
 @cache
-def at(kind: type[Study], scale: str) -> Any:
-    """The study of a kind at a scale, one in each process. Raises ValueError that names the known scales."""
+def at(kind: type[Study], scale: str, pair: str | None = None) -> Any:
+    """The study of a kind at a scale, one in each process; or as the `pair` of a teacher has it, see `Setting.of`.
+
+    Raises ValueError that names the known scales.
+    """
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    return kind(named(kind.settings, scale, f"scale of {kind.__name__}"))
+    whole = named(kind.settings, scale, f"scale of {kind.__name__}")
+    setting = whole if pair is None else whole.of(pair)
+    return kind(setting) if pair is None or setting != whole else at(kind, scale)
 
 
 # --- Jobs, cells, rows --------------------------------------------------------------------------------------
@@ -262,7 +295,8 @@ def at(kind: type[Study], scale: str) -> Any:
 
 def prepare(kind: type[Study], scale: str, *what) -> None:
     """A job: `Study.prepare` at a scale."""
-    at(kind, scale).prepare(*what)
+    of_teacher = what[0] in ("teacher", "logits")
+    at(kind, scale, what[1] if of_teacher else None).prepare(*what)
 
 
 def prepare_all(
@@ -278,7 +312,7 @@ def prepare_all(
 def measure(kind: type[Study], run: Run, split: str) -> tuple[dict[tuple[str, str], float], float]:
     """A job: ({(metric, task): value}, seconds) of one run on a split; REFERENCES stand for themselves."""
     started = time.perf_counter()
-    here = at(kind, run.scale)
+    here = at(kind, run.scale, run.teacher)
     model, values = here.model(run)
     of_training = {(metric, run.task): value for metric, value in values.items()}
     return here.values(model, run, split) | of_training, time.perf_counter() - started

@@ -51,15 +51,25 @@ def fit(
     checkpoints: Path | None = None,
     title: str = "",
     bf16: bool = False,
+    micro_batch: int | None = None,
+    fuse_head: bool = False,
+    gradient_checkpointing: bool = False,
+    callback: TrainerCallback | None = None,
 ) -> DistillationTrainer:
     """Train `model` in place for one phase; with `checkpoints`, a killed run resumes from there; with a
-    `title`, it tells its progress four times; `bf16` is mixed precision."""
+    `title`, it tells its progress four times; `bf16` is mixed precision. A batch is read in parts of
+    `micro_batch` examples, at once unless given; ValueError where it is no multiple of them."""
+    micro_batch = micro_batch or training.batch_size
+    if training.batch_size % micro_batch:
+        raise ValueError(f"a batch of {training.batch_size} is no multiple of {micro_batch} examples")
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=str(checkpoints or scratch),
             seed=seed,
             max_steps=training.steps,
-            per_device_train_batch_size=training.batch_size,
+            per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=training.batch_size // micro_batch,
+            gradient_checkpointing=gradient_checkpointing,
             learning_rate=training.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=training.warmup_steps,
@@ -70,13 +80,13 @@ def fit(
             save_total_limit=2,
             eval_strategy="no" if validation is None else "steps",
             eval_steps=max(training.steps // validations, 1),
-            per_device_eval_batch_size=256,
+            per_device_eval_batch_size=256 if micro_batch == training.batch_size else micro_batch,
             prediction_loss_only=True,
             logging_steps=max(training.steps // 10, 1),
             report_to="none",
             disable_tqdm=True,
             remove_unused_columns=False,
-            use_cpu=not torch.cuda.is_available(),
+            use_cpu=device() == "cpu",
             bf16=bf16,
         )
         trainer = DistillationTrainer(
@@ -90,13 +100,21 @@ def fit(
             processing_class=tokenizer,
             teacher_processing_class=tokenizer,
             eval_kl=False,  # measured once, after training
+            fuse_head=fuse_head,
         )
         resume = last_checkpoint(str(checkpoints)) if checkpoints else None
         trainer.remove_callback(PrinterCallback)
         if title:
             trainer.add_callback(_Progress(title))
+        if callback:
+            trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=resume)
     return trainer
+
+
+def device() -> str:
+    """ "cuda" where there is a GPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def bf16_is_fast(cpuinfo: str) -> bool:

@@ -104,13 +104,6 @@ def fresh_model(shape: Shape, vocab_size: int, tokenizer, seed: int, max_length:
         return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
 
-def hub_model(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """(model, tokenizer) of the paper from the hub, as safetensors and without remote code."""
-    where = named(MODELS, name, "hub model").hub
-    model = AutoModelForCausalLM.from_pretrained(where, dtype=torch.bfloat16, use_safetensors=True)
-    return model, AutoTokenizer.from_pretrained(where)
-
-
 def parameters(model: torch.nn.Module) -> int:
     """The number of parameters, tied ones counted once."""
     return sum(p.numel() for p in model.parameters())

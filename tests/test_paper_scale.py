@@ -1,0 +1,94 @@
+"""The commands of `SCALE=paper`, from a mirror of the hub with tiny models of the paper's classes to their tables.
+
+A run has two steps; its data are a few rows in the hub's format. What is written is random: nothing here is a result.
+"""
+
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import mirror
+import pytest
+
+from analysis.__main__ import render
+from taid import results
+from taid.objectives import TABLE1
+from taid.studies import capacity, continued_pretraining, hub, instruction_tuning, jobs, study, zoo
+from taid.studies.training import Training
+
+SCRIPTS = Path(__file__).parents[1] / "paper_experiments"
+TWO = Training(2, 2, 1e-3)
+
+
+def in_this_process(function, todo, workers, title):
+    for job in todo:
+        yield job, function(*job)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A mirror, a cache, and the settings with few examples and steps."""
+    root = tmp_path_factory.mktemp("paper")
+    mirror.write_table1(root / "hub")
+    mirror.write_corpus(root / "hub")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TAID_HUB", str(root / "hub"))
+        patch.setenv("TAID_CACHE", str(root / "cache"))
+        patch.setattr(jobs, "run", in_this_process)
+        small = {"distil": TWO, "validation": 2, "test": 2, "micro_batch": 1}
+        for settings, further in (
+            (instruction_tuning.SETTINGS, {"longest_response": 24, "validations": 2}),
+            (
+                continued_pretraining.SETTINGS,
+                {"search_steps": 2, "window": 16, "tasks": ("winogrande",), "items": 4},
+            ),
+            (capacity.SETTINGS, {"window": 16, "items": 4}),
+        ):
+            patch.setitem(settings, "paper", replace(settings["paper"], **small, **further))
+        study.at.cache_clear()
+        hub.teacher.cache_clear()
+        yield root
+    study.at.cache_clear()
+    hub.teacher.cache_clear()
+
+
+def command(script: str, root: Path, page: str) -> list[results.Row]:
+    """The rows that a command leaves, its page rendered from them."""
+    main = runpy.run_path(str(next(SCRIPTS.glob(f"{script}_*.py"))))["main"]
+    main("paper", 1, 1, root / "rows")
+    render(page, root / "rows", "paper")
+    assert (root / "rows" / f"{page}.md").stat().st_size > 500
+    return results.read(root / "rows" / f"{page}.jsonl")
+
+
+@pytest.mark.slow
+def test_tables_1_and_3(root):
+    """Every method on every pair; the students of Table 3 are Table 1's, none is trained again."""
+    rows = command("01", root, "table1")
+    measured = {(r.method, r.teacher, r.metric) for r in rows if r.experiment == "table1"}
+    methods = {*TABLE1, *study.REFERENCES}
+    for metric in ("rouge_l", "held_out_loss", "kl_to_teacher"):
+        assert measured >= {(method, teacher, metric) for method in methods for teacher in zoo.PAIRS}
+    trained = {path: path.stat().st_mtime_ns for path in (root / "cache").glob("instruction_tuning/*/runs/*")}
+    assert len(trained) == len(TABLE1) * len(zoo.PAIRS) and not any(p.suffix == ".work" for p in trained)
+    masses = command("03", root, "table3")
+    assert {row.method for row in masses} >= {"kl", "rkl", "taid", "teacher"}
+    assert all(0 <= row.value <= 1 for row in masses)
+    assert trained == {path: path.stat().st_mtime_ns for path in trained}
+
+
+@pytest.mark.slow
+def test_table_2(root):
+    rows = command("02", root, "table2")
+    scored = {(r.method, r.task) for r in rows if (r.experiment, r.metric) == ("table2", "accuracy")}
+    assert scored == {(m, "winogrande") for m in (*continued_pretraining.TABLE2, *study.REFERENCES)}
+    assert {r.teacher for r in rows} == {"phi-3-medium"} and {r.student for r in rows} == {"tinyllama"}
+
+
+@pytest.mark.slow
+def test_table_6(root):
+    rows = command("06", root, "table6")
+    scored = {
+        (r.method, r.teacher) for r in rows if (r.experiment, r.metric) == ("table6", "last_word_accuracy")
+    }
+    assert scored >= {(m, t) for m in capacity.METHODS for t in capacity.TEACHERS}
