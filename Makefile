@@ -22,9 +22,12 @@ $(if $(filter-out 1,$(words $(RESULTS))),$(error RESULTS=$(RESULTS): one folder 
 ifeq ($(SCALE),smoke)
 $(if $(filter $(abspath results) $(abspath results)/%,$(abspath $(RESULTS))),$(error SCALE=smoke RESULTS=$(RESULTS): smoke rows mean nothing and never go among the reference rows))
 endif
-ifeq ($(origin SEEDS),command line)
+ifeq ($(origin SEEDS)$(MAKELEVEL),command line0)
 $(if $(filter $(SEEDLESS),$(MAKECMDGOALS)),$(if $(filter $(SEEDED),$(MAKECMDGOALS)),,$(error SEEDS=$(SEEDS): $(MAKECMDGOALS) takes no seeds)))
 endif
+
+# The paper's items, each after those it takes something from.
+PAPER = table1 table2 table3 table6 figure1 figure2 cost
 
 PY = .venv/bin/python
 # a smoke run leaves the committed notebooks alone
@@ -35,7 +38,7 @@ STUDY = $(PY) paper_experiments/$(1).py --scale $(SCALE) --seeds $(SEEDS) --work
 PAGE = $(PY) -m analysis $(1) --scale $(SCALE) --results $(RESULTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data lab lint test test-slow $(SEEDED) $(SEEDLESS) claims report clean FORCE
+.PHONY: help setup data lab lint test test-slow all plan $(SEEDED) $(SEEDLESS) claims report clean FORCE
 
 help: ## this list
 	@echo "make TARGET [SCALE=smoke|cpu] [SEEDS=n] [WORKERS=2] [RESULTS=folder]"
@@ -76,6 +79,15 @@ test: setup ## the test suite | 5
 
 test-slow: setup ## the slow tests: notebooks, a browser, thousand-example properties, kills | 10
 	$(PY) -m pytest -q -m slow
+
+all: setup plan ## every item of the paper, one after the other; what is finished is skipped
+	@for item in $(PAPER); do echo; echo "make $$item"; $(MAKE) --no-print-directory $$item || exit 1; done
+
+plan: ## the minutes of each item that `make all` would run, and the hours of all
+	@for item in $(PAPER); do sed -n "s/^$$item:.*## .* | /$$item|/p" $(MAKEFILE_LIST); done | awk -F '[|]' -v scale=$(SCALE) ' \
+	  { split($$2, minutes, " / "); text = minutes[scale == "smoke" ? 1 : 2]; sum += text + 0; \
+	    printf "  %-10s %s\n", $$1, text } \
+	  END { printf "minutes on two cores at the scale %s, %.1f hours in all; what is finished is skipped\n", scale, sum / 60 }'
 
 decide: setup ## does TAID beat KL? the paper's updates and α, a rule written before the run | 3 / 400 for twelve seeds
 	$(call STUDY,17_decide)

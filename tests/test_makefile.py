@@ -80,3 +80,30 @@ def test_seeds_are_refused_where_they_would_be_ignored(target):
 def test_every_page_names_a_target_that_exists():
     targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert {target for page in PAGES.values() for target in page.targets or [page.name]} <= set(targets)
+
+
+def test_all_runs_every_table_and_figure_of_the_paper():
+    """Oracle: the pages of the paper's items."""
+    items = set(re.search(r"^PAPER = (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split())
+    assert {target for target in STUDIES if re.fullmatch(r"(table|figure)\d+", target)} <= items
+    assert "cost" in items
+
+
+def test_the_plan_adds_up_the_minutes_of_every_item():
+    """By hand, from the help lines: the first number is of smoke, the second of cpu."""
+    lines = dict(re.findall(r"^([a-z0-9-]+):.*## .* \| (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    items = re.search(r"^PAPER = (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    for place, scale in enumerate(("smoke", "cpu")):
+        texts = {item: lines[item].split(" / ")[place] for item in items}
+        hours = sum(float(re.match(r"[\d.]+", text)[0]) for text in texts.values()) / 60
+        plan = subprocess.run(["make", "plan", f"SCALE={scale}"], cwd=ROOT, capture_output=True, text=True)
+        assert f"{hours:.1f} hours in all" in plan.stdout
+        assert all(
+            re.search(rf"^  {item} +{re.escape(text)}$", plan.stdout, re.MULTILINE)
+            for item, text in texts.items()
+        )
+
+
+def test_all_hands_its_settings_on_also_to_what_takes_no_seeds():
+    run = make("all", "SCALE=smoke", "SEEDS=2")
+    assert not run.stderr
