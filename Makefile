@@ -10,10 +10,10 @@ export TAID_CACHE ?= $(CURDIR)/.cache
 export HF_HUB_OFFLINE ?= 1
 
 # What is said wrongly is refused before any work.
-SEEDED = decide table1 table2 table3 table6 figure1 figure2 adaptivity ablations departures rounds
+SEEDED = decide table1 table1-protocol-1 table2 table3 table6 figure1 figure2 adaptivity ablations departures rounds
 SEEDLESS = bench cost theory mode-collapse
 given := $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(word)))
-unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS RESULTS PYTHON TAID_CACHE HF_HUB_OFFLINE),$(given))
+unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS RESULTS TUNE PYTHON TAID_CACHE HF_HUB_OFFLINE),$(given))
 counted = $(shell printf %s '$(subst ','\'',$($(1)))' | grep -xE '[1-9][0-9]*')
 $(if $(unknown),$(error $(unknown): no such setting; there are SCALE, SEEDS, WORKERS, RESULTS and PYTHON))
 $(foreach n,SEEDS WORKERS,$(if $(call counted,$(n)),,$(error $(n)=$($(n)): a whole number from 1 is needed)))
@@ -21,6 +21,9 @@ $(if $(filter-out smoke cpu gpu paper,$(SCALE))$(filter-out 1,$(words $(SCALE)))
 $(if $(filter-out 1,$(words $(RESULTS))),$(error RESULTS=$(RESULTS): one folder without blanks in its name))
 ifeq ($(SCALE),smoke)
 $(if $(filter $(abspath results) $(abspath results)/%,$(abspath $(RESULTS))),$(error SCALE=smoke RESULTS=$(RESULTS): smoke rows mean nothing and never go among the reference rows))
+endif
+ifneq ($(TUNE),)
+$(if $(filter-out table1,$(MAKECMDGOALS)),$(error TUNE=$(TUNE): table1 alone searches its rates again))
 endif
 ifeq ($(origin SEEDS)$(MAKELEVEL),command line0)
 $(if $(filter $(SEEDLESS),$(MAKECMDGOALS)),$(if $(filter $(SEEDED),$(MAKECMDGOALS)),,$(error SEEDS=$(SEEDS): $(MAKECMDGOALS) takes no seeds)))
@@ -35,6 +38,8 @@ NOTEBOOK = $(if $(filter smoke,$(SCALE)),@: skipped,.venv/bin/jupyter-execute --
 STAMP = .venv/.installed
 # a study's script, then its page
 STUDY = $(PY) paper_experiments/$(1).py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
+# learning rates: the committed ones, or searched again
+TUNED = $(if $(TUNE),--tune)
 PAGE = $(PY) -m analysis $(1) --scale $(SCALE) --results $(RESULTS)
 
 .DEFAULT_GOAL := help
@@ -93,7 +98,11 @@ decide: setup ## does TAID beat KL? the paper's updates and α, a rule written b
 	$(call STUDY,17_decide)
 	$(call PAGE,decide)
 
-table1: setup ## Table 1: instruction tuning, 11 methods, 3 pairs | 2 / 40 for one seed, 15 each further
+table1: setup ## Table 1: instruction tuning, 12 methods, 3 pairs; TUNE=1 searches the rates again | 2 / 25 for one seed
+	$(call STUDY,01_table1_every_answer) $(TUNED)
+	$(call PAGE,table1_tuned)
+
+table1-protocol-1: setup ## Table 1 as first run, and what the studies around it start from | 2 / 40 for one seed, 15 each further
 	$(call STUDY,01_table1_instruction_tuning)
 	$(call PAGE,table1)
 

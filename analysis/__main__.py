@@ -19,6 +19,7 @@ from analysis import (
     rounds,
     speed,
     table1,
+    table1_tuned,
     table2,
     table3,
     table6,
@@ -27,6 +28,7 @@ from analysis import (
 
 MODULES = (
     decide,
+    table1_tuned,
     table1,
     table2,
     table3,

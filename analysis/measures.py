@@ -40,6 +40,7 @@ MEASURES = {
     "answer_entropy": Measure("entropy at answers", "nats", 3),
     "distinct_bigrams": Measure("distinct bigrams", "fraction", 3, 1),
     "train_seconds": Measure("training", "s", 0, -1),
+    "rollout_threshold": Measure("threshold in the end", "fraction", 2),
     "last_word_accuracy": Measure("last-word accuracy", "percent", 2, 1),
     "last_word_log_likelihood": Measure("last-word log-likelihood", "nats/word", 3, 1),
     "entropy": Measure("entropy", "nats/token", 3),

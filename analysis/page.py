@@ -56,6 +56,7 @@ class Page:
     comparisons: Callable[[pd.DataFrame], list[Comparison]]
     figures: Callable[[pd.DataFrame, str], Mapping[str, Figure]]  # by the file's stem
     targets: Sequence[str] = ()  # of make, that fill its rows; its own name unless said
+    beside: Callable[[Path], Mapping[str, str]] = lambda folder: {}  # sections from other files of the folder
 
 
 class NoRows(ValueError):
@@ -89,11 +90,12 @@ def advice(page: Page, folder: Path, scale: str) -> str:
     return f"`make {' '.join(page.targets or [page.name])} SCALE={scale} RESULTS={folder}` writes them"
 
 
-def render(page: Page, frame: pd.DataFrame, scale: str) -> str:
-    """The whole page, from the rows of one scale. Equal rows give equal text; no rows, no section."""
+def render(page: Page, frame: pd.DataFrame, scale: str, folder: Path | None = None) -> str:
+    """The whole page, from the rows of one scale, and from what the folder has beside them. Equal rows give
+    equal text; no rows, no section."""
     (first, headline), *others = page.sections(frame, scale).items()
     sections = {first: headline, "Claims": claims(findings(page.comparisons(frame)))}
-    sections |= dict(others) | {"Provenance": provenance(frame)}
+    sections |= dict(others) | (page.beside(folder) if folder else {}) | {"Provenance": provenance(frame)}
     return document(page.title, scale, page.preamble(frame, scale), sections)
 
 
@@ -106,7 +108,7 @@ def document(title: str, scale: str, preamble: str, sections: Mapping[str, str])
 def write(page: Page, frame: pd.DataFrame, folder: Path, scale: str) -> list[Path]:
     """Render the rows of one scale to `folder`/name.md and its figures; the files written."""
     figures = {f"{name}.png": figure for name, figure in page.figures(frame, scale).items()}
-    return save(folder, {f"{page.name}.md": render(page, frame, scale)}, figures)
+    return save(folder, {f"{page.name}.md": render(page, frame, scale, folder)}, figures)
 
 
 def save(folder: Path, texts: Mapping[str, str], figures: Mapping[str, Figure]) -> list[Path]:

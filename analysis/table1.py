@@ -1,7 +1,7 @@
 """Table 1: `results/table1.md` and its figure."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -12,11 +12,10 @@ from analysis.measures import MEASURES, Measure
 from analysis.page import Comparison, Page
 from analysis.reference import METHODS
 from analysis.rows import REFERENCES, Pair, Scores, scores, seeds, without_references
-from analysis.statistics import difference, estimates, gap_in_deviations, mean_interval
+from analysis.statistics import estimates, gap_in_deviations, mean_interval
 from analysis.style import COLOURS, name, pair_name
+from analysis.table1_rows import methods, pairs, per_pair, to_kl
 from analysis.tables import MISSING, VERSUS, Table, marks, number, value, versus
-
-Line = Callable[[Pair, str], list[str]]
 
 JUDGED = ("score", "kl_to_teacher", "held_out_loss")  # the primary measure first
 ONE_RATE = Measure("score, one rate for all", "points of 10", 2, 1)
@@ -50,6 +49,7 @@ def preamble(frame: pd.DataFrame, scale: str) -> str:
     ours = scores(frame, "table1", "score")
     cells = sum(len(by_method.keys() & set(METHODS)) for by_method in ours.values())
     return (
+        "The first protocol; [the second](table1_tuned.md) decides.\n\n"
         "*Paper*: MT-Bench, GPT-4 as judge, 1–10, one run of models from the hub."
         f" *Ours ({scale})*: a scale model of the pairs, 0–10, the mean over categories of held-out prompts;"
         " the response is greedy where a verifier scores it, sampled where a judge model does."
@@ -250,44 +250,11 @@ def category_gaps(frame: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]
     return panels
 
 
-def to_kl(ours: Scores) -> figures.Estimates:
-    """Each method's difference to KL, as far as it has one."""
-    found = {method: difference(ours, method, "kl") for method in without_references(ours) if method != "kl"}
-    return {method: estimate for method, estimate in found.items() if estimate}
-
-
 def levels(ours: Scores) -> str:
     """The scores between which the methods lie, as far as they have rows."""
     words = {"kl": "KL", "teacher": "teacher"}
     found = estimates(ours)
     return ", ".join(f"{word} {number(found[m].mean, 1)}" for m, word in words.items() if m in found)
-
-
-def pairs(by_pair: Mapping[Pair, Scores]) -> list[Pair]:
-    """The paper's pairs in its order, then any others."""
-    return list(dict.fromkeys([*reference.table1(), *by_pair]))
-
-
-def methods(by_pair: Mapping[Pair, Scores]) -> list[str]:
-    """The paper's methods in its order, then any others; references apart."""
-    others = sorted({method for ours in by_pair.values() for method in without_references(ours)})
-    return list(dict.fromkeys([*METHODS, *others]))
-
-
-def per_pair(
-    by_pair: Mapping[Pair, Scores], header: list[str], line: Line, last: tuple[str, ...] = ()
-) -> str:
-    """A table for each pair that has rows, with the `line(pair, method)` of each method that has; and `last`."""
-    listed = (*methods(by_pair), *REFERENCES)
-    tables = [
-        f"**{pair_name(pair)}**\n\n"
-        + Table(
-            header, [line(pair, m) for m in listed if m in by_pair[pair]] + [line(pair, m) for m in last]
-        ).markdown()
-        for pair in pairs(by_pair)
-        if pair in by_pair
-    ]
-    return "\n".join(tables)
 
 
 def draw_all(frame: pd.DataFrame, scale: str) -> dict[str, Figure]:
@@ -297,4 +264,13 @@ def draw_all(frame: pd.DataFrame, scale: str) -> dict[str, Figure]:
     return drawn
 
 
-PAGE = Page("table1", "Table 1: instruction tuning", preamble, headline, sections, comparisons, draw_all)
+PAGE = Page(
+    "table1",
+    "Table 1, protocol 1: instruction tuning",
+    preamble,
+    headline,
+    sections,
+    comparisons,
+    draw_all,
+    targets=("table1-protocol-1",),
+)

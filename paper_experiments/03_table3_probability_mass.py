@@ -24,7 +24,7 @@ TEACHER = "phi-3-mini"
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
     table1 = results.read(folder / "table1.jsonl")
-    rates = study.chosen_rates(table1, scale, TEACHER, needed=CLAIMED)
+    rates = study.chosen_rates(jobs.rows(folder, "table1"), scale, TEACHER, needed=CLAIMED)
     models = [("teacher", TEACHER, 0)]
     models += [("student", zoo.PAIRS[TEACHER].student, seed) for seed in range(seeds)]
     logits = [(TEACHER, split) for split in ("train", "test")]

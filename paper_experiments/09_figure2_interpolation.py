@@ -11,13 +11,12 @@ The runs are those of the ablations, trained once for both. Figure 2 right is Ta
 
 from pathlib import Path
 
-from taid import results
 from taid.studies import ablations, jobs
 from taid.studies.instruction_tuning import MADE
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
-    rates = ablations.learning_rates(results.read(folder / "table1.jsonl"), scale)
+    rates = ablations.learning_rates(jobs.rows(folder, "table1"), scale)
     ablations.prepare(scale, seeds, workers)
     runs = [run for seed in range(seeds) for run in ablations.runs(scale, seed, rates, ablations.FIGURE2)]
     cells = {(run,): ["figure2"] for run in runs}

@@ -13,13 +13,12 @@ that Table 1 chose for KL on this pair. A chain of rounds is one job; finished c
 
 from pathlib import Path
 
-from taid import results
 from taid.studies import jobs, rounds, study, zoo
 from taid.studies.instruction_tuning import MADE, InstructionTuning, Run
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
-    rate = rounds.learning_rate(results.read(folder / "table1.jsonl"), scale)
+    rate = rounds.learning_rate(jobs.rows(folder, "table1"), scale)
     student = zoo.PAIRS[rounds.TEACHER].student
     models = [("teacher", rounds.TEACHER, 0), *[("student", student, seed) for seed in range(seeds)]]
     logits = [(rounds.TEACHER, split) for split in ("train", "validation")]

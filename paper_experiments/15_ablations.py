@@ -14,13 +14,12 @@ gradients have another size would rather have another rate is asked on validatio
 
 from pathlib import Path
 
-from taid import results
 from taid.studies import ablations, instruction_tuning, jobs
 from taid.studies.instruction_tuning import MADE
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
-    rates = ablations.learning_rates(results.read(folder / "table1.jsonl"), scale)
+    rates = ablations.learning_rates(jobs.rows(folder, "table1"), scale)
     ablations.prepare(scale, seeds, workers)
     runs = [run for seed in range(seeds) for run in ablations.runs(scale, seed, rates)]
     cells = {(run,): ["ablations"] for run in runs}

@@ -9,14 +9,13 @@ Claim of the paper: TAID's target is near the student throughout, so that what i
 
 from pathlib import Path
 
-from taid import results
 from taid.studies import jobs, study, zoo
 from taid.studies.instruction_tuning import MADE, InstructionTuning
 from taid.studies.moving_bridge import METHODS, TEACHER, Run, measure, rows
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
-    rates = study.chosen_rates(results.read(folder / "table1.jsonl"), scale, TEACHER, METHODS)
+    rates = study.chosen_rates(jobs.rows(folder, "table1"), scale, TEACHER, METHODS)
     models = [("teacher", TEACHER, 0)]
     models += [("student", zoo.PAIRS[TEACHER].student, seed) for seed in range(seeds)]
     study.prepare_all(InstructionTuning, scale, workers, models, [(TEACHER, "train"), (TEACHER, "test")])

@@ -217,7 +217,9 @@ def test_learning_rates_are_table_1s_choice():
     rates = ablations.learning_rates([*table1, *others], "cpu")
     chosen = {run.method: run.learning_rate for run in ablations.runs("cpu", 0, rates)}
     assert chosen == dict.fromkeys(ablations.VARIANTS, 0.01) | {"sft": 0.003}
-    with pytest.raises(ValueError, match="for sft with phi-3-mini: run `make table1 SCALE=cpu` first"):
+    with pytest.raises(
+        ValueError, match="for sft with phi-3-mini: run `make table1-protocol-1 SCALE=cpu` first"
+    ):
         ablations.learning_rates(table1[:1], "cpu")
 
 

@@ -12,6 +12,7 @@ from analysis.__main__ import PAGES
 STUDIES = (
     "decide",
     "table1",
+    "table1-protocol-1",
     "table2",
     "table3",
     "table6",
@@ -22,7 +23,14 @@ STUDIES = (
     "departures",
     "rounds",
 )
-SETTINGS = ("SCALE", "SEEDS", "WORKERS", "RESULTS")  # of make, which exports what its command line sets
+PAGE_OF = {"table1": "table1_tuned", "table1-protocol-1": "table1"}  # where it is not the target's own name
+SETTINGS = (
+    "SCALE",
+    "SEEDS",
+    "WORKERS",
+    "RESULTS",
+    "TUNE",
+)  # of make, which exports what its command line sets
 
 
 def make(*words: str) -> subprocess.CompletedProcess:
@@ -67,8 +75,13 @@ def test_settings_reach_the_study_and_its_page(target):
         -2:
     ]
     assert "paper_experiments/" in script
-    assert script.endswith("--scale smoke --seeds 7 --workers 3 --results here")
-    assert page.endswith(f"-m analysis {target} --scale smoke --results here")
+    assert script.rstrip().endswith("--scale smoke --seeds 7 --workers 3 --results here")
+    assert page.endswith(f"-m analysis {PAGE_OF.get(target, target)} --scale smoke --results here")
+
+
+def test_rates_are_searched_again_only_where_they_are_searched():
+    assert "--tune" in make("table1", "TUNE=1").stdout and "--tune" not in make("table1").stdout
+    assert "table1 alone searches" in make("table3", "TUNE=1").stderr
 
 
 @pytest.mark.parametrize("target", ["theory", "mode-collapse", "bench", "cost"])

@@ -76,7 +76,9 @@ def test_learning_rates_are_those_of_table_1():
     others = [chosen("kl", 9.0, scale="smoke"), chosen("kl", 9.0, teacher="llama-2"), row(1.0, method="kl")]
     found = study.chosen_rates(rows + others, "cpu", "phi-3-mini", probability_mass.CLAIMED)
     assert found == {"kl": 0.01, "rkl": 0.003, "taid": 0.01}
-    with pytest.raises(jobs.Refused, match="for kl, rkl with phi-3-mini: run `make table1 SCALE=cpu` first"):
+    with pytest.raises(
+        jobs.Refused, match="for kl, rkl with phi-3-mini: run `make table1-protocol-1 SCALE=cpu` first"
+    ):
         study.chosen_rates(rows[2:3] + others, "cpu", "phi-3-mini", probability_mass.CLAIMED)
 
 

@@ -196,5 +196,5 @@ def test_the_learning_rate_is_table_1s_choice_for_kl():
     elsewhere = {"method": "rkl", "scale": "smoke", "teacher": "llama-2", "experiment": "table1_search"}
     others = [replace(chosen, config={"learning_rate": 9.0}, **{k: v}) for k, v in elsewhere.items()]
     assert rounds.learning_rate([chosen, *others], "cpu") == 0.01
-    with pytest.raises(ValueError, match="run `make table1 SCALE=cpu` first"):
+    with pytest.raises(ValueError, match="run `make table1-protocol-1 SCALE=cpu` first"):
         rounds.learning_rate(others, "cpu")

@@ -71,7 +71,7 @@ SETTINGS: Mapping[str, Setting] = {setting.scale: setting for setting in (SMOKE,
 
 CORE = ("kl", "taid", "taid_no_adaptive", "dkd", "adaptive_kl", "skew_kl")  # on more seeds than others
 METHODS = (*objectives.TABLE1, "skew_kl")
-PRIMARY = ("knowledge", "prose", "kl_to_teacher")
+SAMPLED = ("define", "kind", "synonym", "novel", "speech")  # one prompt of each is shown with its responses
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,17 @@ class EveryAnswer(InstructionTuning):
             [math.exp(-loss * len(e["response_ids"])) for loss, e in zip(losses, examples, strict=True)]
         )
         return [[next(found) for _ in dict.fromkeys(item.answers)] for item in items]
+
+
+def samples(run: Run) -> list[tuple[str, str]]:
+    """A job: (prompt, response) at the first test prompt of each category of `SAMPLED`, as measured."""
+    here = at(run.scale)
+    model, _ = here.model(run)
+    items = [next(i for i in here.source.items("test") if i.category == category) for category in SAMPLED]
+    answered = here.responses(model, items, VERIFIED)
+    written = here.responses(model, items, JUDGED, judge.TEMPERATURE, run.seed)
+    by_category = answered | written
+    return [(item.prompt, by_category[item.category][1][0]) for item in items]
 
 
 def coverage(probabilities: Sequence[float]) -> float:

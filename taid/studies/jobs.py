@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 from taid import results
@@ -44,14 +45,25 @@ def parser(description: str, scales: Iterable[str], seeds: int = 0, workers: int
 
 
 def command(
-    main: Callable, description: str, scales: Iterable[str], seeds: int = 0, workers: int = 2
+    main: Callable,
+    description: str,
+    scales: Iterable[str],
+    seeds: int = 0,
+    workers: int = 2,
+    tunes: bool = False,
 ) -> None:
-    """Run main(*Arguments) as the command line says; ends with a sentence where that makes no sense."""
+    """Run main(*Arguments) as the command line says; ends with a sentence where that makes no sense.
+
+    A study that `tunes` takes the learning rates that are committed; its main(…, tune) is told to search again.
+    """
     made = parser(description, scales, seeds, workers)
+    if tunes:
+        made.add_argument("--tune", action="store_true", help="search the learning rates again")
     given = made.parse_args()
     folder = rows_folder(made, given.scale, given.results)
+    asked = Arguments(given.scale, vars(given).get("seeds", 0), vars(given).get("workers", 1), folder)
     try:
-        main(*Arguments(given.scale, vars(given).get("seeds", 0), vars(given).get("workers", 1), folder))
+        main(*asked, *([given.tune] if tunes else []))
     except (Refused, results.Damaged) as error:
         made.exit(2, f"{made.prog}: {error}\n")
 
@@ -134,11 +146,22 @@ def measured(path: Path, runs: Iterable, experiment: str, metric: str, task: str
 
 
 def best(found: Mapping, cell: Callable, order: Callable) -> dict:
-    """{cell(run): learning rate} of the best run of each cell, from {run: value}; `order` is min or max."""
+    """{cell(run): the learning rate with the best mean over seeds}, from {run: value}; `order` is min or max."""
     cells: dict = {}
-    for run in found:
-        cells.setdefault(cell(run), []).append(run)
-    return {name: order(runs, key=found.__getitem__).learning_rate for name, runs in cells.items()}
+    for run, value in found.items():
+        cells.setdefault(cell(run), {}).setdefault(run.learning_rate, []).append(value)
+    return {name: order(rates, key=lambda rate: mean(rates[rate])) for name, rates in cells.items()}
+
+
+def known(path: Path, runs: Iterable, experiment: str, metric: str, afresh: bool = False) -> dict:
+    """{run: value} as of `measured`, of the committed rows beside those in `path`; `afresh`: of `path` alone."""
+    committed = {} if afresh else measured(REFERENCE / path.name, runs, experiment, metric, "average")
+    return committed | measured(path, runs, experiment, metric, "average")
+
+
+def rows(folder: Path, table: str) -> list[results.Row]:
+    """The committed rows of a table, then those in a folder, so that what was measured there wins."""
+    return [*results.read(REFERENCE / f"{table}.jsonl"), *results.read(folder / f"{table}.jsonl")]
 
 
 def clock(seconds: float) -> str:

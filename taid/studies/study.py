@@ -350,6 +350,6 @@ def chosen_rates(
     if missing := sorted(set(needed) - rates.keys()):
         names = ", ".join(missing)
         raise jobs.Refused(
-            f"Table 1 has no learning rate for {names} with {teacher}: run `make table1 SCALE={scale}` first"
+            f"Table 1 has no learning rate for {names} with {teacher}: run `make table1-protocol-1 SCALE={scale}` first"
         )
     return rates

@@ -1,0 +1,73 @@
+"""Table 1, protocol 2: instruction tuning by teachers that know every accepted answer.
+
+Claims of the paper: TAID gives the best student of every pair; its adaptive update helps; it is above KL.
+
+    python paper_experiments/01_table1_every_answer.py --scale smoke            # 1 minute: does it run?
+    python paper_experiments/01_table1_every_answer.py --scale cpu --seeds 1    # two cores, from nothing: see README
+    python -m analysis table1_tuned
+
+What is measured, and why again: `taid.studies.every_answer`. How the three primary measures make one decision, with
+its margins: `analysis.decision`, written before the runs. The rate of every method and pair is the one of the grid
+with the best mean validation score over the tuning seeds, which are never tested. Those searched already are committed
+(results/table1_tuned.jsonl); `--tune` searches all of them again. The CORE methods and the references take all
+seeds, the others at most `OTHERS`.
+"""
+
+import json
+from pathlib import Path
+
+from taid.files import write_whole
+from taid.studies import every_answer, jobs, study, zoo
+from taid.studies.every_answer import CORE, METHODS, SETTINGS, EveryAnswer, Run
+from taid.studies.study import REFERENCES
+
+OTHERS = 4  # seeds
+SEARCH, TEST = "table1_tuned_search", "table1_tuned"
+
+
+def main(scale: str, seeds: int, workers: int, folder: Path, tune: bool) -> None:
+    path = folder / f"{TEST}.jsonl"
+    for teacher in zoo.PAIRS:
+        rates = chosen(scale, teacher, workers, path, tune)
+        prepare(scale, teacher, range(seeds), workers)
+        runs = [
+            Run(scale, method, teacher, seed, rates.get(method, 0.0))
+            for seed in range(seeds)
+            for method in (*REFERENCES, *CORE, *(m for m in METHODS if m not in CORE))
+            if seed < OTHERS or method in CORE
+        ]
+        cells = {(run, "test"): [TEST] for run in runs}
+        jobs.evaluate(cells, every_answer.measure, every_answer.rows, path, workers, f"test, {teacher}")
+        samples = folder / f"{TEST}_samples" / f"{teacher}.json"
+        if not samples.exists():
+            written = jobs.run(every_answer.samples, [(r,) for r in runs if r.seed == 0], workers, "samples")
+            by_method = {run.method: texts for (run,), texts in written}
+            write_whole(samples, json.dumps(by_method, indent=1, ensure_ascii=False))
+
+
+def chosen(scale: str, teacher: str, workers: int, path: Path, tune: bool) -> dict[str, float]:
+    """Method → learning rate."""
+    setting = SETTINGS[scale]
+    grid = [
+        Run(scale, method, teacher, seed, rate)
+        for method in (*CORE, *(m for m in METHODS if m not in CORE))
+        for rate in setting.learning_rates
+        for seed in setting.tuning_seeds
+    ]
+    known = jobs.known(path, grid, SEARCH, "score", afresh=tune)
+    if todo := {(run, "validation"): [SEARCH] for run in grid if run not in known}:
+        prepare(scale, teacher, setting.tuning_seeds, workers)
+        jobs.evaluate(todo, every_answer.measure, every_answer.rows, path, workers, f"rates, {teacher}")
+        known = jobs.known(path, grid, SEARCH, "score", afresh=tune)
+    return jobs.best(known, lambda run: run.method, max)
+
+
+def prepare(scale: str, teacher: str, seeds, workers: int) -> None:
+    student = zoo.PAIRS[teacher].student
+    models = [("judge", "judge", 0), ("teacher", teacher, 0), *(("student", student, seed) for seed in seeds)]
+    logits = [(teacher, split) for split in ("train", "validation", "test")]
+    study.prepare_all(EveryAnswer, scale, workers, models, logits)
+
+
+if __name__ == "__main__":
+    jobs.command(main, "Table 1, protocol 2.", SETTINGS, seeds=1, tunes=True)
