@@ -22,6 +22,7 @@ from analysis import (
     table1_tuned,
     table2,
     table3,
+    table5,
     table6,
     verdicts,
 )
@@ -32,6 +33,7 @@ MODULES = (
     table1,
     table2,
     table3,
+    table5,
     table6,
     figure1,
     figure2,

@@ -103,6 +103,22 @@ TABLE2 = (
     Claim("TAID above KL", "Table 2", "TAID is above KL.", above("taid", "kl")),
 )
 
+TABLE5 = (
+    Claim(
+        "TAID above its start",
+        "Table 5",
+        "TAID's student is above the student before distillation.",
+        above("taid", "untrained"),
+    ),
+    Claim(
+        "TAID above cross-entropy",
+        "control",
+        "TAID's student is above the one trained on by cross-entropy alone.",
+        above("taid", "sft"),
+    ),
+    Claim("TAID above KL", "control", "TAID is above KL.", above("taid", "kl")),
+)
+
 TABLE3 = {  # part → claims about the logarithm of its mass
     "tail": (
         Claim(

@@ -32,6 +32,11 @@ def table3() -> dict[str, dict[str, float]]:
     return {part: masses[column].to_dict() for part, column in columns.items()}
 
 
+def table5() -> dict[str, float]:
+    """Average of the Open VLM Leaderboard [percent] by model; Table 10 has its eight benchmarks one by one."""
+    return pd.read_csv(FOLDER / "table5_taid_vlm.csv", index_col="model").open_vlm_lb.to_dict()
+
+
 def table6() -> dict[str, dict[str, float]]:
     """LAMBADA accuracy (our reading) [percent] of Pythia 70M, by method and teacher, smallest teacher first."""
     scores: dict[str, dict[str, float]] = {}

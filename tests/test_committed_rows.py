@@ -17,6 +17,7 @@ from taid.studies import (
     capacity,
     continued_pretraining,
     departures,
+    image_text,
     instruction_tuning,
     logit_cache,
     moving_bridge,
@@ -44,6 +45,8 @@ def run_of(row: results.Row):
             return made(continued_pretraining.Run, config)
         case name if name.startswith(("table6", "capacity")):
             return made(capacity.Run, config)
+        case name if name.startswith("table5"):
+            return made(image_text.Run, config)
         case name if name.startswith(("ablations", "adaptivity", "figure2")):
             return made(ablations.Run, config)
         case "departures":

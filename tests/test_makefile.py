@@ -15,6 +15,7 @@ STUDIES = (
     "table1-protocol-1",
     "table2",
     "table3",
+    "table5",
     "table6",
     "figure1",
     "figure2",

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterable
 from statistics import mean
 
 from torch import Tensor
-from torch.nn.functional import log_softmax
 
-from taid.data import IGNORE
+from taid.evaluation.likelihood import whole_responses
 
 # Words whose full stop ends no sentence.
 ABBREVIATIONS = {"mrs", "messrs", "esq", "etc", "viz", "col", "gen", "hon", "rev", "capt"}
@@ -41,12 +40,5 @@ def last_words(tokenizer, texts: Iterable[str], context: int, longest: int) -> l
 def last_word_scores(logits_of: Callable[[dict], Tensor], batches: Iterable[dict]) -> dict[str, float]:
     """Over `batches` of `last_words`: the share of words that greedy decoding gets right, all tokens of them
     [percent], and the mean of Σ log p over a word's tokens [nats/word]. `logits_of` as in `taid.teacher`."""
-    right, likelihoods = [], []
-    for batch in batches:
-        mask = batch["labels"][:, 1:] != IGNORE
-        labels, lengths = batch["labels"][:, 1:][mask], mask.sum(1).tolist()
-        logits = logits_of(batch).float()  # [n, V]
-        at_label = log_softmax(logits, -1).gather(-1, labels[:, None])[:, 0]
-        right += [hits.all().item() for hits in (logits.argmax(-1) == labels).split(lengths)]
-        likelihoods += [part.sum().item() for part in at_label.split(lengths)]
+    right, likelihoods = whole_responses(logits_of, batches)
     return {"last_word_accuracy": 100 * mean(right), "last_word_log_likelihood": mean(likelihoods)}

@@ -8,11 +8,11 @@
 Table 2's windows are of one length, so that there both are the same.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, log_softmax
 
 from taid.data import IGNORE, batches
 from taid.logits import align_vocabularies, response_logits
@@ -51,6 +51,24 @@ def _losses(model, examples, collator, batch_size) -> Iterator[Tensor]:
         logits, labels = response_logits(model, batch)
         lengths = (batch["labels"][:, 1:] != IGNORE).sum(1).tolist()
         yield from cross_entropy(logits.float(), labels, reduction="none").split(lengths)
+
+
+@torch.no_grad()
+def whole_responses(
+    logits_of: Callable[[dict], Tensor], batches: Iterable[dict]
+) -> tuple[list[bool], list[float]]:
+    """Of each example: whether greedy decoding gives its response, all tokens of it, and Σ log p over them
+    [nats]. `logits_of` as in `taid.teacher`."""
+    right: list[bool] = []
+    likelihoods: list[float] = []
+    for batch in batches:
+        mask = batch["labels"][:, 1:] != IGNORE
+        labels, lengths = batch["labels"][:, 1:][mask], mask.sum(1).tolist()
+        logits = logits_of(batch).float()  # [n, V]
+        at_label = log_softmax(logits, -1).gather(-1, labels[:, None])[:, 0]
+        right += [hits.all().item() for hits in (logits.argmax(-1) == labels).split(lengths)]
+        likelihoods += [part.sum().item() for part in at_label.split(lengths)]
+    return right, likelihoods
 
 
 @torch.no_grad()

@@ -12,17 +12,12 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PrinterCallback,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import AutoConfig, PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
 from taid import objectives
 from taid.files import write_whole
 from taid.studies import jobs
+from taid.teacher import auto_class
 from taid.trainer import DistillationTrainer, last_checkpoint
 
 
@@ -154,12 +149,17 @@ def cached_model(folder: Path, train: Callable[[], tuple[PreTrainedModel, dict |
     """The model in `folder`; if there is none, or a damaged one, the model and record that `train` makes, kept there."""
     if folder.exists():
         try:
-            return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+            return _loaded(folder)
         except Exception as error:  # whatever the loader finds wrong
             warnings.warn(f"the model in {folder} is damaged ({error}): training it again", stacklevel=2)
             shutil.rmtree(folder)
     save_whole(*train(), folder)
-    return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
+    return _loaded(folder)
+
+
+def _loaded(folder: Path) -> PreTrainedModel:
+    auto = auto_class(AutoConfig.from_pretrained(folder))
+    return auto.from_pretrained(folder, use_safetensors=True)
 
 
 def save_whole(thing, record: dict | None, folder: Path) -> None:

@@ -6,7 +6,7 @@ row by row, as `response_logits` orders them.
 
 from taid.logits import response_logits
 from taid.teacher.cache import CachedTeacher, OfflineTeacher, cached_teacher, write_offline
-from taid.teacher.given import check_callable, check_teacher, live_teacher, load_teacher
+from taid.teacher.given import auto_class, check_callable, check_teacher, live_teacher, load_teacher
 from taid.teacher.live import LiveTeacher, OwnBase
 from taid.teacher.stores import FullLogits, HiddenStates, Store, TopLogits
 
@@ -19,6 +19,7 @@ __all__ = [
     "OwnBase",
     "Store",
     "TopLogits",
+    "auto_class",
     "cached_teacher",
     "check_callable",
     "check_teacher",

@@ -1,9 +1,17 @@
 """A teacher as users give it: a model, its name, or the student's own base."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    TrainingArguments,
+)
 
 from taid.logits import check_language_model, inner, is_encoder_decoder
 from taid.teacher.cache import OfflineTeacher
@@ -19,7 +27,7 @@ def load_teacher(name: str | Path, student, args: TrainingArguments) -> PreTrain
     """
     if (Path(name) / INDEX).exists():
         return OfflineTeacher(name)
-    auto = AutoModelForSeq2SeqLM if is_encoder_decoder(student) else AutoModelForCausalLM
+    auto: Any = AutoModelForSeq2SeqLM if is_encoder_decoder(student) else auto_class(inner(student).config)
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else inner(student).dtype
     try:
         return auto.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
@@ -28,6 +36,11 @@ def load_teacher(name: str | Path, student, args: TrainingArguments) -> PreTrain
             f"no teacher could be loaded from {str(name)!r}: pass the name of a model of a hub, a folder of "
             f"save_pretrained with safetensors, or the model itself. {error}"
         ) from error
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """What loads a causal model of a configuration, with its vision tower where it has one."""
+    return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
 
 
 def live_teacher(model: torch.nn.Module, student, device: torch.device) -> LiveTeacher:
