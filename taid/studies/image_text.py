@@ -28,7 +28,7 @@ from taid.studies import image_text_data, jobs, study
 from taid.studies.capacity import text_scores
 from taid.studies.image_text_data import FAMILIES, IMAGE, IMAGE_TOKENS, SIDE, PictureCollator
 from taid.studies.study import PAPER_ALPHA, PAPER_UPDATES, REFERENCES, named
-from taid.studies.training import Training, pretrained, save_whole
+from taid.studies.training import Training, device, pretrained, save_whole
 from taid.studies.zoo import Shape
 from taid.teacher import LiveTeacher
 
@@ -37,7 +37,6 @@ TEACHER, STUDENT = "internvl2-8b", "internvl2-2b"  # 8.08B and 2.21B, 0.30B of e
 PATCH = 14  # pixels, as InternVL's; four patches to a token
 T_START = 0.4  # the paper's for a ratio of parameters of 3.5 (Table 1); what it used here we do not know
 LONGEST_ANSWER = 3  # tokens, its end included
-BATCH = 256  # examples, in measuring
 TUNING_SEED = 100  # the learning rates are chosen on it; it is never tested
 PAPER = {  # for machines with accelerators; not run here
     "teacher": "OpenGVLab/InternVL2-8B",
@@ -248,22 +247,25 @@ class ImageText(study.Study[Run]):
     settings: ClassVar[Mapping[str, Setting]] = SETTINGS
     training_split = "distil"
 
-    def __init__(self, setting: Setting):
-        super().__init__(setting)
-        self.collator = self.source.collator
+    @cached_property
+    def collator(self) -> PictureCollator:  # type: ignore[override]  # batches as of the base's, with pictures
+        return self.source.collator
 
     def values(self, model: PreTrainedModel, run: Run, split: str) -> dict[tuple[str, str], float]:
         """The task "average" is the mean over families; validation only chooses: there it is all that is kept."""
         logits_of = LiveTeacher(model)
         teacher = None if run.method == "teacher" else self.teacher_logits(run.teacher, split)
         right = {
-            family: 100.0 * mean(whole_responses(logits_of, batches(asked, self.collator, BATCH))[0])
+            family: 100.0
+            * mean(
+                whole_responses(logits_of, batches(asked, self.collator, self.setting.together, device()))[0]
+            )
             for family, asked in by_family(self.source.examples(split)).items()
         }
         values = {("accuracy", "average"): mean(right.values())}
         values |= {
             (metric, "average"): value
-            for metric, value in text_scores(logits_of, teacher, self.batches(split, BATCH)).items()
+            for metric, value in text_scores(logits_of, teacher, self.batches(split)).items()
         }
         if split != "validation":
             values |= {("accuracy", family): value for family, value in right.items()}
