@@ -2,6 +2,8 @@
 SCALE ?= cpu
 SEEDS ?= 1
 WORKERS ?= 2
+# Who does the jobs of a table: local (processes of this machine), slurm or ray, docs/many_gpus.md.
+LAUNCHER ?=
 # Your own runs go to runs/<scale>; `RESULTS=results` adds to the committed reference rows instead.
 RESULTS ?= runs/$(SCALE)
 # The first of these that runs makes the environment; `make setup PYTHON=…` names yours.
@@ -13,9 +15,9 @@ export HF_HUB_OFFLINE ?= 1
 SEEDED = decide table1 table1-protocol-1 table2 table3 table5 table6 figure1 figure2 adaptivity ablations departures rounds
 SEEDLESS = bench cost theory mode-collapse
 given := $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(word)))
-unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS RESULTS TUNE PYTHON TAID_CACHE HF_HUB_OFFLINE),$(given))
+unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS LAUNCHER RESULTS TUNE PYTHON TAID_CACHE HF_HUB_OFFLINE),$(given))
 counted = $(shell printf %s '$(subst ','\'',$($(1)))' | grep -xE '[1-9][0-9]*')
-$(if $(unknown),$(error $(unknown): no such setting; there are SCALE, SEEDS, WORKERS, RESULTS and PYTHON))
+$(if $(unknown),$(error $(unknown): no such setting; there are SCALE, SEEDS, WORKERS, LAUNCHER, RESULTS and PYTHON))
 $(foreach n,SEEDS WORKERS,$(if $(call counted,$(n)),,$(error $(n)=$($(n)): a whole number from 1 is needed)))
 $(if $(filter-out smoke cpu gpu paper,$(SCALE))$(filter-out 1,$(words $(SCALE))),$(error SCALE=$(SCALE): one of smoke, cpu, gpu (bench and cost alone)))
 $(if $(filter-out 1,$(words $(RESULTS))),$(error RESULTS=$(RESULTS): one folder without blanks in its name))
@@ -37,13 +39,13 @@ PY = .venv/bin/python
 NOTEBOOK = $(if $(filter smoke,$(SCALE)),@: skipped,.venv/bin/jupyter-execute --inplace)
 STAMP = .venv/.installed
 # a study's script, then its page
-STUDY = $(PY) paper_experiments/$(1).py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)
+STUDY = $(PY) paper_experiments/$(1).py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)$(if $(LAUNCHER), --launcher $(LAUNCHER))
 # learning rates: the committed ones, or searched again
 TUNED = $(if $(TUNE),--tune)
 PAGE = $(PY) -m analysis $(1) --scale $(SCALE) --results $(RESULTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data lab lint test test-slow all plan $(SEEDED) $(SEEDLESS) claims report clean FORCE
+.PHONY: help setup data lab lint test test-slow fuzz kill all plan $(SEEDED) $(SEEDLESS) claims report clean FORCE
 
 help: ## this list
 	@echo "make TARGET [SCALE=smoke|cpu] [SEEDS=n] [WORKERS=2] [RESULTS=folder]"
@@ -84,6 +86,15 @@ test: setup ## the test suite | 5
 
 test-slow: setup ## the slow tests: notebooks, a browser, thousand-example properties, kills | 10
 	$(PY) -m pytest -q -m slow
+
+fuzz: export TRITON_INTERPRET = 1
+fuzz kill: export OMP_NUM_THREADS = 1
+
+fuzz: setup ## 10,000 random cases of every loss on every engine against fp64 | 3
+	$(PY) tests/test_fuzz.py 10000
+
+kill: setup ## kill -9 at 50 random points of two processes in one folder, each run again | 4
+	$(PY) tests/test_kills.py 50
 
 all: setup plan ## every item of the paper, one after the other; what is finished is skipped
 	@for item in $(PAPER); do echo; echo "make $$item"; $(MAKE) --no-print-directory $$item || exit 1; done

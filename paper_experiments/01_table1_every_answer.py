@@ -25,7 +25,7 @@ OTHERS = 4  # seeds
 SEARCH, TEST = "table1_tuned_search", "table1_tuned"
 
 
-def main(scale: str, seeds: int, workers: int, folder: Path, tune: bool) -> None:
+def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path, tune: bool) -> None:
     path = folder / f"{TEST}.jsonl"
     for teacher in zoo.PAIRS:
         rates = chosen(scale, teacher, workers, path, tune)
@@ -45,7 +45,7 @@ def main(scale: str, seeds: int, workers: int, folder: Path, tune: bool) -> None
             write_whole(samples, json.dumps(by_method, indent=1, ensure_ascii=False))
 
 
-def chosen(scale: str, teacher: str, workers: int, path: Path, tune: bool) -> dict[str, float]:
+def chosen(scale: str, teacher: str, workers: jobs.Workers, path: Path, tune: bool) -> dict[str, float]:
     """Method → learning rate."""
     setting = SETTINGS[scale]
     grid = [
@@ -62,7 +62,7 @@ def chosen(scale: str, teacher: str, workers: int, path: Path, tune: bool) -> di
     return jobs.best(known, lambda run: run.method, max)
 
 
-def prepare(scale: str, teacher: str, seeds, workers: int) -> None:
+def prepare(scale: str, teacher: str, seeds, workers: jobs.Workers) -> None:
     student = zoo.PAIRS[teacher].student
     models = [("judge", "judge", 0), ("teacher", teacher, 0), *(("student", student, seed) for seed in seeds)]
     logits = [(teacher, split) for split in ("train", "validation", "test")]

@@ -22,7 +22,7 @@ from taid.studies.instruction_tuning import SETTINGS, InstructionTuning, Run, me
 from taid.studies.study import REFERENCES
 
 
-def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
+def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     path, learning_rates = folder / "table1.jsonl", SETTINGS[scale].learning_rates
     pairs = SETTINGS[scale].pairs or zoo.PAIRS
     widest_first = sorted(pairs, key=lambda name: zoo.MODELS[name].shape.hidden, reverse=True)

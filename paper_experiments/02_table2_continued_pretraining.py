@@ -20,7 +20,7 @@ from taid.studies import continued_pretraining, jobs, logit_cache, study
 from taid.studies.continued_pretraining import SETTINGS, TABLE2, ContinuedPretraining, Run, measure, rows
 
 
-def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
+def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     setting, path = continued_pretraining.setting(scale), folder / "table2.jsonl"
     continued_pretraining.at(scale).source.tasks()  # before any worker wants them
     models = [("student", setting.student, seed) for seed in range(seeds)]

@@ -22,7 +22,7 @@ from taid.studies.probability_mass import CLAIMED, measure, rows
 TEACHER = "phi-3-mini"
 
 
-def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
+def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     table1 = results.read(folder / "table1.jsonl")
     rates = study.chosen_rates(jobs.rows(folder, "table1"), scale, TEACHER, needed=CLAIMED)
     models = [("teacher", TEACHER, 0)]

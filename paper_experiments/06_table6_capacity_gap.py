@@ -25,7 +25,7 @@ from taid.studies.study import REFERENCES
 MAP_METHODS, MAP_SEEDS = ("taid", "skew_kl"), 3
 
 
-def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
+def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     evaluate = partial(evaluate_runs, folder / "table6.jsonl", workers)
     models = [("teacher", teacher, 0) for teacher in reversed(TEACHERS)]  # the slowest first
     models += [("student", STUDENT, seed) for seed in range(seeds)]
@@ -58,7 +58,9 @@ def map_of(runs: Iterable[Run]) -> list[Run]:
     return [v for run in bases for v in capacity.variants(run) if capacity.matters(run, v)]
 
 
-def evaluate_runs(path: Path, workers: int, runs: Iterable[Run], experiment: str, split: str, title: str):
+def evaluate_runs(
+    path: Path, workers: jobs.Workers, runs: Iterable[Run], experiment: str, split: str, title: str
+):
     cells = {(run, split): [experiment] for run in runs}
     jobs.evaluate(cells, capacity.measure, capacity.rows, path, workers, title)
 

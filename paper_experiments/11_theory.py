@@ -113,7 +113,7 @@ def cell(study, scale: str) -> list[Row]:
     )
 
 
-def main(name: str, seeds: int, workers: int, folder: Path) -> None:
+def main(name: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     for study in STUDIES:
         rows = cell(study, name)
         if rows[0].config_hash not in finished(folder / "theory.jsonl"):

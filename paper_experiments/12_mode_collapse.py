@@ -109,7 +109,7 @@ def rows(scale: str, config: dict, measured: dict[str, dict], seconds: float) ->
     return cell_rows(each, config, experiment="mode_collapse", scale=scale, seconds=seconds, **shared)
 
 
-def main(name: str, seeds: int, workers: int, folder: Path) -> None:
+def main(name: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     scale, path = SCALES[name], folder / "mode_collapse.jsonl"
     torch.set_num_threads(1)
     done = finished(path)

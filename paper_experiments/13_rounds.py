@@ -17,7 +17,7 @@ from taid.studies import jobs, rounds, study, zoo
 from taid.studies.instruction_tuning import MADE, InstructionTuning, Run
 
 
-def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
+def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     rate = rounds.learning_rate(jobs.rows(folder, "table1"), scale)
     student = zoo.PAIRS[rounds.TEACHER].student
     models = [("teacher", rounds.TEACHER, 0), *[("student", student, seed) for seed in range(seeds)]]

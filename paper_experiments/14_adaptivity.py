@@ -18,7 +18,7 @@ from taid.studies import ablations, jobs
 from taid.studies.instruction_tuning import MADE
 
 
-def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
+def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     rates = ablations.learning_rates(jobs.rows(folder, "table1"), scale)
     ablations.prepare(scale, seeds, workers)
     runs = [run for seed in range(seeds) for run in ablations.runs(scale, seed, rates, ablations.ADAPTIVITY)]

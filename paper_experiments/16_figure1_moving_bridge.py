@@ -14,7 +14,7 @@ from taid.studies.instruction_tuning import MADE, InstructionTuning
 from taid.studies.moving_bridge import METHODS, TEACHER, Run, measure, rows
 
 
-def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
+def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     rates = study.chosen_rates(jobs.rows(folder, "table1"), scale, TEACHER, METHODS)
     models = [("teacher", TEACHER, 0)]
     models += [("student", zoo.PAIRS[TEACHER].student, seed) for seed in range(seeds)]

@@ -34,7 +34,7 @@ from taid.studies.study import REFERENCES
 DECIDING = ("kl", "taid")  # run first
 
 
-def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
+def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     path = folder / "decide.jsonl"
     for methods in (DECIDING, [method for method in METHODS if method not in DECIDING]):
         for teacher in ARMS:

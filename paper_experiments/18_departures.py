@@ -15,7 +15,7 @@ from taid.studies import departures, jobs
 from taid.studies.instruction_tuning import MADE
 
 
-def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
+def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     rates = departures.learning_rates(results.read(folder / "table1.jsonl"), scale)
     departures.prepare(scale, seeds, workers)
     cells = {

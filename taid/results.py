@@ -17,6 +17,7 @@ import platform
 import subprocess
 import sys
 import warnings
+from argparse import ArgumentParser
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -24,9 +25,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from taid.files import locked
+from taid.files import locked, write_whole
 
 UNKNOWN = "unknown"
+TIMED = ("seconds", "minutes", "ns/element", "tokens/s", "times the live teacher's")  # units
 PACKAGES = ("torch", "transformers", "numpy")  # those whose version can change a number
 
 
@@ -113,26 +115,37 @@ def cell_rows(each: Iterable[dict[str, Any]], config: dict[str, Any], **shared) 
 
 
 def append(path: Path, rows: Sequence[Row]) -> None:
-    """Append the rows of a cell, all or none, safely beside other processes.
+    """Append rows, all or none, safely beside other processes.
 
     The new content replaces the file by a rename under a lock on its folder, so a kill leaves the old file or
     the new one. A torn last line (left by a copy cut short, say) is cut off with a warning, its cell with it.
 
     Raises ValueError, before anything is written, for a value that is not finite.
     """
+    _require_finite(rows)
+    with locked(path.parent):
+        _write(path, rows)
+
+
+def append_once(path: Path, rows: Sequence[Row]) -> None:
+    """`append`, without the cells that are there already: another process may have finished one meanwhile."""
+    _require_finite(rows)
+    with locked(path.parent):
+        known = finished(path)
+        if new := [row for row in rows if row.config_hash not in known]:
+            _write(path, new)
+
+
+def _require_finite(rows: Sequence[Row]) -> None:
     for row in rows:
         if not math.isfinite(row.value):
             raise ValueError(f"{row} is {row.value}, which is no result. Leave the row out and report why.")
+
+
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    """The file with further rows in the place of the file; its folder is locked."""
     lines = "".join(json.dumps(asdict(row), allow_nan=False) + "\n" for row in rows)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with locked(path.parent):
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(_whole_lines(path) + lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+    write_whole(path, _whole_lines(path) + lines, alone=True)
 
 
 def read(path: Path) -> list[Row]:
@@ -149,6 +162,54 @@ def read(path: Path) -> list[Row]:
 def finished(path: Path) -> set[str]:
     """Config hashes of the cells that need not run again."""
     return {row.config_hash for row in read(path)}
+
+
+class Conflict(ValueError):
+    """Two sources have one cell with different numbers; the message names cells, files and values."""
+
+
+def merge(target: Path, sources: Sequence[Path]) -> dict[str, int]:
+    """Bring the rows of other machines into the folder `target`, file by file: {file: cells that came in}.
+
+    A cell that is there with the same numbers, those of time apart, is passed over, so that a merge may be repeated
+    and sources may overlap. Raises, before anything is written, Conflict for a cell with other numbers, Damaged for a
+    file with a line that is no row, ValueError for a source that is no folder with files of rows.
+    """
+    new: dict[str, dict[str, list[Row]]] = {}  # file → hash of a cell → its rows
+    known: dict[str, dict[str, tuple[Path, list[Row]]]] = {}  # … and where they were found first
+    conflicts = []
+    for folder in [target, *sources]:
+        files = sorted(folder.glob("*.jsonl"))
+        if not files and folder != target:
+            raise ValueError(f"{folder} is no folder with files of rows (*.jsonl)")
+        for path in files:
+            for name, rows in cells(read(path)).items():
+                first, there = known.setdefault(path.name, {}).setdefault(name, (path, rows))
+                conflicts += _differences(first, there, path, rows)
+                if first == path and folder != target:
+                    new.setdefault(path.name, {})[name] = rows
+    if conflicts:
+        shown = "".join(f"\n  {line}" for line in conflicts[:10])
+        more = f"\n  and {len(conflicts) - 10} more" if len(conflicts) > 10 else ""
+        raise Conflict(f"cells with two answers; delete the rows of one, nothing is written:{shown}{more}")
+    for name, found in new.items():
+        append_once(target / name, [row for rows in found.values() for row in rows])
+    return {name: len(found) for name, found in new.items()}
+
+
+def cells(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """{config hash: the rows of its cell}, in the order of writing."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.config_hash, []).append(row)
+    return found
+
+
+def _differences(first: Path, there: Sequence[Row], path: Path, rows: Sequence[Row]) -> list[str]:
+    """What two files say differently of one cell. Time is measured, and differs between machines."""
+    one, other = ({str(r): r.value for r in found if r.unit not in TIMED} for found in (there, rows))
+    names = [name for name in one | other if one.get(name) != other.get(name)]
+    return [f"{name} is {one.get(name)} in {first} and {other.get(name)} in {path}" for name in names]
 
 
 def _whole_lines(path: Path) -> str:
@@ -209,3 +270,26 @@ def _processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = ArgumentParser(
+        prog="python -m taid.results", description="Rows of several machines in one folder."
+    )
+    merging = parser.add_subparsers(required=True, metavar="merge").add_parser(
+        "merge", help="bring rows together"
+    )
+    merging.add_argument("target", type=Path, help="the folder that they go into")
+    merging.add_argument("sources", type=Path, nargs="+", help="folders with files of rows")
+    given = parser.parse_args(words)
+    try:
+        merged = merge(given.target, given.sources)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    counts = ", ".join(f"{name} {count}" for name, count in merged.items())
+    print(f"cells that came into {given.target}: {counts or 'none, all were there'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,6 +2,9 @@
 
 import json
 import math
+import shutil
+import subprocess
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from unittest.mock import Mock
@@ -16,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from taid.objectives import METHODS, TAID, objective
 from taid.schedule import Linear
-from taid.trainer.checkpoints import BUFFER, STATE, last_checkpoint, read_buffer
+from taid.trainer.checkpoints import BUFFER, KEYS, STATE, last_checkpoint, read_buffer
 from taid.trainer.objective import all_finite
 
 SAVE = {"save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "constant"}
@@ -219,4 +222,121 @@ def test_a_stream_takes_no_step_of_left_over_micro_batches(tmp_path):
 def test_state_is_json_of_one_form(tmp_path):
     tiny_trainer(tmp_path, "taid", steps=1, **SAVE).train()
     state = json.loads((tmp_path / "checkpoint-1" / STATE).read_text())
-    assert sorted(state) == ["method", "objective", "position", "ranks", "rollouts", "weights_only"]
+    assert set(state) == KEYS and state["data"] == {"data seed": 42, "rows per step": 4, "rows of data": 64}
+    files = {path.name: path.stat().st_size for path in (tmp_path / "checkpoint-1").iterdir()}
+    assert state["files"] == {name: size for name, size in files.items() if name != STATE}
+
+
+# Damaged, old and foreign checkpoints: a sentence, and nothing of them is changed
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    """The folder of a run of 4 steps, with checkpoints 3 and 4."""
+    folder = tmp_path_factory.mktemp("kept")
+    tiny_trainer(folder, "kl", steps=4, **SAVE, save_total_limit=2).train()
+    return folder
+
+
+@pytest.fixture
+def run_folder(kept, tmp_path) -> Path:
+    return Path(shutil.copytree(kept, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", STATE]
+)
+def test_a_truncated_checkpoint_is_named_and_the_one_before_it_taken(name, run_folder):
+    path = run_folder / "checkpoint-4" / name
+    path.write_bytes(path.read_bytes()[:-7])
+    before = contents(run_folder)
+    with pytest.raises(ValueError, match=rf"checkpoint-4/{name} is damaged.*take another"):
+        tiny_trainer(run_folder, "kl", steps=6).train(resume_from_checkpoint=str(path.parent))
+    with pytest.warns(UserWarning, match=f"{name} is damaged.*the checkpoint before it is taken"):
+        assert last_checkpoint(str(run_folder)) == str(run_folder / "checkpoint-3")
+    assert contents(run_folder) == before
+
+
+def test_a_checkpoint_with_a_file_gone_is_named(run_folder):
+    (run_folder / "checkpoint-4" / "optimizer.pt").unlink()
+    with pytest.raises(ValueError, match="optimizer.pt is damaged, none of .* bytes are there"):
+        tiny_trainer(run_folder, "kl").train(resume_from_checkpoint=str(run_folder / "checkpoint-4"))
+
+
+@pytest.mark.parametrize("absent", [{"weights_only"}, {"position"}, {"data", "files"}])
+def test_a_checkpoint_of_an_older_version_says_so(absent, run_folder):
+    """It was a KeyError."""
+    path = run_folder / "checkpoint-4" / STATE
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in state.items() if name not in absent}))
+    with pytest.raises(
+        ValueError, match=f"older version of taid, without {', '.join(sorted(absent))}.*from_pre"
+    ):
+        tiny_trainer(run_folder, "kl", steps=6).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(batch=8), "with rows per step 4, and this one has 8"),
+        (dict(gradient_accumulation_steps=2), "with rows per step 4, and this one has 8"),
+        (dict(seed=7), "with data seed 42, and this one has 7"),
+        (dict(examples=tiny_examples(60)), "with rows of data 64, and this one has 60"),
+    ],
+)
+def test_other_examples_under_an_old_checkpoint_are_refused(change, words, run_folder):
+    before = contents(run_folder)
+    with pytest.raises(ValueError, match=words):
+        tiny_trainer(run_folder, "kl", steps=6, **change).train(resume_from_checkpoint=True)
+    assert contents(run_folder) == before
+
+
+def test_a_run_goes_on_longer_faster_or_on_data_begun_anew(run_folder):
+    """What a checkpoint does not decide."""
+    tiny_trainer(run_folder, "kl", steps=6, learning_rate=1e-3).train(resume_from_checkpoint=True)
+    anew = tiny_trainer(run_folder, "kl", steps=6, batch=8, ignore_data_skip=True)
+    anew.train(resume_from_checkpoint=True)
+    assert anew.state.global_step == 6
+
+
+@contextmanager
+def small_disk(folder: Path, size: str):
+    """A file system of so many bytes."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_keeps_the_checkpoint_before(tmp_path):
+    """A checkpoint takes 130 kB; the third has no room."""
+    disk, run = tmp_path / "disk", dict(steps=6, **SAVE)
+    with small_disk(disk, "400k"):
+        with pytest.raises(
+            OSError,
+            match=r"checkpoint-3 could not be written, [\d,]+ bytes are free.*last good checkpoint is .*checkpoint-2",
+        ):
+            tiny_trainer(disk, "kl", **run).train()
+        last = Path(last_checkpoint(str(disk)))
+        for path in disk.glob("checkpoint-*"):
+            if path != last:
+                shutil.rmtree(path)
+        resumed = tiny_trainer(disk, "kl", **(run | {"save_strategy": "no"}))
+        resumed.train(resume_from_checkpoint=True)
+    whole = tiny_trainer(tmp_path / "whole", "kl", steps=6, lr_scheduler_type="constant")
+    whole.train()
+    assert distance(weights(whole.model), weights(resumed.model)) == 0
+
+
+def test_a_file_in_the_place_of_the_folder_is_a_sentence(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(OSError, match="run"):
+        tiny_trainer(tmp_path / "run", "kl", **SAVE).train()
+    assert (tmp_path / "run").read_text() == "mine"

@@ -90,9 +90,11 @@ def given(monkeypatch, *arguments: str, **defaults) -> jobs.Arguments:
 
 
 def test_the_command_line_of_a_study(monkeypatch):
-    assert given(monkeypatch, seeds=4) == ("cpu", 4, 2, Path("runs/cpu"))
+    assert given(monkeypatch, seeds=4) == ("cpu", 4, jobs.Workers(2), Path("runs/cpu"))
     arguments = ("--scale", "smoke", "--seeds", "1", "--workers", "3", "--results", "elsewhere")
-    assert given(monkeypatch, *arguments, seeds=4) == ("smoke", 1, 3, Path("elsewhere"))
+    assert given(monkeypatch, *arguments, seeds=4) == ("smoke", 1, jobs.Workers(3), Path("elsewhere"))
+    elsewhere = given(monkeypatch, "--workers", "40", "--launcher", "slurm", "--shard", "3/4", seeds=1)
+    assert elsewhere.workers == (40, "slurm", (3, 4))
     assert given(monkeypatch, "--scale", "smoke", seeds=4).results == Path("runs/smoke")
 
 
@@ -101,6 +103,10 @@ def test_the_command_line_of_a_study(monkeypatch):
     [
         (("--scale", "huge"), "invalid choice: 'huge' (choose from"),
         (("--workers", "0"), "'0' is not a whole number from 1 on"),
+        (("--shard", "0/4"), "'0/4' is no part such as 1/4 … 4/4"),
+        (("--shard", "5/4"), "'5/4' is no part"),
+        (("--shard", "1"), "'1' is no part"),
+        (("--launcher", "cloud"), "invalid choice: 'cloud' (choose from"),
         (("--seeds", "-1"), "'-1' is not a whole number from 1 on"),
         (("--seeds", "two"), "'two' is not a whole number from 1 on"),
         (("--results", __file__), "is no folder"),
@@ -125,6 +131,15 @@ def test_what_is_refused_while_running_is_a_sentence_too(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         jobs.command(main, "A study.", ["cpu"])
     assert end.value.code == 2 and capsys.readouterr().err == "study.py: run `make table1` first\n"
+
+
+def test_a_shard_that_waits_for_others_is_no_failure(monkeypatch, capsys):
+    def main(*_):
+        raise jobs.Unfinished("run the other shards")
+
+    monkeypatch.setattr("sys.argv", ["study.py", "--shard", "1/2"])
+    jobs.command(main, "A study.", ["cpu"])
+    assert capsys.readouterr().out == "study.py: run the other shards\n"
 
 
 def test_the_best_rate_of_each_cell_by_hand():

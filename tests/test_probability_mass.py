@@ -112,4 +112,4 @@ def test_only_missing_cells_run_and_each_experiment_gets_its_rows(tmp_path, monk
     jobs.evaluate({(Run(0), "test"): ["a"], (Run(1), "test"): ["a", "b"]}, measure, rows, path, 1, "second")
     assert measured == [(0, "test"), (1, "test"), (1, "test")]  # seed 1 lacked b
     written = [(r.experiment, r.seed, r.seconds) for r in results.read(path)]
-    assert written == [("a", 0, 2.0), ("a", 1, 2.0), ("a", 1, 2.0), ("b", 1, 2.0)]
+    assert written == [("a", 0, 2.0), ("a", 1, 2.0), ("b", 1, 2.0)]  # none twice

@@ -9,8 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from taid import results
-from taid.results import Provenance, Row, append, config_hash, finished, provenance, read
+from taid import files, results
+from taid.results import (
+    Conflict,
+    Provenance,
+    Row,
+    append,
+    append_once,
+    config_hash,
+    finished,
+    merge,
+    provenance,
+    read,
+)
 
 HERE = Provenance(commit="c0ffee", dirty=False, versions="python 3.11", device="cpu", date="2025-01-01")
 
@@ -110,7 +121,7 @@ def test_a_crash_while_writing_leaves_the_old_file(path, monkeypatch):
     def crash(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(results.os, "replace", crash)
+    monkeypatch.setattr(files.os, "replace", crash)
     with pytest.raises(KeyboardInterrupt):
         append(path, cell(1))
     monkeypatch.undo()
@@ -138,6 +149,83 @@ def test_two_processes_lose_nothing_and_keep_cells_whole(path):
     rows = read(path)
     assert sorted(row.seed for row in rows[::3]) == list(range(60))
     assert all(rows[i : i + 3] == cell(rows[i].seed) for i in range(0, len(rows), 3))
+
+
+def once(path: Path, seed: int) -> None:
+    append_once(path, cell(seed))
+
+
+def test_a_cell_that_another_process_has_finished_is_not_written_again(path):
+    spawn = multiprocessing.get_context("spawn")
+    workers = [spawn.Process(target=once, args=(path, 0)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0] and read(path) == cell(0)
+    append_once(path, cell(0) + cell(1))
+    assert read(path) == cell(0) + cell(1)
+
+
+# Rows of several machines
+
+
+def test_a_merge_loses_nothing_doubles_nothing_and_may_be_repeated(tmp_path):
+    here, one, other = (tmp_path / name for name in ("here", "one", "other"))
+    append(here / "table1.jsonl", cell(0))
+    append(one / "table1.jsonl", cell(0) + cell(1))
+    append(other / "table1.jsonl", cell(1) + cell(2))
+    append(other / "table2.jsonl", cell(0))
+    assert merge(here, [one, other]) == {"table1.jsonl": 2, "table2.jsonl": 1}
+    again = (here / "table1.jsonl").read_bytes()
+    assert read(here / "table1.jsonl") == cell(0) + cell(1) + cell(2) and read(here / "table2.jsonl") == cell(
+        0
+    )
+    assert merge(here, [one, other]) == merge(here, [here]) == {}
+    assert (here / "table1.jsonl").read_bytes() == again
+
+
+def test_a_merge_into_a_folder_that_is_not_there(tmp_path):
+    append(tmp_path / "one" / "table1.jsonl", cell(0))
+    merge(tmp_path / "new" / "folder", [tmp_path / "one"])
+    assert read(tmp_path / "new" / "folder" / "table1.jsonl") == cell(0)
+
+
+def test_two_answers_for_one_cell_are_named_and_nothing_is_written(tmp_path):
+    here, one, other = (tmp_path / name for name in ("here", "one", "other"))
+    append(one / "table1.jsonl", cell(0) + cell(1))
+    append(other / "table1.jsonl", [*cell(1)[:2], replace(cell(1)[2], value=2.5)])
+    words = r"seed 1: metric 2 is 2.0 in .*one/table1.jsonl and 2.5 in .*other/table1.jsonl"
+    with pytest.raises(Conflict, match=words):
+        merge(here, [one, other])
+    append(one / "table2.jsonl", cell(0))
+    append(other / "table2.jsonl", cell(0, metrics=2))
+    with pytest.raises(Conflict, match="metric 2 is 2.0 in .* and None in"):
+        merge(here, [one, other])
+    assert not here.exists()
+
+
+def test_time_and_place_are_no_second_answer(tmp_path):
+    """A cell that two machines have run: the first is kept."""
+    timed = [replace(row, metric="train_seconds", unit="seconds") for row in cell(0, metrics=1)]
+    append(tmp_path / "one" / "a.jsonl", cell(0) + timed)
+    slower = [replace(row, seconds=9.0, date="2026-01-01", value=row.value) for row in cell(0)]
+    append(tmp_path / "other" / "a.jsonl", slower + [replace(row, value=9.0) for row in timed])
+    assert merge(tmp_path / "one", [tmp_path / "other"]) == {}
+
+
+def test_what_cannot_be_merged_is_a_sentence(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    append(tmp_path / "bad" / "table1.jsonl", cell(0))
+    with open(tmp_path / "bad" / "table1.jsonl", "a") as file:
+        file.write("{}\n")
+    for source, words in (("empty", "no folder with files of rows"), ("bad", "line 4 is no row")):
+        with pytest.raises(SystemExit) as end:
+            results.main(["merge", str(tmp_path / "here"), str(tmp_path / source)])
+        assert end.value.code == 2 and words in capsys.readouterr().err
+    append(tmp_path / "good" / "table1.jsonl", cell(0))
+    assert results.main(["merge", str(tmp_path / "here"), str(tmp_path / "good")]) == 0
+    assert capsys.readouterr().out == f"cells that came into {tmp_path / 'here'}: table1.jsonl 1\n"
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -202,6 +202,12 @@ def test_what_is_not_done_is_refused_with_what_to_do(field, tmp_path):
         check_arguments(Claimed(args, field, ASKED[field]))
 
 
+def test_deepspeed_by_accelerates_configuration_is_refused_too(tmp_path):
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(ValueError, match="^deepspeed is not for distillation: .*launch/fsdp2.yaml"):
+        check_arguments(Claimed(args, "deepspeed_plugin", object()))
+
+
 @pytest.mark.parametrize("arguments", [{"label_smoothing_factor": 0.1}, {"label_names": ["start_positions"]}])
 def test_the_trainer_refuses_at_construction(arguments, tmp_path):
     with pytest.raises(ValueError, match=f"^{next(iter(arguments))}="):

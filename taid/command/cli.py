@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -182,7 +183,9 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> str:
 def main(words: Sequence[str] | None = None) -> int:
     arguments, rest = parser().parse_known_args(words)
     try:
-        print(run(arguments, rest))
+        said = run(arguments, rest)
+        if os.environ.get("RANK", "0") == "0":  # the first of several ranks
+            print(said)
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         print(f"taid: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

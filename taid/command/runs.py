@@ -97,20 +97,21 @@ def distil(settings: Settings, output: Path) -> dict:
         write_whole(output / RECORD, json.dumps(record, indent=2))
     trainer.train(resume_from_checkpoint=last_checkpoint(str(output)))
     metrics = trainer.evaluate() if validation is not None else {}
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # of all ranks, where they share the student
+    history = trainer.state.log_history
+    record |= {
+        "taid": taid.__version__,
+        "rows": [len(train), 0 if validation is None else len(validation)],
+        "steps": trainer.state.global_step,
+        "seconds": sum(row.get("train_runtime", 0.0) for row in history),
+        "metrics": {name: value for name, value in metrics.items() if name in METRICS},
+        "provenance": asdict(provenance(Path(taid.__file__).parent)),
+    }
     if trainer.args.should_save:
         student = trainer.accelerator.unwrap_model(trainer.model)
-        student.save_pretrained(output)
+        student.save_pretrained(output, state_dict=weights)
         tokenizer.save_pretrained(output)
-        history = trainer.state.log_history
         write_whole(output / "curves.jsonl", "".join(f"{json.dumps(row)}\n" for row in history))
-        record |= {
-            "taid": taid.__version__,
-            "rows": [len(train), 0 if validation is None else len(validation)],
-            "steps": trainer.state.global_step,
-            "seconds": sum(row.get("train_runtime", 0.0) for row in history),
-            "metrics": {name: value for name, value in metrics.items() if name in METRICS},
-            "provenance": asdict(provenance(Path(taid.__file__).parent)),
-        }
         drawn = draw(history, output / "curves.png")
         write_whole(
             output / "README.md", card(record, str(getattr(trainer.objective, "schedule", "")), drawn)
@@ -168,7 +169,7 @@ def compare(settings: Settings, methods: Sequence[str], seeds: Sequence[int], ou
             folder = output / f"{method}-seed{seed}"
             found[method, seed] = distil(replace(settings, method=method, seed=seed), folder)
             for checkpoint in folder.glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)
+                shutil.rmtree(checkpoint, ignore_errors=True)  # another rank may be at it
     text = table(found, methods, seeds)
     write_whole(output / "comparison.md", text)
     rows = [{"method": m, "seed": s, "seconds": r["seconds"], **r["metrics"]} for (m, s), r in found.items()]

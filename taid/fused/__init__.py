@@ -42,6 +42,7 @@ from taid.fused.rows import Rows, pieces, require_like, require_writable, values
 from taid.losses import LOSSES
 
 ENGINES = ("eager", "compiled", "cpp", "triton")
+UNBOUNDED = ("reverse_kl", "adaptive_kl", "alpha_beta")  # gradients that grow with the gap of two logits
 
 
 def __getattr__(name: str) -> Callable[..., Tensor]:
@@ -90,7 +91,9 @@ def mean(
     weights = row_weights(mask, weights, student[..., 0])
     loss, teacher, parameters = _checked(loss, student, teacher.detach(), parameters, weights)
     if inplace:
-        require_writable("inplace=True: the student's logits", student.detach(), student.detach(), teacher)
+        require_writable(
+            "inplace=True: the student's logits", student.detach(), student.detach(), teacher_logits
+        )
     if "labels" in parameters:
         parameters["labels"] = parameters["labels"].reshape(-1)
     weights = None if weights is None else weights.reshape(-1).to(values_type(student))
@@ -126,12 +129,12 @@ def value_and_gradient(
     values = _zeros(student)
     if weights is not None:
         weights = position_weights(weights, values).to(values.dtype)
-    loss, teacher, parameters = _checked(loss, student, teacher, parameters, weights)
     if out is None:
         out = _empty_like(student)
     else:
         require_like("out", out, student)
         require_writable("out", out, student, teacher)
+    loss, teacher, parameters = _checked(loss, student, teacher, parameters, weights)
     if slope is not None:
         require_like("slope", slope, values)
         if not slope.is_contiguous():
@@ -196,7 +199,8 @@ class _Mean(torch.autograd.Function):
         student = student.detach()
         counts = share(student.shape[:-1].numel(), weights)
         # probabilities are small for fp16: enlarge them, and divide in the backward pass, after a loss scale
-        scale = 1024.0 if student.dtype == torch.float16 else counts
+        enlarged = 16.0 if loss in UNBOUNDED else 1024.0
+        scale = enlarged if student.dtype == torch.float16 else counts
         gradient = None
         if wants_gradient:
             gradient = student if inplace else _empty_like(student)
@@ -288,7 +292,8 @@ def _scale(gradient: Tensor, factor: Tensor) -> None:
 def _checked(
     loss: str, student: Tensor, teacher: Tensor, parameters: dict[str, Any], weights: Tensor | None
 ) -> tuple[str, Tensor, dict[str, Any]]:
-    """The loss, its teacher and its parameters, checked; TAID's ends, t = 0 and t = 1, are a forward KL."""
+    """The loss, its teacher and its parameters, checked; TAID's ends, t = 0 and t = 1, are a forward KL. (At t = 0 the
+    teacher is the student's own memory: engines read both sides of an entry before they write over it.)"""
     parameters = completed(loss, parameters)
     if "labels" in parameters:
         _require_targets(parameters["labels"], student, None if weights is None else weights > 0)

@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from taid import objectives, results, schedule
 from taid.files import write_whole
 from taid.schedule import Adaptive
-from taid.studies import adaptivity, instruction_tuning, study, zoo
+from taid.studies import adaptivity, instruction_tuning, jobs, study, zoo
 from taid.studies.instruction_tuning import InstructionTuning
 from taid.studies.training import Training
 from taid.studies.variants import BLENDS, Blend, Traced
@@ -147,7 +147,7 @@ def runs(scale: str, seed: int, rates: dict[str, float], names: Sequence[str] = 
     return [Run(scale, name, TEACHER, seed, rates[name if name == "sft" else "taid"]) for name in names]
 
 
-def prepare(scale: str, seeds: int, workers: int) -> None:
+def prepare(scale: str, seeds: int, workers: jobs.Workers | int) -> None:
     """Train and cache what the runs of `seeds` seeds need, unless Table 1 has. Seed 0 replays seed 1's t."""
     models = [("judge", "judge", 0), ("teacher", TEACHER, 0)]
     models += [("student", zoo.PAIRS[TEACHER].student, seed) for seed in range(max(seeds, 2))]

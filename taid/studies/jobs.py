@@ -1,26 +1,33 @@
-"""Independent jobs over a few single-threaded worker processes, with progress and the time left.
+"""Independent jobs over workers (`taid.studies.launchers`), with progress and the time left; the cells of a table."""
 
-Small models gain nothing from a second thread: two processes of one thread beat one of two.
-"""
-
-import os
 import time
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from contextlib import closing
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
 from taid import results
+from taid.studies.launchers import LAUNCHERS, Died
 
 REFERENCE = Path(__file__).parents[2] / "results"  # the committed rows
-THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 class Refused(ValueError):
     """What cannot be done as asked; the message is the sentence that says what to do."""
+
+
+class Unfinished(Exception):
+    """Cells of other shards are missing; the message says how to go on."""
+
+
+class Workers(NamedTuple):
+    """Who does the jobs of a command."""
+
+    at_a_time: int
+    launcher: str = "local"
+    shard: tuple[int, int] = (1, 1)  # (i, n): every n-th cell from the i-th on
 
 
 class Arguments(NamedTuple):
@@ -28,7 +35,7 @@ class Arguments(NamedTuple):
 
     scale: str
     seeds: int  # 0 … seeds − 1
-    workers: int
+    workers: Workers
     results: Path
 
 
@@ -40,7 +47,9 @@ def parser(description: str, scales: Iterable[str], seeds: int = 0, workers: int
     if seeds:
         made.add_argument("--seeds", type=positive, default=seeds, help=f"seeds 0 … n − 1 (default: {seeds})")
     if workers:
-        made.add_argument("--workers", type=positive, default=workers, help="processes of one thread")
+        made.add_argument("--workers", type=positive, default=workers, help="jobs at a time, of one thread")
+        made.add_argument("--launcher", choices=[*LAUNCHERS], default="local", help="who does the jobs")
+        made.add_argument("--shard", type=shard, default=(1, 1), help="i/n: the i-th of n parts of the cells")
     return made
 
 
@@ -61,10 +70,13 @@ def command(
         made.add_argument("--tune", action="store_true", help="search the learning rates again")
     given = made.parse_args()
     folder = rows_folder(made, given.scale, given.results)
-    asked = Arguments(given.scale, vars(given).get("seeds", 0), vars(given).get("workers", 1), folder)
+    who = Workers(given.workers, given.launcher, given.shard) if workers else Workers(1)
+    asked = Arguments(given.scale, vars(given).get("seeds", 0), who, folder)
     try:
         main(*asked, *([given.tune] if tunes else []))
-    except (Refused, results.Damaged) as error:
+    except Unfinished as message:
+        print(f"{made.prog}: {message}")
+    except (Refused, Died, results.Damaged, OSError) as error:
         made.exit(2, f"{made.prog}: {error}\n")
 
 
@@ -85,8 +97,19 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def run(function: Callable, jobs: Sequence[tuple], workers: int, title: str) -> Iterator[tuple[tuple, Any]]:
-    """Yield (job, function(*job)) as the jobs finish, in any order; they start in the order given.
+def shard(text: str) -> tuple[int, int]:
+    """(i, n) of "i/n", 1 ≤ i ≤ n."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise ArgumentTypeError(f"{text!r} is no part such as 1/4 … 4/4")
+    return int(part), int(parts)
+
+
+def run(
+    function: Callable, jobs: Sequence[tuple], workers: Workers | int, title: str
+) -> Iterator[tuple[tuple, Any]]:
+    """Yield (job, function(*job)) as the jobs finish, in any order; they start in the order given. A number of
+    workers means processes of this machine.
 
     `function` is a module's own function, so that a fresh process can import it. A job's exception is raised here
     when its turn comes, after which no job starts but the few that the workers hold already; what was yielded before
@@ -94,23 +117,16 @@ def run(function: Callable, jobs: Sequence[tuple], workers: int, title: str) -> 
     """
     if not jobs:
         return
-    os.environ.update(THREADS)  # read by the workers when they import torch
+    who = workers if isinstance(workers, Workers) else Workers(workers)
+    launched = LAUNCHERS[who.launcher](function, jobs, who.at_a_time)
     started = time.monotonic()
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(function, *job): job for job in jobs}
-        try:
-            for done, future in enumerate(as_completed(futures), start=1):
-                job = futures[future]
-                yield job, future.result()
-                elapsed = time.monotonic() - started
-                left = elapsed / done * (len(jobs) - done)
-                name = " ".join(str(part) for part in job)
-                print(
-                    f"[{title} {done}/{len(jobs)}, {clock(elapsed)}, {clock(left)} left] {name}", flush=True
-                )
-        except BaseException:
-            pool.shutdown(cancel_futures=True, wait=False)
-            raise
+    with closing(launched):
+        for done, (job, value) in enumerate(launched, start=1):
+            yield job, value
+            elapsed = time.monotonic() - started
+            left = elapsed / done * (len(jobs) - done)
+            name = " ".join(str(part) for part in job)
+            print(f"[{title} {done}/{len(jobs)}, {clock(elapsed)}, {clock(left)} left] {name}", flush=True)
 
 
 def evaluate(
@@ -118,24 +134,39 @@ def evaluate(
     measure: Callable,
     rows: Callable,
     path: Path,
-    workers: int,
+    workers: Workers | int,
     title: str,
 ) -> None:
     """Run the jobs with cells that `path` has no rows of, and append their rows as they finish.
+
+    Of a shard it is its part of the jobs. Raises Unfinished if other parts are missing then, where the split is
+    "validation", to choose by: a choice from a part of the runs would be another.
 
     `cells` maps a job to the experiments that its numbers belong to; a job starts with its run, of which
     `config()` together with the experiment makes a cell's hash. measure(*job) returns (values, seconds), and
     rows(run, experiment, values, seconds) the cell's rows.
     """
-    finished = results.finished(path)
-    todo = [
-        job
-        for job, experiments in cells.items()
-        if any(results.config_hash(job[0].config() | {"experiment": e}) not in finished for e in experiments)
-    ]
+    part, parts = workers.shard if isinstance(workers, Workers) else (1, 1)
+    todo = _unfinished(path, cells, [*cells][part - 1 :: parts])
     for job, (values, seconds) in run(measure, todo, workers, title):
         for experiment in cells[job]:
-            results.append(path, rows(job[0], experiment, values, seconds))
+            results.append_once(path, rows(job[0], experiment, values, seconds))
+    if missing := _unfinished(path, cells, [job for job in cells if parts > 1 and "validation" in job]):
+        raise Unfinished(
+            f"{path} lacks {len(missing)} of the {len(cells)} runs of {title!r}, and what follows is chosen by all of "
+            "them: run every shard (--shard 1/n … n/n), bring their rows together (python -m taid.results merge), and "
+            "give the same command again"
+        )
+
+
+def _unfinished(path: Path, cells: Mapping[tuple, Sequence[str]], some: Iterable[tuple]) -> list[tuple]:
+    """The jobs of `some` with a cell that `path` has no rows of."""
+    done = results.finished(path)
+    return [
+        job
+        for job in some
+        if any(results.config_hash(job[0].config() | {"experiment": e}) not in done for e in cells[job])
+    ]
 
 
 def measured(path: Path, runs: Iterable, experiment: str, metric: str, task: str) -> dict:

@@ -300,7 +300,11 @@ def prepare(kind: type[Study], scale: str, *what) -> None:
 
 
 def prepare_all(
-    kind: type[Study], scale: str, workers: int, models: Iterable[tuple], logits: Iterable[tuple]
+    kind: type[Study],
+    scale: str,
+    workers: jobs.Workers | int,
+    models: Iterable[tuple],
+    logits: Iterable[tuple],
 ) -> None:
     """Make and keep models, (kind, name, seed), then teachers' logits, (name, split), in the order given."""
     at(kind, scale)  # the data, before any worker wants them

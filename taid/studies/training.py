@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
 from taid import objectives
-from taid.files import write_whole
+from taid.files import locked, write_whole
 from taid.studies import jobs
 from taid.teacher import auto_class
 from taid.trainer import DistillationTrainer, last_checkpoint
@@ -146,14 +146,17 @@ class _Progress(TrainerCallback):
 
 
 def cached_model(folder: Path, train: Callable[[], tuple[PreTrainedModel, dict | None]]) -> PreTrainedModel:
-    """The model in `folder`; if there is none, or a damaged one, the model and record that `train` makes, kept there."""
-    if folder.exists():
-        try:
-            return _loaded(folder)
-        except Exception as error:  # whatever the loader finds wrong
-            warnings.warn(f"the model in {folder} is damaged ({error}): training it again", stacklevel=2)
-            shutil.rmtree(folder)
-    save_whole(*train(), folder)
+    """The model in `folder`; if there is none, or a damaged one, the model and record that `train` makes, kept there.
+
+    One process trains it; another that wants it meanwhile waits."""
+    with locked(folder.parent / "locks" / folder.name):
+        if folder.exists():
+            try:
+                return _loaded(folder)
+            except Exception as error:  # whatever the loader finds wrong
+                warnings.warn(f"the model in {folder} is damaged ({error}): training it again", stacklevel=2)
+                shutil.rmtree(folder)
+        save_whole(*train(), folder)
     return _loaded(folder)
 
 

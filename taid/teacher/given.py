@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -14,6 +15,7 @@ from transformers import (
 )
 
 from taid.logits import check_language_model, inner, is_encoder_decoder
+from taid.sampling import is_sharded
 from taid.teacher.cache import OfflineTeacher
 from taid.teacher.live import LiveTeacher, OwnBase
 from taid.teacher.shards import INDEX
@@ -46,9 +48,9 @@ def auto_class(config: PretrainedConfig) -> Any:
 def live_teacher(model: torch.nn.Module, student, device: torch.device) -> LiveTeacher:
     """The model as a teacher on `device`, or, if it is the model inside a student of PEFT, with adapters off.
 
-    A model that is quantised or that accelerate has spread over devices stays where it is. Raises ValueError
+    A model that is quantised, in shards, or that accelerate has spread over devices stays where it is. Raises ValueError
     for a module that cannot teach the student: no language model, one whose labels have other positions, one
-    that shares weights with the student and would learn with it.
+    that shares weights with the student and would learn with it, one that is another on another rank.
     """
     check_teacher(model, student)
     inside = getattr(inner(student), "get_base_model", None)
@@ -60,8 +62,25 @@ def live_teacher(model: torch.nn.Module, student, device: torch.device) -> LiveT
             "copy.deepcopy(model) as the teacher. (A student of PEFT can have student.get_base_model() as its "
             "teacher.)"
         )
-    placed = hasattr(model, "hf_device_map") or getattr(model, "is_quantized", False)
-    return LiveTeacher(model if placed else model.to(device))
+    placed = hasattr(model, "hf_device_map") or getattr(model, "is_quantized", False) or is_sharded(model)
+    model = model if placed else model.to(device)
+    if not is_sharded(model):
+        _check_ranks(model)
+    return LiveTeacher(model)
+
+
+def _check_ranks(model: torch.nn.Module) -> None:
+    """Raises ValueError on all ranks where their teachers differ, by the sums of their weights."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return
+    sums = torch.stack([weight.detach().sum(dtype=torch.float64).cpu() for weight in model.parameters()])
+    of_ranks: list = [None] * dist.get_world_size()
+    dist.all_gather_object(of_ranks, sums.tolist())
+    if differ := [rank for rank, found in enumerate(of_ranks) if found != of_ranks[0]]:
+        raise ValueError(
+            f"the teacher of rank {differ[0]} has other weights than that of rank 0: load the same on every rank; under "
+            "FSDP, fsdp_cpu_ram_efficient_loading leaves all ranks but the first without: set it to false"
+        )
 
 
 def check_teacher(teacher: torch.nn.Module, student) -> None:

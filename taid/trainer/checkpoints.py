@@ -1,36 +1,84 @@
 """What a checkpoint holds of the objective, and which checkpoints are whole.
 
 Beside the Trainer's own files lie the objective's state and, of each rank, its replay buffer. The state is
-written last, so that a checkpoint that a kill cut short has none.
+written last, so that a checkpoint that a kill cut short has none; it knows the size of every other file, so that one
+that a full disk or a copy cut short is known as well.
 """
 
 import json
+import warnings
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
 
+from taid.files import write_whole
 from taid.objectives import Objective
 
 STATE, BUFFER = "distillation_state.json", "rollouts-{rank}.safetensors"
+KEYS = {"method", "objective", "rollouts", "ranks", "weights_only", "position", "data", "files"}
 
 
 def last_checkpoint(output_dir: str) -> str | None:
-    """The newest whole checkpoint of a DistillationTrainer in `output_dir`, or None."""
+    """The newest whole checkpoint of a DistillationTrainer in `output_dir`, or None; it warns of damaged ones."""
     states = Path(output_dir).glob(f"checkpoint-*/{STATE}")
     numbered = {state.parent.name.split("-")[1]: state.parent for state in states}
-    steps = [number for number in numbered if number.isdigit()]
-    return str(numbered[max(steps, key=int)]) if steps else None
+    for number in sorted(filter(str.isdigit, numbered), key=int, reverse=True):
+        fault = _fault(numbered[number])
+        if fault is None:
+            return str(numbered[number])
+        warnings.warn(f"{fault}: the checkpoint before it is taken", stacklevel=2)
+    return None
 
 
-def read_state(folder: Path, objective: Objective) -> dict:
-    """What STATE in `folder` holds. Raises ValueError for a checkpoint that no run of `objective` can go on
-    from: one cut short, without the optimizer's state, or of another objective."""
+def write_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write STATE, the last file of a checkpoint, with the sizes of all others."""
+    write_whole(folder / STATE, json.dumps(state | {"files": _sizes(folder)}))
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """The bytes of each file but STATE."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / STATE]
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+
+
+def _fault(folder: Path) -> str | None:
+    """What is damaged of a checkpoint with a STATE, if anything is. Older ones do not tell sizes."""
+    try:
+        written = json.loads((folder / STATE).read_text()).get("files", {})
+    except (ValueError, AttributeError):
+        return f"{folder / STATE} is damaged"
+    there = _sizes(folder)
+    for name, size in written.items():
+        if there.get(name) != size:
+            return f"{folder / name} is damaged, {there.get(name, 'none')} of {size} bytes are there"
+    return None
+
+
+def read_state(folder: Path, objective: Objective, data: dict[str, Any] | None = None) -> dict:
+    """What STATE in `folder` holds. Raises ValueError for a checkpoint that no run of `objective` on `data` can go
+    on from: one cut short or damaged, of an older version, without the optimizer's state, of another objective, or
+    of another order of examples."""
     if not (folder / STATE).exists():
         raise ValueError(
             f"{folder} has no {STATE}: it was cut short, or is not of a DistillationTrainer; take another"
         )
+    if (fault := _fault(folder)) is not None:
+        raise ValueError(f"{fault}: take another checkpoint")
     state = json.loads((folder / STATE).read_text())
+    if missing := sorted(KEYS - state.keys()):
+        raise ValueError(
+            f"{folder} was written by an older version of taid, without {', '.join(missing)}: begin a new run from its "
+            f"weights, from_pretrained('{folder}')"
+        )
+    for name, value in (data or {}).items():
+        if state["data"].get(name, value) != value:
+            raise ValueError(
+                f"{folder} is of a run with {name} {state['data'][name]}, and this one has {value}, so that it would "
+                "see other examples: resume with the same, pass ignore_data_skip=True to begin the data anew, or begin "
+                f"a new run from its weights, from_pretrained('{folder}')"
+            )
     if state["method"] != repr(objective):
         raise ValueError(
             f"{folder} is a checkpoint of {state['method']}, and this trainer's method is {objective!r}: resume "

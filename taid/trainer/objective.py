@@ -1,23 +1,23 @@
 """A Trainer whose runs carry an objective: from its beginning or a checkpoint, through finite steps, to a good end."""
 
-import json
 import math
+import shutil
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import has_length, rotate_checkpoints
 
-from taid.files import write_whole
 from taid.logits import evaluation_mode, response_states
 from taid.objectives import Objective
-from taid.trainer.checkpoints import BUFFER, STATE, last_checkpoint, read_buffer, read_state
+from taid.trainer.checkpoints import BUFFER, STATE, last_checkpoint, read_buffer, read_state, write_state
 
 FEW = 4  # positions whose logits tell whether the student says something finite
 
@@ -39,7 +39,10 @@ class ObjectiveTrainer(Trainer):
             if resume_from_checkpoint is None:
                 raise ValueError(f"no whole checkpoint in {self.args.output_dir}: train from the beginning")
         if resume_from_checkpoint:
-            read_state(Path(resume_from_checkpoint), self.objective)  # its words, before weights are loaded
+            seen = None if self.args.ignore_data_skip else self._data_seen()
+            read_state(
+                Path(resume_from_checkpoint), self.objective, seen
+            )  # its words, before weights are loaded
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self._require_finite("at the end of training", "it is not to be used")
         return output
@@ -70,6 +73,17 @@ class ObjectiveTrainer(Trainer):
             return start
         return tuple(read_state(Path(resume_from_checkpoint), self.objective)["position"])
 
+    def _data_seen(self) -> dict[str, int]:
+        """What decides which examples a step sees. Memory may decide the size of batches, and one reader the rows."""
+        args, found = self.args, {"data seed": self.args.data_seed or self.args.seed}
+        if not args.auto_find_batch_size:
+            found["rows per step"] = (
+                args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+            )
+        if has_length(self.train_dataset):
+            found["rows of data"] = len(self.train_dataset)
+        return found
+
     def _position(self) -> tuple[int, int]:
         """(passes, micro-batches of the next pass) of a stream seen, from the Trainer's count of epochs: to it a
         stream is as long as the whole run."""
@@ -97,8 +111,29 @@ class ObjectiveTrainer(Trainer):
         if self.args.should_save:
             (folder / STATE).unlink(missing_ok=True)  # an earlier run's is not whole while it is written over
         limit, self.args.save_total_limit = self.args.save_total_limit, None  # none goes before this is whole
-        super()._save_checkpoint(model, trial)
-        self.args.save_total_limit = limit
+        try:
+            super()._save_checkpoint(model, trial)
+            self._save_objective(folder)
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # torch and safetensors have their own for the disk
+            free = (
+                f"{shutil.disk_usage(run).free:,} bytes are free there" if Path(run).is_dir() else "no folder"
+            )
+            raise OSError(
+                f"{folder} could not be written, {free}: {error}. Make room, or name another output_dir, and resume; "
+                f"{self._kept()}"
+            ) from error
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate_checkpoints(run, limit, self.state.best_model_checkpoint, use_mtime=True)
+        self._last_good = str(folder)
+
+    def _save_objective(self, folder: Path) -> None:
+        """What a checkpoint holds beside the Trainer's files."""
         rollouts = self.objective.rollouts
         if rollouts is not None:
             save_file(rollouts.tensors(), folder / BUFFER.format(rank=self.args.process_index))
@@ -109,12 +144,11 @@ class ObjectiveTrainer(Trainer):
                 "ranks": self.args.world_size,
                 "weights_only": self.args.save_only_model,
                 "position": self._position(),
+                "data": self._data_seen(),
                 "objective": self.objective.state_dict(),
                 "rollouts": rollouts.state_dict() if rollouts is not None else None,
             }
-            write_whole(folder / STATE, json.dumps(state))  # last: it says that the checkpoint is whole
-            rotate_checkpoints(run, limit, self.state.best_model_checkpoint, use_mtime=True)
-        self._last_good = str(folder)
+            write_state(folder, state)  # last: it says that the checkpoint is whole
 
     def _get_grad_norm(self, model, grad_norm=None):
         """The Trainer's, kept for `_require_finite_step`."""

@@ -32,7 +32,13 @@ REFUSED: dict[str, Refusal] = {  # field -> (whether it asks for what we do not 
         "its loss makes no logits, of which divergences are: patch the model before, apply_liger_kernel_to_llama("
         "fused_linear_cross_entropy=False), and pass fuse_head=True for the same saving",
     ),
-    "deepspeed": (lambda args: bool(args.deepspeed), "no test of ours runs it: shard with fsdp"),
+    "deepspeed": (
+        lambda args: (
+            bool(args.deepspeed) or args.deepspeed_plugin is not None
+        ),  # by accelerate's configuration
+        "its engine moves the weights within the backward pass, before loss and gradient of the step are known to be "
+        "finite, and knows no parameters of a method: shard with FSDP2, accelerate launch --config_file launch/fsdp2.yaml",
+    ),
     "parallelism_config": (
         lambda args: args.parallelism_config is not None,
         "the loss is counted over ranks with data of their own: leave out tensor, context and sequence parallelism",
@@ -97,7 +103,9 @@ def check_arguments(args: TrainingArguments) -> None:
     """Raises ValueError for what REFUSED says."""
     for field, (asks, instead) in REFUSED.items():
         if asks(args):
-            raise ValueError(f"{field}={getattr(args, field)!r} is not for distillation: {instead}")
+            given = getattr(args, field)
+            said = field if given is None else f"{field}={given!r}"
+            raise ValueError(f"{said} is not for distillation: {instead}")
     if args.n_gpu > 1:
         raise ValueError(
             f"one process sees {args.n_gpu} GPUs: start one process each, torchrun --nproc-per-node={args.n_gpu} …, "

@@ -1,0 +1,137 @@
+"""Who does a study's jobs: processes of this machine, a Slurm cluster (submitit), a Ray cluster. One interface,
+
+    launcher(function, jobs, at_a_time) -> iterator of (job, function(*job)), in any order, as the jobs finish.
+
+`function` is a module's own, so that another process can import it. Rows are appended by whoever called, never by a
+worker: one that is killed takes an unfinished job with it and nothing else. A job's exception is raised when its turn
+comes; then, and where the iterator is closed, jobs that have not begun do not begin.
+
+On a cluster all machines need this environment, the code, and one `TAID_CACHE`: models and data are kept there.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+
+from taid.files import cache_dir
+
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+SETTINGS = (
+    "TAID_CACHE",
+    "TAID_HUB",
+    "HF_HUB_OFFLINE",
+    "PYTHONPATH",
+)  # of the environment, that a worker needs too
+LONGEST = 24 * 60  # minutes of a Slurm job; SBATCH_TIMELIMIT says otherwise
+
+Done = Iterator[tuple[tuple, Any]]
+
+
+class Died(RuntimeError):
+    """A worker ended without an answer."""
+
+    def __init__(self, job: tuple, why: object):
+        name = " ".join(map(str, job))
+        super().__init__(
+            f"the worker of {name} died ({why}): killed, say, or out of memory. What was finished is kept: give the "
+            "same command again, with fewer workers if memory was short"
+        )
+
+
+def local(function: Callable, jobs: Sequence[tuple], at_a_time: int) -> Done:
+    """Processes of this machine, of one thread each: small models gain nothing from a second."""
+    os.environ.update(THREADS)  # read by the workers when they import torch
+    with ProcessPoolExecutor(min(at_a_time, len(jobs)), mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(function, *job): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise Died(futures[future], "the pool is broken") from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True, wait=False)
+            raise
+
+
+def slurm(function: Callable, jobs: Sequence[tuple], at_a_time: int, cluster: str = "slurm") -> Done:
+    """One job array. Partition, account, GPUs and time are sbatch's own variables (SBATCH_PARTITION, SBATCH_GPUS, …).
+
+    `cluster="local"` is submitit's stand-in on one machine, which starts all jobs at once.
+    """
+    import submitit
+    from submitit.core.utils import UncompletedJobError
+    from submitit.helpers import as_completed as as_they_finish
+
+    os.environ.update(THREADS)  # sbatch hands the environment on
+    executor = submitit.AutoExecutor(cache_dir() / "launched", cluster=cluster)
+    limits = {"slurm_array_parallelism": at_a_time} if cluster == "slurm" else {}
+    executor.update_parameters(name="taid", timeout_min=LONGEST, cpus_per_task=1, **limits)
+    array = executor.map_array(partial(_outcome, function), *zip(*jobs, strict=True))
+    submitted = dict(zip(array, jobs, strict=True))
+    try:
+        for done in as_they_finish(array, poll_frequency=1):
+            try:
+                value, error = done.result()
+            except UncompletedJobError as lost:
+                raise Died(submitted[done], f"job {done.job_id}, {done.state}") from lost
+            if error is not None:
+                raise error
+            yield submitted[done], value
+    finally:
+        for job in submitted:
+            if not job.done():
+                job.cancel()
+
+
+def _outcome(function: Callable, *job) -> tuple[Any, Exception | None]:
+    """(value, error): submitit would hand on an error's words alone."""
+    try:
+        return function(*job), None
+    except Exception as error:
+        return None, error
+
+
+def ray(function: Callable, jobs: Sequence[tuple], at_a_time: int) -> Done:
+    """The cluster of RAY_ADDRESS, else one of this machine. A job whose worker dies is given out again by Ray."""
+    import ray
+    from ray.exceptions import WorkerCrashedError
+
+    begun = join_ray(at_a_time)
+    try:
+        task, waiting, running = ray.remote(function), [*jobs], {}
+        while waiting or running:
+            while waiting and len(running) < at_a_time:
+                job = waiting.pop(0)
+                running[task.remote(*job)] = job
+            [done], _ = ray.wait([*running])
+            job = running.pop(done)
+            try:
+                yield job, ray.get(done)
+            except WorkerCrashedError as error:
+                raise Died(job, "Ray's retries are used up") from error
+    finally:
+        if begun:
+            ray.shutdown()
+
+
+def join_ray(at_a_time: int) -> bool:
+    """Whether this process was no part of Ray before; it is from now on."""
+    import ray
+
+    if ray.is_initialized():
+        return False
+    handed_on = THREADS | {name: os.environ[name] for name in SETTINGS if name in os.environ}
+    size = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": at_a_time, "include_dashboard": False}
+    ray.init(runtime_env={"env_vars": handed_on}, **size)
+    return True
+
+
+LAUNCHERS: dict[str, Callable[[Callable, Sequence[tuple], int], Done]] = {
+    "local": local,
+    "slurm": slurm,
+    "ray": ray,
+}
