@@ -28,6 +28,7 @@ PARAMETERS = {
     "taid_kl": {"t": 0.3},
     "amid_kl": {"t": 0.3, "mixture": 0.5},
 }
+ROUGH = {"alpha": 0.0, "beta": 0.0}  # of α-β: ½ Σ (log p − log q)²
 every_loss = pytest.mark.parametrize("name", PARAMETERS)
 on_the_cpu = pytest.mark.skipif(DEVICE != "cpu" or kernel.library() is None, reason="the C++ kernel's")
 ERROR = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-3, torch.float16: 1e-3}
@@ -109,6 +110,27 @@ def test_value_and_gradient_are_those_of_the_pure_loss(engine, name, dtype):
         loss = getattr(fused, name)(s, z, **PARAMETERS[name], mask=mask)
         gradient = torch.autograd.grad(1024 * loss, s)[0].double() / 1024
     assert error(gradient, expected_gradient) < allowed(dtype, engine)
+
+
+def test_taid_begins_where_its_teacher_is_the_memory_written_over(engine):
+    """At t = 0. It was refused as if it were somebody else's."""
+    s, z = logits()
+    model_output = s * 1.0
+    value = fused.taid_kl(model_output, z, 0.0, inplace=True)
+    gradient = torch.autograd.grad(value, s)[0]
+    assert value.abs() < 1e-6 and gradient.abs().max() < 1e-7
+    values, gradient = fused.value_and_gradient("taid_kl", s, z, out=(out := s.detach().clone()), t=0.0)
+    assert values.abs().max() < 1e-6 and gradient is out and gradient.abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("name", fused.UNBOUNDED)
+def test_gradients_that_grow_with_the_gap_fit_in_fp16(engine, name):
+    """One row, so that its gradient of a hundred and more is not a share of many: enlarged by 1,024 it was infinite."""
+    s = torch.tensor([[0.0, 0.0, 0.5]], dtype=torch.float16, requires_grad=True)
+    z = torch.tensor([[800.0, -800.0, 0.0]], dtype=torch.float16)
+    _, gradient = mean_and_gradient(name, s, z, **(ROUGH if name == "alpha_beta" else {}))
+    _, expected = oracle(name, s, z, **(ROUGH if name == "alpha_beta" else {}))
+    assert gradient.isfinite().all() and error(gradient, expected) < 1e-2
 
 
 @every_loss

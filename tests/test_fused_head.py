@@ -386,3 +386,11 @@ def test_a_student_that_diverged_is_not_taken_for_a_model_without_linear_head(tm
     student.model.norm.weight.data.fill_(math.nan)
     with pytest.raises(FloatingPointError, match="step 1 is nan"):
         tiny_trainer(tmp_path, "kl", student=student, fuse_head=True).train()
+
+
+def test_taid_begins_where_it_is_its_own_teacher():
+    """At t = 0 the teacher is the student's own memory, which the gradient is written over: it was refused."""
+    student, teacher = heads(torch.float32)
+    loss = mean("taid_kl", student, teacher, t=0.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6) and student.hidden.grad.abs().max() < 1e-6

@@ -101,7 +101,7 @@ class Run(every_answer.Run):
         return super().config() | {"training": asdict(self.training), "shares": list(SHARES)}
 
 
-def prepare(scale: str, teacher: str, seeds: Iterable[int], workers: int) -> None:
+def prepare(scale: str, teacher: str, seeds: Iterable[int], workers: jobs.Workers | int) -> None:
     """Train and keep the models of an arm, and its teacher's logits."""
     models = [("judge", "judge", 0), ("teacher", teacher, 0)]
     models += [("student", ARMS[teacher].student, seed) for seed in seeds]
@@ -109,7 +109,9 @@ def prepare(scale: str, teacher: str, seeds: Iterable[int], workers: int) -> Non
     study.prepare_all(EveryAnswer, scale, workers, models, logits)
 
 
-def tuned(scale: str, teacher: str, methods: Sequence[str], path: Path, workers: int) -> dict[Cell, float]:
+def tuned(
+    scale: str, teacher: str, methods: Sequence[str], path: Path, workers: jobs.Workers | int
+) -> dict[Cell, float]:
     """(Updates, method) → learning rate, by the same rule for all: every rate of the grid is tried on the first tuning
     seed, the better half on the others too, and the best mean score on the validation prompts is taken."""
     plan, (first, *others) = PLANS[scale], TUNING_SEEDS

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from taid import objectives, results
-from taid.studies import instruction_tuning, study, zoo
+from taid.studies import instruction_tuning, jobs, study, zoo
 from taid.studies.instruction_tuning import InstructionTuning
 from taid.studies.study import Logits
 from taid.trainer import DistillationTrainer
@@ -80,7 +80,7 @@ def runs(scale: str, seed: int, rates: dict[str, float]) -> list[Run]:
     return [Run(scale, name, TEACHER, seed, rates[name.removesuffix(OFFICIAL)]) for name in METHODS]
 
 
-def prepare(scale: str, seeds: int, workers: int) -> None:
+def prepare(scale: str, seeds: int, workers: jobs.Workers | int) -> None:
     """Make and keep what the runs of `seeds` seeds need, unless Table 1 has."""
     models = [("judge", "judge", 0), ("teacher", TEACHER, 0)]
     models += [("student", zoo.PAIRS[TEACHER].student, seed) for seed in range(seeds)]
