@@ -63,24 +63,30 @@ def main() -> None:
 def render(command: str, folder: Path, scale: str) -> None:
     """Write what is asked for and show its headline.
 
-    Raises NoRows if nothing has rows. Of many pages those without are named and left out.
+    A page without rows shows the paper's numbers alone, and what would write ours. Raises NoRows for one page, or
+    verdicts, without any numbers. Of many pages those without are named and left out.
     """
     asked = [PAGES[command]] if command in PAGES else PAGES.values()
-    frames, missing = [], []
+    frames, missing = [], {}
     for each in asked:
         try:
             frames.append((each, page.load(each, folder, scale)))
-        except page.NoRows as error:
-            missing.append(error)
-    if not frames:
-        raise missing[0]
+        except page.NoRows as reason:
+            missing[each.name] = reason
     if command == "claims":
+        if not frames:
+            raise next(iter(missing.values()))
         print(verdicts.write(frames, folder, scale))
     else:
         for each, frame in frames:
             print(page.summary(each, frame, scale, page.write(each, frame, folder, scale)))
-    for reason in missing:
-        print(f"left out: {reason}")
+    for name, reason in missing.items():
+        if command != "claims" and PAGES[name].numbers and scale != "gpu":  # which has benchmarks alone
+            print(page.write_unfilled(PAGES[name], reason, folder, scale))
+        elif command == name:
+            raise reason
+        else:
+            print(f"left out: {reason}")
 
 
 if __name__ == "__main__":

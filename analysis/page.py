@@ -57,6 +57,7 @@ class Page:
     figures: Callable[[pd.DataFrame, str], Mapping[str, Figure]]  # by the file's stem
     targets: Sequence[str] = ()  # of make, that fill its rows; its own name unless said
     beside: Callable[[Path], Mapping[str, str]] = lambda folder: {}  # sections from other files of the folder
+    numbers: Sequence[str] = ()  # files of analysis/paper: `sections` of no rows shows these, ours as dashes
 
 
 class NoRows(ValueError):
@@ -97,6 +98,12 @@ def render(page: Page, frame: pd.DataFrame, scale: str, folder: Path | None = No
     sections = {first: headline, "Claims": claims(findings(page.comparisons(frame)))}
     sections |= dict(others) | (page.beside(folder) if folder else {}) | {"Provenance": provenance(frame)}
     return document(page.title, scale, page.preamble(frame, scale), sections)
+
+
+def unfilled(page: Page, reason: NoRows, scale: str) -> str:
+    """The page without rows of ours: why, what writes them, and the paper's numbers beside dashes."""
+    preamble = f"Ours are missing: {reason}. The paper's numbers:\n"
+    return document(page.title, "paper", preamble, page.sections(rows.empty(), scale))
 
 
 def document(title: str, scale: str, preamble: str, sections: Mapping[str, str]) -> str:
@@ -197,6 +204,19 @@ def verdict_table(measures: Sequence[Measure], groups: Sequence[Sequence[Finding
 
 MISSING_IN_PAPER = "no numbers"
 IN_PAPER = {"supported": "holds", "contradicted": "does not hold", "inconclusive": "does not hold"}
+
+
+def write_unfilled(page: Page, reason: NoRows, folder: Path, scale: str) -> str:
+    """Write the page without rows to `folder`, if there is one; what to say on the terminal.
+
+    Raises the reason where the paper prints no numbers either.
+    """
+    if not page.numbers:
+        raise reason
+    if folder.is_dir():
+        save(folder, {f"{page.name}.md": unfilled(page, reason, scale)}, {})
+    headline = page.headline(rows.empty(), scale).aligned()
+    return f"{page.title}: the paper's numbers\n\n{headline}\nOurs are missing: {reason}.\n"
 
 
 def summary(page: Page, frame: pd.DataFrame, scale: str, written: Sequence[Path]) -> str:

@@ -80,6 +80,11 @@ def traced(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def empty() -> pd.DataFrame:
+    """No rows, with all columns."""
+    return pd.DataFrame(columns=[*(field.name for field in fields(Row)), "learning_rate"])
+
+
 def scales(path: Path) -> set[str]:
     """The scales that a file has rows of."""
     return {row.scale for row in read(path)}

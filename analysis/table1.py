@@ -35,9 +35,7 @@ FLOOR, CEILING = 0.5, 9.5  # points of 10
 def sections(frame: pd.DataFrame, scale: str) -> dict[str, str]:
     return {
         "Headline": headline(frame, scale).markdown(),
-        "One learning rate for all (the paper's protocol)": headline(
-            frame, scale, "table1_one_rate"
-        ).markdown(),
+        "One learning rate for all (the paper's protocol)": one_rate(frame, scale),
         "Beside the headline": beside(frame),
         "Scores per category": categories(frame),
         "Learning rates": learning_rates(frame),
@@ -94,7 +92,12 @@ def headline(frame: pd.DataFrame, scale: str, experiment: str = "table1") -> Tab
         "Bold: best mean of the column. †: a tie, for the paired interval to the best includes 0."
         f" *TAID − KL*: paired by seed. Learning rates: {rates or 'not recorded'}."
     )
-    return Table(header, [*body, [*gaps()]] if ours else [], notes)
+    return Table(header, [*body, [*gaps()]], notes)
+
+
+def one_rate(frame: pd.DataFrame, scale: str) -> str:
+    measured = scores(frame, "table1_one_rate", "score")
+    return headline(frame, scale, "table1_one_rate").markdown() if measured else ""
 
 
 def beside(frame: pd.DataFrame) -> str:
@@ -273,4 +276,5 @@ PAGE = Page(
     comparisons,
     draw_all,
     targets=("table1-protocol-1",),
+    numbers=["table1_instruction_tuning"],
 )

@@ -115,7 +115,7 @@ def headline(frame: pd.DataFrame, scale: str) -> Table:
             value(near.get(method), seeds, 3),
         ]
 
-    listed = [m for m in (*TABLE2_METHODS, *REFERENCES) if m in ours]
+    listed = [*TABLE2_METHODS, *(m for m in REFERENCES if m in ours)]
     label, *gaps = versus((ours, 2), (beside, 2), (near, 3))
     gap = [label, number(paper["taid"] - paper["kl"]), *gaps]
     header = [
@@ -125,7 +125,7 @@ def headline(frame: pd.DataFrame, scale: str) -> Table:
         "last word ↑ [percent]",
         MEASURES["kl_to_teacher"].heading,
     ]
-    return Table(header, [*map(line, listed), gap] if listed else [], average_note(frame))
+    return Table(header, [*map(line, listed), gap], average_note(frame) if ours else "")
 
 
 def average_note(frame: pd.DataFrame) -> str:
@@ -294,4 +294,5 @@ PAGE = Page(
     sections,
     comparisons,
     lambda frame, scale: {"table2": draw(frame, scale)},
+    numbers=["table2_pretraining"],
 )

@@ -31,6 +31,7 @@ def sections(frame: pd.DataFrame, scale: str) -> dict[str, str]:
         **{
             f"Ranking: {READINGS[suffix]}": headline(frame, scale, suffix).markdown()
             for suffix in ("_own", "_marginal")
+            if ours(frame, f"head{suffix}")
         },
     }
 
@@ -60,7 +61,7 @@ def headline(frame: pd.DataFrame, scale: str, suffix: str = "") -> Table:
         if method == "teacher":  # one model, the same for all seeds
             own = [FORMATS["head"](head[method][0]), FORMATS["tail"](tail[method][0])]
         else:
-            own = [value(head[method], count, 3), log_value(tail[method], count)]
+            own = [value(head.get(method), count, 3), log_value(tail.get(method), count)]
         return [name(method), theirs[0], own[0], theirs[1], own[1]]
 
     label, own = versus((head, 3))
@@ -72,12 +73,14 @@ def headline(frame: pd.DataFrame, scale: str, suffix: str = "") -> Table:
         effect(difference(mapped(tail, math.log), "taid", "kl"), MASS[suffix]),
     ]
     header = ["method", "head: paper", f"ours ({scale})", "tail: paper", f"ours ({scale})"]
-    body = [line(method) for method in (*METHODS, "teacher") if method in head]
-    return Table(header, [*body, gap] if body else [])
+    listed = [method for method in (*METHODS, "teacher") if method in {*head, *paper["head"]}]
+    return Table(header, [*map(line, listed), gap])
 
 
-def log_value(values: Mapping[int, float], seeds: int) -> str:
+def log_value(values: Mapping[int, float] | None, seeds: int) -> str:
     """ "3.90e-06 [3.10e-06, 4.91e-06]": geometric mean with its 95% interval; seeds as in `value`."""
+    if not values:
+        return MISSING
     estimate = mean_interval([math.log(v) for v in values.values()])
     middle, low, high = (scientific(math.exp(x)) for x in (estimate.mean, estimate.low, estimate.high))
     count = f" ({plural(estimate.n, 'seed')})" if estimate.n == 1 or estimate.n != seeds else ""
@@ -148,4 +151,5 @@ PAGE = Page(
     sections,
     comparisons,
     lambda frame, scale: {"table3": draw(frame)},
+    numbers=["table3_probability_mass"],
 )

@@ -131,7 +131,8 @@ def teachers_check(frame: pd.DataFrame) -> str:
         own = [by_teacher(frame, metric)[teacher].get("teacher", {}).get(0) for teacher in SIZES]
         cells = [MISSING if v is None else number(v, measure.digits) for v in own]
         body.append([measure.heading, *cells, strictly_better(own, measure.sign) if measure.sign else ""])
-    return Table(["teacher's own", *map(name, SIZES), "strictly better"], body).markdown()
+    measured = any("teacher" in ours for ours in by_teacher(frame, JUDGED[0]).values())
+    return Table(["teacher's own", *map(name, SIZES), "strictly better"], body if measured else []).markdown()
 
 
 def strictly_better(values: Sequence[float | None], sign: int) -> str:
@@ -276,4 +277,13 @@ def figures(frame: pd.DataFrame, scale: str) -> dict[str, Figure]:
     return drawn | ({"table6_map": draw_map(frame)} if variants(frame) else {})
 
 
-PAGE = Page("table6", "Table 6: the capacity gap", preamble, headline, sections, comparisons, figures)
+PAGE = Page(
+    "table6",
+    "Table 6: the capacity gap",
+    preamble,
+    headline,
+    sections,
+    comparisons,
+    figures,
+    numbers=["table6_capacity_gap"],
+)

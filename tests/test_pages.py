@@ -1,12 +1,14 @@
 """What holds of every page: it says what the committed rows say, whatever rows there are, and stands alone."""
 
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from analysis import page, rows, verdicts
+from analysis import page, reference, rows, verdicts
 from analysis.__main__ import MODULES, PAGES, main, render
 from analysis.statistics import difference
 from analysis.tables import hover, interval, origin
@@ -75,9 +77,47 @@ def test_the_committed_figures_are_what_the_rows_say(tmp_path):
         assert path.read_bytes() == (RESULTS / path.name).read_bytes(), path.name
 
 
-def test_every_committed_page_is_rendered_from_rows():
+UNFILLED = [name for name, each in PAGES.items() if each.numbers and name not in FILLED]
+
+
+def test_every_committed_page_is_rendered_from_rows_or_from_the_paper_s_numbers():
     pages = {path.relative_to(RESULTS).with_suffix("") for path in RESULTS.rglob("*.md")}
-    assert pages == {(folder / name).relative_to(RESULTS) for folder, name, _ in COMMITTED} | {Path("README")}
+    ours = {(folder / name).relative_to(RESULTS) for folder, name, _ in COMMITTED}
+    assert pages == ours | {Path("README"), *map(Path, UNFILLED)}
+
+
+def test_a_committed_page_without_rows_says_how_to_get_them(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name in UNFILLED:
+        with pytest.raises(page.NoRows) as reason:
+            page.load(PAGES[name], Path("results"), "cpu")
+        expected = page.unfilled(PAGES[name], reason.value, "cpu")
+        assert (RESULTS / f"{name}.md").read_text(encoding="utf-8") == expected
+
+
+# The paper's numbers
+
+
+PRINTED = {csv: each for each in PAGES.values() for csv in each.numbers}
+
+
+@pytest.mark.parametrize("csv", PRINTED)
+def test_a_page_without_rows_shows_every_number_of_the_paper(csv, tmp_path, monkeypatch, capsys):
+    """Oracle: the file's own cells, as numbers, each as often as the file has it."""
+    run(monkeypatch, PRINTED[csv].name, "--results", tmp_path)
+    said, text = capsys.readouterr().out, (tmp_path / f"{PRINTED[csv].name}.md").read_text(encoding="utf-8")
+    shown = Counter(float(found) for found in re.findall(r"(?<![\w.])\d+\.\d+(?:e-\d+)?", text))
+    cells = pd.read_csv(reference.FOLDER / f"{csv}.csv").select_dtypes("number").stack()
+    assert Counter(cells) <= shown and len(cells)
+    assert "—" in said and not re.search(r"\b(nan|inf)\b", text)
+    for where in (said, text):
+        assert f"make {PRINTED[csv].name} SCALE=cpu RESULTS={tmp_path}" in where
+    assert not (tmp_path / f"{PRINTED[csv].name}.jsonl").exists()
+
+
+def test_no_folder_is_made_for_a_page_without_rows(tmp_path, monkeypatch, capsys):
+    run(monkeypatch, "table1", "--results", tmp_path / "absent")
+    assert "4.05" in capsys.readouterr().out and not (tmp_path / "absent").exists()
 
 
 def test_every_figure_and_page_that_a_page_names_is_there():
@@ -153,17 +193,16 @@ def test_a_command_ends_with_its_headline_and_where_all_lies(tmp_path, monkeypat
 
 
 def test_what_is_missing_is_said_with_the_target_that_makes_it(tmp_path, monkeypatch, capsys):
-    said = refused(monkeypatch, capsys, "table2", "--results", tmp_path)
-    assert "there is no" in said and f"`make table2 SCALE=cpu RESULTS={tmp_path}`" in said
-    (tmp_path / "table2.jsonl").touch()
-    assert "has no rows of scale cpu; " in refused(monkeypatch, capsys, "table2", "--results", tmp_path)
-    (tmp_path / "table3.jsonl").write_bytes(
-        (RESULTS / "table3.jsonl").read_bytes()[:200_000].rpartition(b"\n")[0] + b"\n"
-    )
-    said = refused(monkeypatch, capsys, "table3", "--scale", "smoke", "--results", tmp_path)
+    said = refused(monkeypatch, capsys, "figure1", "--results", tmp_path)
+    assert "there is no" in said and f"`make figure1 SCALE=cpu RESULTS={tmp_path}`" in said
+    (tmp_path / "figure1.jsonl").touch()
+    assert "has no rows of scale cpu; " in refused(monkeypatch, capsys, "figure1", "--results", tmp_path)
+    part = (RESULTS / "figure2.jsonl").read_bytes()[:200_000].rpartition(b"\n")[0]
+    (tmp_path / "figure2.jsonl").write_bytes(part + b"\n")
+    said = refused(monkeypatch, capsys, "figure2", "--scale", "smoke", "--results", tmp_path)
     assert "has no rows of scale smoke, only of cpu" in said
     assert "`make bench cost SCALE=cpu" in refused(monkeypatch, capsys, "speed", "--results", tmp_path)
-    assert "invalid choice" in refused(monkeypatch, capsys, "table9")
+    assert "invalid choice" in refused(monkeypatch, capsys, "table11")
     assert "invalid choice" in refused(monkeypatch, capsys, "table1", "--scale", "huge")
     assert "the benchmarks alone" in refused(monkeypatch, capsys, "table1", "--scale", "gpu")
 
@@ -177,7 +216,10 @@ def test_of_many_pages_those_without_rows_are_named(tmp_path, capsys):
     (tmp_path / "rounds.jsonl").write_bytes((RESULTS / "rounds.jsonl").read_bytes())
     render("report", tmp_path, "cpu")
     said = capsys.readouterr().out
-    assert "self-distillation" in said and said.count("left out: ") == len(PAGES) - 1
+    others = len(PAGES) - 1
+    assert (
+        "self-distillation" in said and said.count("left out: ") + said.count("Ours are missing: ") == others
+    )
 
 
 def test_every_target_of_make_that_is_named_is_one():

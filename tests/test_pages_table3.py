@@ -85,7 +85,8 @@ def test_a_partial_file_renders_what_it_has(tmp_path):
     partial = [r for r in whole if r.method in ("kl", "teacher") and not r.metric.endswith("_own")]
     text = page.render(table3.PAGE, frame_of(tmp_path, partial, "smoke"), "smoke")
     assert line_of(text, "KL")[2:] == ["0.500 (1 seed)", "4.02e-06", "4.00e-05 (1 seed)"]
-    assert "| RKL |" not in text and "no rows for RKL" in text and "mean nothing" in text
+    assert line_of(text, "RKL") == ["RKL", "0.227", "—", "8.10e-07", "—"]
+    assert "no rows for RKL" in text and "mean nothing" in text
     assert "**supported**" not in text and "student's own" not in text
 
 
