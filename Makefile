@@ -12,7 +12,7 @@ export TAID_CACHE ?= $(CURDIR)/.cache
 export HF_HUB_OFFLINE ?= 1
 
 # What is said wrongly is refused before any work.
-SEEDED = decide table1 table1-protocol-1 table2 table3 table5 table6 figure1 figure2 adaptivity ablations departures rounds
+SEEDED = decide table1 table1-protocol-1 table2 table3 table4 table5 table6 figure1 figure2 adaptivity ablations departures rounds
 SEEDLESS = bench cost theory mode-collapse
 given := $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(word)))
 unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS LAUNCHER RESULTS TUNE PYTHON TAID_CACHE HF_HUB_OFFLINE),$(given))
@@ -32,7 +32,7 @@ $(if $(filter $(SEEDLESS),$(MAKECMDGOALS)),$(if $(filter $(SEEDED),$(MAKECMDGOAL
 endif
 
 # The paper's items, each after those it takes something from.
-PAPER = table1 table2 table3 table5 table6 figure1 figure2 cost
+PAPER = table1 table2 table3 table4 table5 table6 figure1 figure2 cost
 
 PY = .venv/bin/python
 # a smoke run leaves the committed notebooks alone
@@ -124,6 +124,10 @@ table2: setup ## Table 2: continued pre-training from SmolLM2-135M, eight method
 table3: setup ## Table 3: head and tail mass of Table 1's students | 0.5 / 3 after table1
 	$(call STUDY,03_table3_probability_mass)
 	$(call PAGE,table3)
+
+table4: setup ## Tables 4 and 9: TAID-LLM, two arms, the reviewers' controls, a student with its card | 2 / 30 for three seeds
+	$(call STUDY,04_table4_taid_llm)
+	$(call PAGE,table4)
 
 table5: setup ## Tables 5, 10: an image-text pair of InternVL, eight families of questions | 1.5 / 30 for three seeds
 	$(call STUDY,05_table5_image_text)

@@ -22,6 +22,7 @@ from analysis import (
     table1_tuned,
     table2,
     table3,
+    table4,
     table5,
     table6,
     verdicts,
@@ -33,6 +34,7 @@ MODULES = (
     table1,
     table2,
     table3,
+    table4,
     table5,
     table6,
     figure1,
@@ -71,8 +73,8 @@ def render(command: str, folder: Path, scale: str) -> None:
     for each in asked:
         try:
             frames.append((each, page.load(each, folder, scale)))
-        except page.NoRows as reason:
-            missing[each.name] = reason
+        except page.NoRows as error:
+            missing[each.name] = error
     if command == "claims":
         if not frames:
             raise next(iter(missing.values()))

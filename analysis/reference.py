@@ -32,6 +32,11 @@ def table3() -> dict[str, dict[str, float]]:
     return {part: masses[column].to_dict() for part, column in columns.items()}
 
 
+def table4() -> dict[str, float]:
+    """LightEval average [percent] of small models, TAID-LLM-1.5B last."""
+    return dict(pd.read_csv(FOLDER / "table4_taid_llm.csv").itertuples(index=False, name=None))
+
+
 def table5() -> dict[str, float]:
     """Average of the Open VLM Leaderboard [percent] by model; Table 10 has its eight benchmarks one by one."""
     return pd.read_csv(FOLDER / "table5_taid_vlm.csv", index_col="model").open_vlm_lb.to_dict()

@@ -62,6 +62,7 @@ NAMES = {
     "pythia": "Pythia",
     "smollm2-135m": "SmolLM2-135M",
     "smollm2-135m-6-layers": "six of its layers",
+    "smollm2-135m-4-layers": "four of its layers",
     "pythia-31m": "Pythia 31M",
     "pythia-70m": "Pythia 70M",
     "pythia-160m": "Pythia 160M",

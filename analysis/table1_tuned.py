@@ -16,7 +16,7 @@ from analysis.rows import Pair, scores, seeds, without_references
 from analysis.statistics import mean_interval
 from analysis.style import name, pair_name
 from analysis.table1_rows import methods, pairs, per_pair, to_kl
-from analysis.tables import MISSING, VERSUS, Table, number, value, versus
+from analysis.tables import MISSING, VERSUS, Table, clean, number, value, versus
 
 TEST, SEARCH = "table1_tuned", "table1_tuned_search"
 PRIMARY = ("knowledge", "prose", "kl_to_teacher")
@@ -89,7 +89,7 @@ def headline(frame: pd.DataFrame, scale: str) -> Table:
     measured = {method for by in found["knowledge"].values() for method in by}
     shown = [*methods(found["knowledge"]), *(m for m in ("teacher", "untrained") if m in measured)]
     body = [[name(method), *columns(method)] for method in shown]
-    return Table(header, [*body, [*gaps()]] if measured else [], "*TAID − KL*: paired by seed.")
+    return Table(header, [*body, [*gaps()]], "*TAID − KL*: paired by seed.")
 
 
 def comparisons(frame: pd.DataFrame) -> list[Comparison]:
@@ -234,11 +234,6 @@ def samples(folder: Path) -> dict[str, str]:
     return {"Samples": before + "\n".join(tables)} if tables else {}
 
 
-def clean(text: str) -> str:
-    """A model's text inside a table."""
-    return " ".join(text.replace("|", "\\|").split()) or MISSING
-
-
 PAGE = Page(
     TEST,
     "Table 1: instruction tuning by teachers with many answers",
@@ -249,4 +244,5 @@ PAGE = Page(
     draw_all,
     targets=("table1",),
     beside=samples,
+    numbers=["table1_instruction_tuning"],
 )

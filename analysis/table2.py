@@ -9,25 +9,12 @@ from analysis.measures import MEASURES, Measure
 from analysis.page import Comparison, Page
 from analysis.reference import TABLE2_METHODS
 from analysis.rows import REFERENCES, seeds, without_references
-from analysis.statistics import difference, estimates, mean_interval
+from analysis.statistics import estimates, mean_interval
 from analysis.style import COLOURS, name
-from analysis.table2_rows import (
-    SURELY,
-    TASKS,
-    above_chance,
-    accuracy,
-    at,
-    average,
-    averaged,
-    chance,
-    count,
-    first_above,
-    mean_of,
-    over,
-)
-from analysis.tables import MISSING, VERSUS, Table, interval, marks, number, plural, value, versus
+from analysis.table2_rows import accuracy, at, average, count, first_above
+from analysis.tables import MISSING, VERSUS, Table, marks, number, plural, value, versus
+from analysis.tasks import BESIDE, average_note, by_task, rates
 
-BESIDE = "last_word"  # like LAMBADA; not in the paper's average
 MAIN = ("kl_to_teacher", "held_out_loss")  # the primary measure first
 AVERAGE = Measure("average of the tasks", "percent", 2, 1)
 NEAR_KL = 0.9  # t from which TAID is all but KL
@@ -37,7 +24,7 @@ def sections(frame: pd.DataFrame, scale: str) -> dict[str, str]:
     return {
         "Likelihoods: the main measures at this scale": likelihoods(frame),
         "Task scores": headline(frame, scale).markdown(),
-        "Task by task": by_task(frame),
+        "Task by task": by_task(frame, TABLE2_METHODS),
         "The paper's scores, task by task": paper_by_task(),
         "Learning rates": learning_rates(frame),
         "The teacher's cache: speed": cache_speed(frame),
@@ -128,61 +115,6 @@ def headline(frame: pd.DataFrame, scale: str) -> Table:
     return Table(header, [*map(line, listed), gap], average_note(frame) if ours else "")
 
 
-def average_note(frame: pd.DataFrame) -> str:
-    tasks, left_out = averaged(frame), [task for task in TASKS if above(frame, task) == "NO"]
-    without = f" Left out, for the teacher itself is at chance: {', '.join(left_out)}." if left_out else ""
-    return f"Our average is over {', '.join(tasks) or 'no task'}; chance {number(chance(frame))}.{without}"
-
-
-def by_task(frame: pd.DataFrame) -> str:
-    """Method × task, percent; chance and the standard error over items beneath."""
-    tasks = [*TASKS, BESIDE]
-    by = {task: accuracy(frame, task) for task in tasks}
-    listed = [m for m in (*TABLE2_METHODS, *REFERENCES) if any(m in found for found in by.values())]
-    body = [[name(m), *(value(by[task].get(m), count(frame, m), 1) for task in tasks)] for m in listed]
-    if body:
-        body.append(versus(*((by[task], 1) for task in tasks)))
-        body.append(["chance", *(shown(mean_of(frame, "chance", task)) for task in tasks)])
-        error = (shown(mean_of(frame, "standard_error", task)) for task in tasks)
-        body.append(["standard error of one score", *error])
-        body.append(["teacher above chance", *(above(frame, task) for task in tasks)])
-    header = ["percent", *(f"{task}, like {TASKS.get(task, 'lambada')}" for task in tasks)]
-    return Table(header, body, below_chance(frame)).markdown()
-
-
-def shown(percentage: float | None) -> str:
-    return MISSING if percentage is None else number(percentage, 1)
-
-
-def below_chance(frame: pd.DataFrame) -> str:
-    """Where students know less than a guess, and what TAID − KL is without those tasks."""
-    sentences, sound = [], list(averaged(frame))
-    for task in TASKS:
-        guess, error = mean_of(frame, "chance", task), mean_of(frame, "standard_error", task)
-        found = estimates(without_references(accuracy(frame, task)))
-        if guess is None or not error or not found:
-            continue
-        short = sorted((guess - e.mean) / error for e in found.values())
-        if short[0] > SURELY:
-            sentences.append(
-                f"In *{task}* all {plural(len(found), 'method')} end below chance, by {number(short[0], 0)} to"
-                f" {number(short[-1], 0)} standard errors of one score: its choices differ in more than in"
-                " being right, so this task says nothing about sums."
-            )
-            sound = [other for other in sound if other != task]
-    if sentences and len(sound) < len(averaged(frame)):
-        sentences.append(
-            f"The rule made beforehand keeps it in the average; without it TAID − KL is"
-            f" {interval(difference(over(frame, sound), 'taid', 'kl'))}."
-        )
-    return " ".join(sentences)
-
-
-def above(frame: pd.DataFrame, task: str) -> str:
-    found = above_chance(frame, task)
-    return MISSING if found is None else "yes" if found else "NO"
-
-
 def paper_by_task() -> str:
     """The paper's table."""
     table = reference.table2()
@@ -198,23 +130,11 @@ def comparisons(frame: pd.DataFrame) -> list[Comparison]:
 
 
 def learning_rates(frame: pd.DataFrame) -> str:
-    """The validation loss at each rate of the grid, bold at the chosen one."""
-    searched = frame[(frame.experiment == "table2_search") & (frame.metric == "held_out_loss")]
-    rates = sorted(searched.learning_rate.dropna().unique())
-    chosen = frame[frame.experiment == "table2"].groupby("method").learning_rate.max()
-
-    def cell(method: str, rate: float) -> str:
-        found = searched[(searched.method == method) & (searched.learning_rate == rate)].value
-        text = number(found.iloc[0], 3) if len(found) else MISSING
-        return f"**{text}**" if method in chosen and chosen[method] == rate else text
-
-    tried = [m for m in TABLE2_METHODS if m in set(searched.method)]
-    body = [[name(m), *(cell(m, rate) for rate in rates)] for m in tried]
     note = (
         "Held-out loss on validation windows [nats/token], short runs of seed 0; bold: the rate taken."
         f"{other_choice(frame)}"
     )
-    return Table(["method", *(f"{rate:g}" for rate in rates)], body, note).markdown()
+    return rates(frame, TABLE2_METHODS, note).markdown()
 
 
 def other_choice(frame: pd.DataFrame) -> str:

@@ -1,4 +1,4 @@
-"""Table 2's rows: what the headline runs scored, and which tasks count."""
+"""Rows with task scores, of Tables 2 and 4: what the runs of an experiment scored, and which tasks count."""
 
 import pandas as pd
 
@@ -13,55 +13,56 @@ TASKS = {  # our task → the paper's that it is shaped like
     "arithmetic": "gsm8k",
 }
 SURELY = 1.645  # standard errors: a one-sided test at 5%
+TABLE2 = "table2"  # the experiment, unless another is named
 
 
-def at(frame: pd.DataFrame, metric: str, task: str = "average") -> Scores:
+def at(frame: pd.DataFrame, metric: str, task: str = "average", experiment: str = TABLE2) -> Scores:
     """Method → seed → value of the headline runs."""
-    return next(iter(scores(frame, "table2", metric, task).values()), {})
+    return next(iter(scores(frame, experiment, metric, task).values()), {})
 
 
-def accuracy(frame: pd.DataFrame, task: str) -> Scores:
-    return percent(at(frame, "accuracy", task))
+def accuracy(frame: pd.DataFrame, task: str, experiment: str = TABLE2) -> Scores:
+    return percent(at(frame, "accuracy", task, experiment))
 
 
 def percent(found: Scores) -> Scores:
     return mapped(found, lambda share: 100 * share)
 
 
-def count(frame: pd.DataFrame, method: str) -> int:
+def count(frame: pd.DataFrame, method: str, experiment: str = TABLE2) -> int:
     """The seeds that a method should have: the teacher is one for all."""
-    return 1 if method == "teacher" else seeds(frame, "table2")
+    return 1 if method == "teacher" else seeds(frame, experiment)
 
 
-def mean_of(frame: pd.DataFrame, metric: str, task: str) -> float | None:
+def mean_of(frame: pd.DataFrame, metric: str, task: str, experiment: str = TABLE2) -> float | None:
     """A metric's mean over all models and seeds [percent]."""
-    found = [v for values in percent(at(frame, metric, task)).values() for v in values.values()]
+    found = [v for values in percent(at(frame, metric, task, experiment)).values() for v in values.values()]
     return sum(found) / len(found) if found else None
 
 
-def above_chance(frame: pd.DataFrame, task: str) -> bool | None:
+def above_chance(frame: pd.DataFrame, task: str, experiment: str = TABLE2) -> bool | None:
     """Whether the teacher's accuracy lies above chance by a one-sided test at 5%; None without its rows."""
     metrics = ("accuracy", "chance", "standard_error")
-    own, guess, error = (at(frame, metric, task).get("teacher", {}) for metric in metrics)
+    own, guess, error = (at(frame, m, task, experiment).get("teacher", {}) for m in metrics)
     if not own:
         return None
     seed = min(own)
     return own[seed] - guess[seed] > SURELY * error[seed]
 
 
-def averaged(frame: pd.DataFrame) -> list[str]:
+def averaged(frame: pd.DataFrame, experiment: str = TABLE2) -> list[str]:
     """The tasks that count: those at which the teacher is above chance."""
-    return [task for task in TASKS if above_chance(frame, task)]
+    return [task for task in TASKS if above_chance(frame, task, experiment)]
 
 
-def average(frame: pd.DataFrame) -> Scores:
+def average(frame: pd.DataFrame, experiment: str = TABLE2) -> Scores:
     """Method → seed → mean accuracy over the tasks that count [percent]."""
-    return over(frame, averaged(frame))
+    return over(frame, averaged(frame, experiment), experiment)
 
 
-def over(frame: pd.DataFrame, tasks: list[str]) -> Scores:
+def over(frame: pd.DataFrame, tasks: list[str], experiment: str = TABLE2) -> Scores:
     """Method → seed → mean accuracy over some tasks [percent]; of seeds that have all of them."""
-    by = [accuracy(frame, task) for task in tasks]
+    by = [accuracy(frame, task, experiment) for task in tasks]
     found: dict[str, dict[int, float]] = {}
     for method in sorted(set().union(*by)):
         for seed in sorted(set.intersection(*(set(task.get(method, {})) for task in by))):
@@ -69,9 +70,10 @@ def over(frame: pd.DataFrame, tasks: list[str]) -> Scores:
     return found
 
 
-def chance(frame: pd.DataFrame) -> float:
+def chance(frame: pd.DataFrame, experiment: str = TABLE2) -> float:
     """Mean accuracy of guessing at the tasks that count [percent]; 0 for none."""
-    by = [percent(at(frame, "chance", task))["teacher"] for task in averaged(frame)]
+    tasks = averaged(frame, experiment)
+    by = [percent(at(frame, "chance", task, experiment))["teacher"] for task in tasks]
     return sum(min(values.values()) for values in by) / max(len(by), 1)
 
 

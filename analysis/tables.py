@@ -70,6 +70,11 @@ def provenance(frame: pd.DataFrame) -> str:
     return "".join(f"- {fact}: {' | '.join(values)}\n" for fact, values in facts.items())
 
 
+def clean(text: str) -> str:
+    """A model's text inside a table."""
+    return " ".join(text.replace("|", "\\|").split()) or MISSING
+
+
 def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 

@@ -22,6 +22,7 @@ from taid.studies import (
     logit_cache,
     moving_bridge,
     rounds,
+    taid_llm,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +44,8 @@ def run_of(row: results.Row):
             return rounds.Chain(config["method"], made(instruction_tuning.Run, config | {"method": "kl"}))
         case name if name.startswith("table2"):
             return made(continued_pretraining.Run, config)
+        case name if name.startswith("table4"):
+            return made(taid_llm.Run, config)
         case name if name.startswith(("table6", "capacity")):
             return made(capacity.Run, config)
         case name if name.startswith("table5"):

@@ -83,12 +83,12 @@ UNFILLED = [name for name, each in PAGES.items() if each.numbers and name not in
 def test_every_committed_page_is_rendered_from_rows_or_from_the_paper_s_numbers():
     pages = {path.relative_to(RESULTS).with_suffix("") for path in RESULTS.rglob("*.md")}
     ours = {(folder / name).relative_to(RESULTS) for folder, name, _ in COMMITTED}
-    assert pages == ours | {Path("README"), *map(Path, UNFILLED)}
+    assert ours | {Path("README")} <= pages <= ours | {Path("README"), *map(Path, UNFILLED)}
 
 
 def test_a_committed_page_without_rows_says_how_to_get_them(monkeypatch):
     monkeypatch.chdir(ROOT)
-    for name in UNFILLED:
+    for name in (name for name in UNFILLED if (RESULTS / f"{name}.md").exists()):
         with pytest.raises(page.NoRows) as reason:
             page.load(PAGES[name], Path("results"), "cpu")
         expected = page.unfilled(PAGES[name], reason.value, "cpu")
@@ -98,21 +98,21 @@ def test_a_committed_page_without_rows_says_how_to_get_them(monkeypatch):
 # The paper's numbers
 
 
-PRINTED = {csv: each for each in PAGES.values() for csv in each.numbers}
+PRINTED = [(name, csv) for name, each in PAGES.items() for csv in each.numbers]
 
 
-@pytest.mark.parametrize("csv", PRINTED)
-def test_a_page_without_rows_shows_every_number_of_the_paper(csv, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("name", "csv"), PRINTED)
+def test_a_page_without_rows_shows_every_number_of_the_paper(name, csv, tmp_path, monkeypatch, capsys):
     """Oracle: the file's own cells, as numbers, each as often as the file has it."""
-    run(monkeypatch, PRINTED[csv].name, "--results", tmp_path)
-    said, text = capsys.readouterr().out, (tmp_path / f"{PRINTED[csv].name}.md").read_text(encoding="utf-8")
+    run(monkeypatch, name, "--results", tmp_path)
+    said, text = capsys.readouterr().out, (tmp_path / f"{name}.md").read_text(encoding="utf-8")
     shown = Counter(float(found) for found in re.findall(r"(?<![\w.])\d+\.\d+(?:e-\d+)?", text))
     cells = pd.read_csv(reference.FOLDER / f"{csv}.csv").select_dtypes("number").stack()
     assert Counter(cells) <= shown and len(cells)
     assert "—" in said and not re.search(r"\b(nan|inf)\b", text)
     for where in (said, text):
-        assert f"make {PRINTED[csv].name} SCALE=cpu RESULTS={tmp_path}" in where
-    assert not (tmp_path / f"{PRINTED[csv].name}.jsonl").exists()
+        assert f"make {(PAGES[name].targets or [name])[0]} SCALE=cpu RESULTS={tmp_path}" in where
+    assert not (tmp_path / f"{name}.jsonl").exists()
 
 
 def test_no_folder_is_made_for_a_page_without_rows(tmp_path, monkeypatch, capsys):

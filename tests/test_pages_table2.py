@@ -4,7 +4,7 @@ import pytest
 from page_rows import frame_of, outcomes
 from page_rows import row as any_row
 
-from analysis import page, reference, table2, table2_rows
+from analysis import page, reference, table2, table2_rows, tasks
 from analysis.claims import TABLE2
 from analysis.predicates import in_paper
 from analysis.reference import TABLE2_METHODS as METHODS
@@ -28,7 +28,7 @@ def test_a_task_at_which_the_teacher_guesses_is_shown_and_does_not_count(tmp_pat
     frame = frame_of(tmp_path, rows)
     assert table2_rows.averaged(frame) == ["cloze"]
     assert table2_rows.average(frame)["taid"] == {0: 50.0}
-    assert "10.0 (1 seed)" in table2.by_task(frame)
+    assert "10.0 (1 seed)" in tasks.by_task(frame, METHODS)
     assert "Left out, for the teacher itself is at chance: truth." in table2.headline(frame, "cpu").note
     assert table2_rows.chance(frame) == 25.0
 
@@ -74,7 +74,7 @@ def test_a_task_below_chance_is_named_and_what_is_left_without_it(tmp_path):
     for seed in (0, 1):
         rows += scored("taid", "arithmetic", 0.16, seed) + scored("kl", "arithmetic", 0.15, seed)
         rows += scored("taid", "cloze", 0.5, seed) + scored("kl", "cloze", 0.5, seed)
-    text = table2.below_chance(frame_of(tmp_path, rows))
+    text = tasks.below_chance(frame_of(tmp_path, rows))
     assert "In *arithmetic* all 2 methods end below chance, by 9 to 10 standard errors" in text
     assert "without it TAID − KL is 0.00 [0.00, 0.00]" in text and "cloze" not in text
 

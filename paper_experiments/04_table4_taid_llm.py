@@ -1,0 +1,60 @@
+"""Tables 4 and 9: TAID-LLM, and what the paper's reviewers missed beside it.
+
+Claim of the paper: its student, Qwen2-1.5B distilled by TAID from Qwen2-72B, leads the small models on LightEval.
+
+    python paper_experiments/04_table4_taid_llm.py --scale smoke           # 1 minute
+    python paper_experiments/04_table4_taid_llm.py --scale cpu --seeds 3   # see `make help`
+    python -m analysis table4
+
+The teacher is SmolLM2-135M-Instruct, the student four of its thirty layers, healed once. Two arms: running text, as
+the released model's tag says, and instructions. In each TAID, KL, cross-entropy alone; beside them the student before
+training. The rate of each is chosen by the arm's own held-out loss on validation, with a seed that is never
+tested. TAID's student of seed 0 is saved with a model card, as others would load it.
+"""
+
+from pathlib import Path
+
+from taid.studies import jobs, study, taid_llm
+from taid.studies.taid_llm import ARMS, BOTH, METHODS, SETTINGS, TUNING, Run, TaidLlm, measure, rows
+
+
+def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
+    setting, path = taid_llm.setting(scale), folder / "table4.jsonl"
+    here = taid_llm.at(scale)
+    here.source.tasks()  # before any worker wants them
+    splits = [f"{arm}-{split}" for arm in ARMS for split in ("train", "validation", "test")]
+    logits = [(setting.teacher, split) for split in splits]
+    study.prepare_all(TaidLlm, scale, workers, [("student", setting.student, 0)], logits)
+
+    grid = {
+        arm: [
+            Run(scale, method, TUNING, rate, setting.search_steps, arm)
+            for method in METHODS
+            for rate in setting.learning_rates
+        ]
+        for arm in ARMS
+    }
+    search = {arm: f"table4_{arm}_search" for arm in ARMS}
+    cells = {(run, "validation"): [search[arm]] for arm, runs in grid.items() for run in runs}
+    jobs.evaluate(cells, measure, rows, path, workers, "learning rates")
+    best = {}
+    for arm, runs in grid.items():
+        found = jobs.measured(path, runs, search[arm], "held_out_loss", arm)
+        best[arm] = jobs.best(found, lambda run: run.method, min)
+
+    references = [Run(scale, reference, 0, 0.0, 0, BOTH) for reference in study.REFERENCES]
+    cells = {(run, "test"): [f"table4_{arm}" for arm in ARMS] for run in references}
+    for seed in range(seeds):
+        for arm in ARMS:
+            for method in METHODS:
+                run = Run(scale, method, seed, best[arm][method], setting.steps, arm)
+                cells[run, "test"] = [f"table4_{arm}"]
+    jobs.evaluate(cells, measure, rows, path, workers, "students")
+
+    for arm in ARMS:
+        made = here.release(Run(scale, "taid", 0, best[arm]["taid"], setting.steps, arm))
+        print(f"TAID's student of the {arm}, with its card: {made}")
+
+
+if __name__ == "__main__":
+    jobs.command(main, "Tables 4 and 9: TAID-LLM.", [*SETTINGS, "paper"], seeds=1)
