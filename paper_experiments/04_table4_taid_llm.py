@@ -26,33 +26,30 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
     logits = [(setting.teacher, split) for split in splits]
     study.prepare_all(TaidLlm, scale, workers, [("student", setting.student, 0)], logits)
 
-    grid = {
-        arm: [
+    references = [Run(scale, reference, 0, 0.0, 0, BOTH) for reference in study.REFERENCES]
+    cells = {(run, "test"): [f"table4_{arm}" for arm in ARMS] for run in references}
+    jobs.evaluate(cells, measure, rows, path, workers, "references")
+
+    for arm in ARMS:
+        grid = [
             Run(scale, method, TUNING, rate, setting.search_steps, arm)
             for method in METHODS
             for rate in setting.learning_rates
         ]
-        for arm in ARMS
-    }
-    search = {arm: f"table4_{arm}_search" for arm in ARMS}
-    cells = {(run, "validation"): [search[arm]] for arm, runs in grid.items() for run in runs}
-    jobs.evaluate(cells, measure, rows, path, workers, "learning rates")
-    best = {}
-    for arm, runs in grid.items():
-        found = jobs.measured(path, runs, search[arm], "held_out_loss", arm)
-        best[arm] = jobs.best(found, lambda run: run.method, min)
+        search = f"table4_{arm}_search"
+        cells = {(run, "validation"): [search] for run in grid}
+        jobs.evaluate(cells, measure, rows, path, workers, f"{arm}: learning rates")
+        found = jobs.measured(path, grid, search, "held_out_loss", arm)
+        best = jobs.best(found, lambda run: run.method, min)
 
-    references = [Run(scale, reference, 0, 0.0, 0, BOTH) for reference in study.REFERENCES]
-    cells = {(run, "test"): [f"table4_{arm}" for arm in ARMS] for run in references}
-    for seed in range(seeds):
-        for arm in ARMS:
-            for method in METHODS:
-                run = Run(scale, method, seed, best[arm][method], setting.steps, arm)
-                cells[run, "test"] = [f"table4_{arm}"]
-    jobs.evaluate(cells, measure, rows, path, workers, "students")
-
-    for arm in ARMS:
-        made = here.release(Run(scale, "taid", 0, best[arm]["taid"], setting.steps, arm))
+        runs = [
+            Run(scale, method, seed, best[method], setting.steps, arm)
+            for seed in range(seeds)
+            for method in METHODS
+        ]
+        cells = {(run, "test"): [f"table4_{arm}"] for run in runs}
+        jobs.evaluate(cells, measure, rows, path, workers, f"{arm}: students")
+        made = here.release(Run(scale, "taid", 0, best["taid"], setting.steps, arm))
         print(f"TAID's student of the {arm}, with its card: {made}")
 
 
