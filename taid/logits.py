@@ -32,7 +32,8 @@ def response_logits(model, batch: dict) -> tuple[Tensor, Tensor]:
     it does to them. Of a model without output embeddings, or that does not call them, they are selected from
     the whole logits.
 
-    Raises ValueError for a model whose logits are not one row per label: which belong to which is not known.
+    Of a classifier of images row i of the logits belongs to label i. Raises ValueError for a model whose logits
+    are not one row per label: which belong to which is not known.
     """
     _, logits, labels = response_states(model, batch)
     return logits, labels
@@ -46,7 +47,9 @@ def response_states(
     In its place `through(hidden)`, [m, H], passes the head. Where `hidden` is None there was no head to see,
     and the logits are those of all n labels.
     """
-    following = targets(model, batch)  # [B, L]
+    following = targets(model, batch)  # [B, L], of a classifier [B]
+    if is_classifier(model):
+        return None, *_of_classes(model, batch, following)
     rows = (following != IGNORE).flatten().nonzero()[:, 0]  # [n]
     before = virtual_tokens(model)
     shape = (len(following), before + following.shape[1])
@@ -83,14 +86,33 @@ def response_states(
     return hidden, logits[0], following.flatten()[rows]
 
 
+def _of_classes(model, batch: dict, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(logits [n, classes], labels [n]) of the labelled images of a classifier's batch."""
+    logits = getattr(model(**model_inputs(model, batch)), "logits", None)
+    if logits is None or logits.dim() != 2 or len(logits) != len(labels):
+        found = "no .logits" if logits is None else f"logits {list(logits.shape)}"
+        raise ValueError(
+            f"{_name(model)} returns {found} for {len(labels)} labels: distil classifiers that return one row of "
+            "logits an image, [batch, classes], and models for language"
+        )
+    rows = labels != IGNORE
+    return logits[rows], labels[rows]
+
+
 def targets(model, batch: dict) -> Tensor:
     """[B, L] what each position of the model's logits is to predict, IGNORE where nothing.
 
     In a causal model position i predicts the label at i + 1, so that a label in column 0 counts as masked; in
-    an encoder–decoder, position i of the decoder predicts label i. Raises ValueError for a label at position 0
-    of a later document of a packed row: the document before would learn it.
+    an encoder–decoder, position i of the decoder predicts label i. Of a classifier of images [B], the labels.
+    Raises ValueError for a label at position 0 of a later document of a packed row: the document before would
+    learn it; and for labels of another shape.
     """
     labels, positions = batch["labels"], batch.get("position_ids")
+    if is_classifier(model):
+        if labels.dim() != 1 or labels.is_floating_point():
+            kind = f"{list(labels.shape)}, {labels.dtype}"
+            raise ValueError(f"labels are {kind}: collate the number of one class an image, [batch], int64")
+        return labels
     if labels.dim() != 2:
         raise ValueError(f"labels are {list(labels.shape)}: collate one per token, [batch, length]")
     if is_encoder_decoder(model):
@@ -118,15 +140,28 @@ def model_inputs(model, batch: dict) -> dict:
     return inputs
 
 
-def check_language_model(model, role: str) -> None:
-    """Raises ValueError for a model of transformers that predicts no next token: a classifier, a base without
-    a head, a masked language model."""
+def check_model(model, role: str) -> None:
+    """Raises ValueError for a model of transformers that predicts no next token and no class of an image: a
+    classifier of text, a base without a head, a masked language model."""
     found = base_model(inner(model))
-    if type(found).__module__.startswith("transformers.models.") and not found.can_generate():
+    classifies = is_classifier(found) and "ForImageClassification" in _name(found)
+    if (
+        type(found).__module__.startswith("transformers.models.")
+        and not found.can_generate()
+        and not classifies
+    ):
         raise ValueError(
             f"the {role} is a {_name(found)}, which predicts no next token: load it as …ForCausalLM, "
-            "…ForConditionalGeneration, or by AutoModelForCausalLM.from_pretrained"
+            "…ForConditionalGeneration, or by AutoModelForCausalLM.from_pretrained; a classifier of images as "
+            "…ForImageClassification"
         )
+
+
+def is_classifier(model) -> bool:
+    """Whether the model takes images and writes nothing: row i of its logits [B, classes] belongs to label i of [B]."""
+    found = base_model(inner(model))
+    images = getattr(found, "main_input_name", None) == "pixel_values"
+    return images and not found.can_generate()
 
 
 def is_encoder_decoder(model) -> bool:
@@ -142,8 +177,10 @@ def virtual_tokens(model) -> int:
 
 
 def entries_of(model) -> int | None:
-    """The length of the model's vocabulary; None where its config does not say."""
+    """The length of the model's vocabulary, of a classifier its classes; None where its config does not say."""
     config = getattr(inner(model), "config", None)
+    if is_classifier(model):
+        return config.num_labels
     return getattr(config.get_text_config(), "vocab_size", None) if config is not None else None
 
 
@@ -281,6 +318,6 @@ def check_labels(labels: Tensor, entries: int) -> None:
     wrong = labels[(labels < 0) | (labels >= entries)]
     if len(wrong):
         raise ValueError(
-            f"label {wrong[0].item()} is not one of the {entries} tokens to distil: was the data made by another "
-            f"tokenizer? (What is not to be learned has label {IGNORE}.)"
+            f"label {wrong[0].item()} is not one of the {entries} tokens (or classes) to distil: was the data "
+            f"made by another tokenizer? (What is not to be learned has label {IGNORE}.)"
         )

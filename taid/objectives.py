@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from taid import fused, losses
 from taid.fused import head
 from taid.logits import Head
+from taid.multi_level import mlkd
 from taid.rollouts import DistiLLMRollouts, GKDRollouts, Rollouts
 from taid.schedule import Adaptive, Linear, Schedule, State
 
@@ -357,6 +358,7 @@ METHODS: dict[str, Callable[..., Objective]] = {
     "distillm": _distillm,
     "ctkd": CTKD,
     "dkd": DKD,
+    "mlkd": partial(Divergence, mlkd),
     "taid_no_adaptive": lambda t_start=0.4, t_end=1.0: TAID(Linear(t_start, t_end)),
     "taid": lambda t_start=0.4, t_end=1.0, **options: TAID(Adaptive(t_start, t_end, **options)),
     "gjs": partial(Divergence, losses.jsd),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from taid import losses
 from taid.logits import Head
+from taid.multi_level import mlkd
 from taid.objectives import METHODS, TABLE1, TAID, Divergence, Objective, objective
 from taid.schedule import Adaptive
 
@@ -20,6 +21,7 @@ NAMED = {  # where the papers' name is not the loss's own
     "gkd": losses.jsd,
     "distillm": losses.skew_kl,
     "taid": losses.taid_kl,
+    "mlkd": mlkd,
     "taid_no_adaptive": losses.taid_kl,
     "amid": losses.amid_kl,
 }

@@ -60,7 +60,7 @@ def named(known: Mapping[str, Named], name: str, kind: str) -> Named:
 class Source(ABC):
     """Where a scale has its data and models from."""
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase  # of models for language
 
     @abstractmethod
     def examples(self, split: str) -> list[dict]:
@@ -203,7 +203,8 @@ class Study(ABC, Generic[R]):
     # what all have
 
     @cached_property
-    def collator(self) -> Collator:
+    def collator(self) -> Callable[[list[dict]], dict]:
+        """What makes batches of examples."""
         return Collator(self.source.tokenizer.pad_token_id)
 
     def batches(self, split: str, size: int | None = None) -> list[dict]:
@@ -236,7 +237,7 @@ class Study(ABC, Generic[R]):
             seed=run.seed,
             objective=objective,
             teacher=teacher,
-            tokenizer=self.source.tokenizer,
+            tokenizer=getattr(self.source, "tokenizer", None),
             **self.fit_options(run),
         )
 

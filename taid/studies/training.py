@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoConfig, PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
 from taid import objectives
@@ -29,6 +31,54 @@ class Training:
     batch_size: int
     learning_rate: float
     warmup_steps: int = 0
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Of TrainingArguments, beside those of `fit`."""
+        return {"lr_scheduler_type": "cosine", "max_grad_norm": 1.0, "weight_decay": 0.0}
+
+    def trainer(self, *args, **kwargs) -> DistillationTrainer:
+        """The trainer of one phase."""
+        return DistillationTrainer(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class StepDecay(Training):
+    """One phase of training as classifiers of images are trained: SGD with momentum, and a learning rate that falls to
+    a tenth at each of some shares of the steps, by default CIFAR's (mdistiller, after 150, 180 and 210 of 240 epochs).
+
+    Unlike there, transformers' Trainer spares norms and biases the weight decay.
+    """
+
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    decays: tuple[float, ...] = (150 / 240, 180 / 240, 210 / 240)
+    max_grad_norm: float = 0.0  # 0: gradients are not clipped
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"max_grad_norm": self.max_grad_norm, "weight_decay": self.weight_decay}
+
+    def trainer(self, *args, **kwargs) -> DistillationTrainer:
+        return _StepDecayTrainer(self, *args, **kwargs)
+
+    def factor(self, step: int) -> float:
+        """The learning rate of a step, counted from 0, in multiples of the largest."""
+        rise = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
+        return rise * 0.1 ** sum(step >= share * self.steps for share in self.decays)
+
+
+class _StepDecayTrainer(DistillationTrainer):
+    def __init__(self, training: StepDecay, *args, **kwargs):
+        self.training = training
+        sgd = {"lr": training.learning_rate, "momentum": training.momentum}
+        super().__init__(*args, optimizer_cls_and_kwargs=(torch.optim.SGD, sgd), **kwargs)
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.training.factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
 
 def fit(
@@ -66,10 +116,7 @@ def fit(
             gradient_accumulation_steps=training.batch_size // micro_batch,
             gradient_checkpointing=gradient_checkpointing,
             learning_rate=training.learning_rate,
-            lr_scheduler_type="cosine",
             warmup_steps=training.warmup_steps,
-            max_grad_norm=1.0,
-            weight_decay=0.0,
             save_strategy="steps" if checkpoints else "no",
             save_steps=max(training.steps // 4, 1),
             save_total_limit=2,
@@ -83,8 +130,9 @@ def fit(
             remove_unused_columns=False,
             use_cpu=device() == "cpu",
             bf16=bf16,
+            **training.arguments,
         )
-        trainer = DistillationTrainer(
+        trainer = training.trainer(
             model,
             teacher,
             objective,

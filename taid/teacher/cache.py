@@ -17,7 +17,7 @@ from transformers import DataCollatorForLanguageModeling
 from taid import losses
 from taid.data import Collator, KeepEnds
 from taid.files import locked
-from taid.logits import base_model, check_language_model, evaluation_mode, inner, is_encoder_decoder
+from taid.logits import base_model, check_model, evaluation_mode, inner, is_classifier, is_encoder_decoder
 from taid.teacher.digests import Key, keys, one_a_row
 from taid.teacher.live import LiveTeacher
 from taid.teacher.shards import Mismatch, Shards, Writer, clear
@@ -184,7 +184,9 @@ def _check(model, examples) -> None:
         raise ValueError(
             f"{model!r:.80} is no model: load the teacher, AutoModelForCausalLM.from_pretrained(…)"
         )
-    check_language_model(model, "teacher")
+    check_model(model, "teacher")
+    if is_classifier(model):
+        raise ValueError("the logits of images are not kept on disk here: train with the live teacher")
     if is_encoder_decoder(model):
         raise ValueError("an encoder–decoder's logits are not kept on disk: train with the live teacher")
     if not hasattr(examples, "__len__") or not hasattr(examples, "__getitem__") or hasattr(examples, "keys"):

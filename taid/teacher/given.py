@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     PretrainedConfig,
@@ -14,7 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from taid.logits import check_language_model, inner, is_encoder_decoder
+from taid.logits import check_model, inner, is_classifier, is_encoder_decoder
 from taid.sampling import is_sharded
 from taid.teacher.cache import OfflineTeacher
 from taid.teacher.live import LiveTeacher, OwnBase
@@ -22,14 +23,15 @@ from taid.teacher.shards import INDEX
 
 
 def load_teacher(name: str | Path, student, args: TrainingArguments) -> PreTrainedModel | OfflineTeacher:
-    """The language model of a folder or of a hub, from safetensors, in the type that the student computes in; of
-    a folder of logits, the teacher that reads them.
+    """The model of a folder or of a hub, of the student's kind, from safetensors, in the type that the student
+    computes in; of a folder of logits, the teacher that reads them.
 
     No code of a hub runs. Raises ValueError, saying why, if there is no such model.
     """
     if (Path(name) / INDEX).exists():
         return OfflineTeacher(name)
     auto: Any = AutoModelForSeq2SeqLM if is_encoder_decoder(student) else auto_class(inner(student).config)
+    auto = AutoModelForImageClassification if is_classifier(student) else auto
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else inner(student).dtype
     try:
         return auto.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
@@ -41,7 +43,10 @@ def load_teacher(name: str | Path, student, args: TrainingArguments) -> PreTrain
 
 
 def auto_class(config: PretrainedConfig) -> Any:
-    """What loads a causal model of a configuration, with its vision tower where it has one."""
+    """What loads a causal model of a configuration, with its vision tower where it has one; or, by the name that was
+    saved with it, a classifier of images."""
+    if any("ForImageClassification" in name for name in config.architectures or ()):
+        return AutoModelForImageClassification
     return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
 
 
@@ -90,11 +95,31 @@ def check_teacher(teacher: torch.nn.Module, student) -> None:
             f"the teacher is a {type(teacher).__name__} without a config: pass a language model of transformers, "
             "its name or folder, or a function from a batch to logits [n, V] at its n labels"
         )
-    check_language_model(teacher, "teacher")
+    check_model(teacher, "teacher")
+    if is_classifier(teacher) != is_classifier(student):
+        raise ValueError("one of student and teacher classifies images, and the other does not")
+    if is_classifier(teacher):
+        _check_classes(inner(teacher).config, inner(student).config)
     if is_encoder_decoder(teacher) != is_encoder_decoder(student):
         raise ValueError(
             "one of student and teacher is an encoder–decoder: their labels have other positions"
         )
+
+
+def _check_classes(teacher, student) -> None:
+    """Raises ValueError for configs of classifiers whose numbers, or given names, of classes differ."""
+    if teacher.num_labels != student.num_labels:
+        raise ValueError(
+            f"the teacher tells {teacher.num_labels} classes apart, and the student {student.num_labels}: give the "
+            f"student a head of as many, num_labels={teacher.num_labels}"
+        )
+    for i in range(teacher.num_labels):
+        names = {str(config.id2label[i]) for config in (teacher, student)} - {f"LABEL_{i}"}
+        if len(names) > 1:
+            raise ValueError(
+                f"class {i} is {teacher.id2label[i]!r} to the teacher and {student.id2label[i]!r} to the student: give "
+                "the student the teacher's classes in the teacher's order, and id2label"
+            )
 
 
 def check_callable(teacher) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, default_data_collator
 from transformers.trainer_utils import has_length
 
 from taid.data import IGNORE
@@ -21,9 +21,10 @@ from taid.logits import (
     Head,
     align_vocabularies,
     check_labels,
-    check_language_model,
+    check_model,
     check_targets,
     entries_of,
+    is_classifier,
     is_encoder_decoder,
     model_inputs,
     position_limit,
@@ -56,7 +57,7 @@ COLUMNS = ("index", "prompt_ids", "response_ids")  # of `taid.data.encode`, read
 class DistillationTrainer(ObjectiveTrainer):
     """Trains `model` by `method`, a name of `taid.objectives.METHODS` or an Objective, against `teacher`.
 
-    `teacher`: a language model, the name or folder of one, or a callable from batch to logits
+    `teacher`: a model of the student's kind, for language or a classifier of images, the name or folder of one, or a callable from batch to logits
     (`taid.teacher.CachedTeacher`); methods without a teacher need none. A student of PEFT, or made one by
     `peft_config`, may learn from the model inside it: its adapters are off for the teacher's passes.
 
@@ -119,14 +120,18 @@ class DistillationTrainer(ObjectiveTrainer):
         check_student(self.model)
         # compute_loss normalises over the labels of the whole optimizer step, but those in column 0
         self.model_accepts_loss_kwargs = True
-        self._loss_shifts_labels = not is_encoder_decoder(self.model)
+        self._loss_shifts_labels = not (is_encoder_decoder(self.model) or is_classifier(self.model))
         if isinstance(teacher, str | Path):
             teacher = load_teacher(teacher, self.model, self.args)
         self._vocabularies = known_vocabularies(
             self.model, self.processing_class, teacher, teacher_processing_class, given["vocab_size"]
         )
-        check_language_model(self.model, "student")
+        check_model(self.model, "student")
         if self.objective.rollouts is not None:
+            if is_classifier(self.model):
+                raise ValueError(
+                    f"{self.objective!r} samples text from the student, and a classifier writes none"
+                )
             check_sampling(self.model)
         if isinstance(teacher, torch.nn.Module):
             check_teacher(teacher, self.model)
@@ -157,6 +162,8 @@ class DistillationTrainer(ObjectiveTrainer):
         loading = self.accelerator.dataloader_config
         if loading.dispatch_batches is None:  # else one rank reads a stream for all, and joins their batches,
             loading.dispatch_batches = False  # which differ in length
+        if collator is None and is_classifier(self.model):
+            collator = default_data_collator
         models = [m for m in (self.model, getattr(self.teacher, "model", None)) if m is not None]
         self._text = Text(self.processing_class, models, collator, max_length, packing, self.args.world_size)
         if packing and self.objective.rollouts is not None:
