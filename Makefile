@@ -12,8 +12,8 @@ export TAID_CACHE ?= $(CURDIR)/.cache
 export HF_HUB_OFFLINE ?= 1
 
 # What is said wrongly is refused before any work.
-SEEDED = decide table1 table1-protocol-1 table2 table3 table4 table5 table6 figure1 figure2 adaptivity ablations departures rounds
-SEEDLESS = bench cost theory mode-collapse
+SEEDED = decide table1 table1-protocol-1 table2 table3 table4 table5 table6 table7 table8 figure1 figure2 adaptivity ablations departures rounds
+SEEDLESS = figure3 bench cost theory mode-collapse
 given := $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(word)))
 unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS LAUNCHER RESULTS TUNE PYTHON TAID_CACHE HF_HUB_OFFLINE),$(given))
 counted = $(shell printf %s '$(subst ','\'',$($(1)))' | grep -xE '[1-9][0-9]*')
@@ -32,7 +32,7 @@ $(if $(filter $(SEEDLESS),$(MAKECMDGOALS)),$(if $(filter $(SEEDED),$(MAKECMDGOAL
 endif
 
 # The paper's items, each after those it takes something from.
-PAPER = table1 table2 table3 table4 table5 table6 figure1 figure2 cost
+PAPER = table1 table2 table3 table4 table5 table6 table7 table8 figure1 figure2 figure3 cost
 
 PY = .venv/bin/python
 # a smoke run leaves the committed notebooks alone
@@ -137,6 +137,14 @@ table6: setup ## Table 6, Figure 2 right: the capacity gap, four teachers of one
 	$(call STUDY,06_table6_capacity_gap)
 	$(call PAGE,table6)
 
+table7: setup ## Table 7: image classification, five methods, six pairs for small images | 3 / 15 for three seeds
+	$(call STUDY,07_table7_cifar100)
+	$(call PAGE,table7)
+
+table8: setup ## Table 8: image classification, ResNet34 → 18 and ResNet50 → MobileNet-V1 | 1 / 5 for three seeds
+	$(call STUDY,08_table8_imagenet)
+	$(call PAGE,table8)
+
 figure1: setup ## Figure 1: KL's fixed teacher, TAID's moving bridge | 1 / 3 for four seeds after table1
 	$(call STUDY,16_figure1_moving_bridge)
 	$(call PAGE,figure1)
@@ -144,6 +152,10 @@ figure1: setup ## Figure 1: KL's fixed teacher, TAID's moving bridge | 1 / 3 for
 figure2: setup ## Figure 2 left and middle: t over training, the objective and its variance | 1 / 6 for four seeds after table1
 	$(call STUDY,09_figure2_interpolation)
 	$(call PAGE,figure2)
+
+figure3: setup ## Figure 3: entropy of teachers of images and of language | 0.5 / 1 after table1, table7, table8
+	$(PY) paper_experiments/10_figure3_entropy.py --scale $(SCALE) --workers $(WORKERS) --results $(RESULTS)
+	$(call PAGE,figure3)
 
 adaptivity: setup ## is the adaptive update adaptive? floor, momentum, replayed curves | 1 / 4 for four seeds after table1
 	$(call STUDY,14_adaptivity)

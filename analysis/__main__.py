@@ -15,6 +15,7 @@ from analysis import (
     departures,
     figure1,
     figure2,
+    figure3,
     page,
     rounds,
     speed,
@@ -25,6 +26,8 @@ from analysis import (
     table4,
     table5,
     table6,
+    table7,
+    table8,
     verdicts,
 )
 
@@ -37,8 +40,11 @@ MODULES = (
     table4,
     table5,
     table6,
+    table7,
+    table8,
     figure1,
     figure2,
+    figure3,
     adaptivity,
     ablations,
     departures,

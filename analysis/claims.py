@@ -1,6 +1,7 @@
 """The paper's claims, item by item: each written once, as a predicate over scores by seed."""
 
 import math
+from collections.abc import Mapping
 from functools import partial
 
 from analysis import reference
@@ -241,6 +242,59 @@ VARIANCE = (  # about the logarithm of a variance of the objective
         above("kl", "taid"),
     ),
 )
+
+
+LANGUAGE, IMAGES = "language", "images"  # whose teachers
+FIGURE3 = {  # metric → claims about it; language's teachers one by one, each beside the mean of the images'
+    "entropy": (
+        Claim(
+            "language is less sure",
+            "Figure 3, our reading",
+            "Teachers of language have a higher entropy.",
+            above(LANGUAGE, IMAGES),
+        ),
+    ),
+    "normalised_entropy": (
+        Claim(
+            "language is less sure of its many",
+            "ours",
+            "Teachers of language have a higher entropy as a share of log V.",
+            above(LANGUAGE, IMAGES),
+        ),
+    ),
+    "target_probability": (
+        Claim(
+            "language is less often right",
+            "Figure 3, our reading",
+            "Teachers of images give what is right a higher probability.",
+            above(IMAGES, LANGUAGE),
+        ),
+    ),
+}
+
+
+def images(item: str, paper: Mapping[str, float]) -> tuple[Claim, ...]:
+    """Claims about a pair of Table 7 or 8, whose accuracies in the paper are `paper`: those that its numbers make, and
+    the premise of all distillation."""
+    rivals = tuple(paper)
+    best_of_all = max(paper, key=paper.__getitem__)
+    return (
+        Claim("TAID above KL", item, "TAID's student is better than KL's.", above("taid", "kl")),
+        Claim(
+            "TAID is best" if best_of_all == "taid" else "MLKD above TAID",
+            item,
+            "TAID's student is better than those of the four other methods."
+            if best_of_all == "taid"
+            else "MLKD's student is better than TAID's.",
+            above_all("taid", rivals) if best_of_all == "taid" else above("mlkd", "taid"),
+        ),
+        Claim(
+            "KL above no teacher",
+            "the field",
+            "KL's student is better than one without a teacher.",
+            above("kl", "sft"),
+        ),
+    )
 
 
 COST = (  # about logarithms of seconds per optimizer step; "about" is within a factor of √2

@@ -50,6 +50,15 @@ def table6() -> dict[str, dict[str, float]]:
     return scores
 
 
+def images(table: str) -> dict[Pair, dict[str, float]]:
+    """Top-1 accuracy [percent] of Table 7 or 8, "table7" or "table8", by teacher–student pair and method."""
+    accuracy: dict[Pair, dict[str, float]] = {}
+    file = {"table7": "table7_cifar100.csv", "table8": "table8_imagenet.csv"}[table]
+    for row in pd.read_csv(FOLDER / file).itertuples():
+        accuracy.setdefault(Pair(row.teacher, row.student), {})[row.method] = row.top1_accuracy
+    return accuracy
+
+
 METHODS = tuple(next(iter(table1().values())))  # the paper's eleven, in its order
 TABLE2_METHODS = tuple(table2()["average"])
 # The released Pythia 70M, not distilled, on lambada_openai: accuracy and standard error [percent]. Not in the paper.

@@ -21,8 +21,10 @@ from taid.studies import (
     instruction_tuning,
     logit_cache,
     moving_bridge,
+    predictions,
     rounds,
     taid_llm,
+    vision,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +58,10 @@ def run_of(row: results.Row):
             return made(departures.Run, config)
         case "figure1":
             return made(moving_bridge.Run, config)
+        case "figure3":
+            return made(predictions.Run, config)
+        case name if name.startswith(("table7", "table8")):
+            return made(vision.Run, config)
         case name if name.startswith(("table1", "table3")):
             return made(instruction_tuning.Run, config)
         case name:

@@ -17,6 +17,8 @@ STUDIES = (
     "table3",
     "table5",
     "table6",
+    "table7",
+    "table8",
     "figure1",
     "figure2",
     "adaptivity",
@@ -85,7 +87,7 @@ def test_rates_are_searched_again_only_where_they_are_searched():
     assert "table1 alone searches" in make("table3", "TUNE=1").stderr
 
 
-@pytest.mark.parametrize("target", ["theory", "mode-collapse", "bench", "cost"])
+@pytest.mark.parametrize("target", ["theory", "mode-collapse", "bench", "cost", "figure3"])
 def test_seeds_are_refused_where_they_would_be_ignored(target):
     assert "takes no seeds" in make(target, "SEEDS=2").stderr
     assert not make(target).stderr

@@ -57,7 +57,7 @@ class Run(study.Run):
 
     @property
     def setting(self) -> Any:
-        return self.kind.settings[self.scale]
+        return self.kind.settings[self.scale].of(self.teacher)
 
     def config(self) -> dict[str, Any]:
         return super().config() | {"most": MOST, "shares": list(SHARES)}
@@ -107,7 +107,7 @@ def predictions(logits_of: study.Logits, batches: Iterable[dict], vocab_size: in
 
 def measure(run: Run) -> tuple[dict[tuple[str, str], float], float]:
     """A job: ({(metric, task): value}, seconds) of one teacher."""
-    started, here = time.perf_counter(), study.at(run.kind, run.scale)
+    started, here = time.perf_counter(), study.at(run.kind, run.scale, run.teacher)
     tokenizer = getattr(here.source, "tokenizer", None)
     entries = run.setting.images.classes if tokenizer is None else len(tokenizer)
     values: dict[tuple[str, str], float] = {}

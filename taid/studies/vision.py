@@ -17,16 +17,15 @@ from transformers import AutoModelForImageClassification, PreTrainedModel, defau
 
 from taid import losses, schedule
 from taid.data import batches
-from taid.studies import jobs, study
+from taid.studies import hub, jobs, study
 from taid.studies.study import PAPER_ALPHA, PAPER_UPDATES, REFERENCES, Logits, named
-from taid.studies.training import StepDecay, Training, pretrained
+from taid.studies.training import StepDecay, Training, device, pretrained
 from taid.studies.vision_data import FashionMNIST, HubImages
 from taid.studies.vision_models import classifier
 from taid.teacher import LiveTeacher
 
 METHODS = ("sft", "kl", "ctkd", "dkd", "mlkd", "taid")  # the paper's five, and the student alone
 T_START = 0.2  # the paper's for its wider gaps (Table 1); what it used here we do not know
-BATCH = 256  # images, in measuring
 TUNING_SEED = 100  # of the runs that choose a learning rate: never tested
 
 
@@ -85,9 +84,13 @@ class Setting(study.Setting):
     hub_teachers: tuple[tuple[str, str], ...] = ()  # names on a hub of those that are not trained here
 
     @property
-    def drawn(self) -> bool:
-        """Whether a training image differs from pass to pass, so that its teacher has to see it anew."""
+    def live(self) -> bool:  # type: ignore[override]
+        """Training images that differ from pass to pass: their teacher has to see each anew."""
         return isinstance(self.images, HubImages)
+
+    def fit_options(self, here: Any, run: Any) -> dict[str, Any]:
+        """Long runs go on after a kill."""
+        return {"checkpoints": here.work_folder(run)} if self.live else {}
 
     def source(self, folder: Path) -> "Classifiers":
         return Classifiers(self, folder)
@@ -242,7 +245,10 @@ class Classifiers(study.Source):
 
     def teacher(self, name: str) -> PreTrainedModel:
         if name in dict(self.setting.hub_teachers):
-            return AutoModelForImageClassification.from_pretrained(dict(self.setting.hub_teachers)[name])
+            hubs = dict(self.setting.hub_teachers)[name]
+            options = hub.where(hubs) | {"use_safetensors": True, "trust_remote_code": False}
+            load = partial(AutoModelForImageClassification.from_pretrained, hubs, **options)
+            return hub.fetched(hubs, "model", load)
         phases = [(self.setting.pretrain_teacher, lambda: self.examples("train"))]
         return pretrained(
             self.folder,
@@ -259,21 +265,20 @@ class ImageClassification(study.Study[Run]):
 
     name = "vision"
 
-    def make_collator(self):
+    @cached_property
+    def collator(self):
         return default_data_collator
 
     def keep_logits(self, name: str, split: str) -> Logits:
-        """In memory, and looked up by a batch's "index"; a live model for images that are drawn anew."""
-        if split == self.training_split and self.setting.drawn:
-            return LiveTeacher(self.source.teacher(name))
-        live = LiveTeacher(self.source.teacher(name))
-        logits = torch.cat([live(batch) for batch in self.batches(split, BATCH)])
-        return lambda batch: logits[batch["index"].cpu()].to(batch["labels"].device)
+        """In memory, and looked up by a batch's "index"."""
+        live = LiveTeacher(self.source.teacher(name).to(device()))
+        logits = torch.cat([live(batch) for batch in self.batches(split)])
+        return lambda batch: logits[batch["index"]]
 
     def values(self, model: PreTrainedModel, run: Run, split: str) -> dict[tuple[str, str], float]:
         student, right, loss, divergence, count = LiveTeacher(model), 0, 0.0, 0.0, 0
         teacher = self.teacher_logits(run.teacher, split)
-        for batch in batches(self.source.examples(split), self.collator, BATCH):
+        for batch in batches(self.source.examples(split), self.collator, self.setting.together, device()):
             logits, labels = student(batch).float(), batch["labels"]
             right += int((logits.argmax(-1) == labels).sum())
             loss += cross_entropy(logits, labels, reduction="sum").item()

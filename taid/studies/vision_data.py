@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
-from taid.studies import sources
+from taid.studies import hub, sources
 from taid.studies.jobs import Refused
 
 Transform = Callable[[Any], Tensor]  # of a row's image to [channels, side, side]
@@ -65,7 +65,7 @@ class FashionMNIST:
 
 @dataclass(frozen=True)
 class HubImages:
-    """A data set of a hub, or a folder, by the library datasets: RGB images, and a number for each class.
+    """A data set of the hub (`taid.studies.hub`): RGB images, and a number for each class.
 
     The test's images are those of the split `held_out`; those of validation, if any, are cut from the training's.
     """
@@ -84,16 +84,7 @@ class HubImages:
 
     def splits(self) -> dict[str, Images]:
         """{"train", "validation", "test"}. Raises jobs.Refused where the data set cannot be had or is another."""
-        from datasets import load_dataset
-
-        try:
-            rows = {"train": load_dataset(self.name, split="train")}
-            rows["test"] = load_dataset(self.name, split=self.held_out)
-        except (OSError, ValueError) as error:
-            raise Refused(
-                f"no data set could be loaded from {self.name!r}: run with HF_HUB_OFFLINE=0 on a machine with a network "
-                f"(and with access, where a hub asks for it), or fetch it there first. {error}"
-            ) from error
+        rows = {"train": hub.rows(self.name, "train"), "test": hub.rows(self.name, self.held_out)}
         for split, found in rows.items():
             if lacking := {self.image, self.label} - set(found.column_names):
                 raise Refused(f"{self.name}, {split}, has no column {', '.join(sorted(lacking))}")
