@@ -251,12 +251,7 @@ class Classifiers(study.Source):
             return hub.fetched(hubs, "model", load)
         phases = [(self.setting.pretrain_teacher, lambda: self.examples("train"))]
         return pretrained(
-            self.folder,
-            name,
-            0,
-            lambda: self.student(name, 0),
-            phases,
-            collator=default_data_collator,
+            self.folder, name, 0, lambda: self.student(name, 0), phases, collator=default_data_collator
         )
 
 

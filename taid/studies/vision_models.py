@@ -201,10 +201,14 @@ def classifier(
         return CifarForImageClassification(CifarConfig(network.family, network.depth, widths, **shared))
 
 
+# transformers' own are for weights that were trained elsewhere: they would drop 0.999 of what enters the head
+# (TensorFlow's share that is kept), and add 1e-3 to variances that are smaller than that at first
+FRESH = {"classifier_dropout_prob": 0.0, "layer_norm_eps": 1e-5}
+
+
 def _mobilenet(config: MobileNetV1Config) -> PreTrainedModel:
-    """As transformers', but for a fresh model: its running means forget all batches but the last (they carry
-    TensorFlow's momentum, 0.9997, which PyTorch counts the other way), and nearly all of what enters its head is
-    dropped (0.999: the share that TensorFlow keeps)."""
+    """As transformers', but its running means remember more than the last batch: there they have TensorFlow's
+    momentum, 0.9997, which PyTorch counts the other way."""
     model = MobileNetV1ForImageClassification(config)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
