@@ -20,6 +20,8 @@ from taid.studies.image_text import METHODS, STUDENT, TEACHER, TUNING_SEED, Imag
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
     setting, path = image_text.setting(scale), folder / "table5.jsonl"
+    if seeds > TUNING_SEED:
+        raise jobs.Refused(f"seed {TUNING_SEED} chooses the rates and is not tested: ask for fewer seeds")
     models = [("teacher", TEACHER, 0)]
     models += [("student", STUDENT, seed) for seed in (TUNING_SEED, *range(seeds))]
     logits = [(TEACHER, split) for split in ("distil", "validation", "test")]
