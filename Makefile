@@ -1,7 +1,7 @@
 # Reproduction of TAID (arXiv 2501.16937). `make help` lists everything.
 SCALE ?= cpu
 SEEDS ?= 1
-WORKERS ?= 2
+WORKERS ?= $(if $(filter paper gpu,$(SCALE)),1,2)
 # Who does the jobs of a table: local (processes of this machine), slurm or ray, docs/many_gpus.md.
 LAUNCHER ?=
 # Your own runs go to runs/<scale>; `RESULTS=results` adds to the committed reference rows instead.
@@ -9,17 +9,17 @@ RESULTS ?= runs/$(SCALE)
 # The first of these that runs makes the environment; `make setup PYTHON=…` names yours.
 PYTHON ?= python3.14 python3.13 python3.12 python3.11
 export TAID_CACHE ?= $(CURDIR)/.cache
-export HF_HUB_OFFLINE ?= 1
+export HF_HUB_OFFLINE ?= $(if $(filter paper,$(SCALE)),0,1)
 
 # What is said wrongly is refused before any work.
 SEEDED = decide table1 table1-protocol-1 table2 table3 table4 table5 table6 table7 table8 figure1 figure2 adaptivity ablations departures rounds
 SEEDLESS = figure3 bench cost theory mode-collapse
 given := $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(word)))
-unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS LAUNCHER RESULTS TUNE PYTHON TAID_CACHE HF_HUB_OFFLINE),$(given))
+unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS LAUNCHER RESULTS TUNE PYTHON TAID_CACHE TAID_HUB HF_HUB_OFFLINE DRY),$(given))
 counted = $(shell printf %s '$(subst ','\'',$($(1)))' | grep -xE '[1-9][0-9]*')
 $(if $(unknown),$(error $(unknown): no such setting; there are SCALE, SEEDS, WORKERS, LAUNCHER, RESULTS and PYTHON))
 $(foreach n,SEEDS WORKERS,$(if $(call counted,$(n)),,$(error $(n)=$($(n)): a whole number from 1 is needed)))
-$(if $(filter-out smoke cpu gpu paper,$(SCALE))$(filter-out 1,$(words $(SCALE))),$(error SCALE=$(SCALE): one of smoke, cpu, gpu (bench and cost alone)))
+$(if $(filter-out smoke cpu gpu paper,$(SCALE))$(filter-out 1,$(words $(SCALE))),$(error SCALE=$(SCALE): one of smoke, cpu, paper (tables 1, 2, 3 and 6), gpu (bench and cost)))
 $(if $(filter-out 1,$(words $(RESULTS))),$(error RESULTS=$(RESULTS): one folder without blanks in its name))
 ifeq ($(SCALE),smoke)
 $(if $(filter $(abspath results) $(abspath results)/%,$(abspath $(RESULTS))),$(error SCALE=smoke RESULTS=$(RESULTS): smoke rows mean nothing and never go among the reference rows))
@@ -39,16 +39,16 @@ PY = .venv/bin/python
 NOTEBOOK = $(if $(filter smoke,$(SCALE)),@: skipped,.venv/bin/jupyter-execute --inplace)
 STAMP = .venv/.installed
 # a study's script, then its page
-STUDY = $(PY) paper_experiments/$(1).py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)$(if $(LAUNCHER), --launcher $(LAUNCHER))
+STUDY = $(PY) paper_experiments/$(1).py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)$(if $(LAUNCHER), --launcher $(LAUNCHER))$(if $(DRY), --dry-run)
 # learning rates: the committed ones, or searched again
 TUNED = $(if $(TUNE),--tune)
-PAGE = $(PY) -m analysis $(1) --scale $(SCALE) --results $(RESULTS)
+PAGE = $(if $(DRY),@: no page of,$(PY) -m analysis) $(1) --scale $(SCALE) --results $(RESULTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data lab lint test test-slow fuzz kill all plan $(SEEDED) $(SEEDLESS) claims report clean FORCE
+.PHONY: help setup data lab lint test test-slow fuzz kill all plan what-it-takes $(SEEDED) $(SEEDLESS) claims report clean FORCE
 
 help: ## this list
-	@echo "make TARGET [SCALE=smoke|cpu] [SEEDS=n] [WORKERS=2] [RESULTS=folder]"
+	@echo "make TARGET [SCALE=smoke|cpu|paper] [DRY=1] [SEEDS=n] [WORKERS=2] [RESULTS=folder]"
 	@echo
 	@printf "  %-15s %-58s %s\n" target "what" "minutes on two cores (smoke / cpu)"
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\) | \(.*\)/  \1|\2|\3/p; s/^\([a-z0-9-]*\):.*## \([^|]*\)$$/  \1|\2|/p' $(MAKEFILE_LIST) \
@@ -110,8 +110,8 @@ decide: setup ## does TAID beat KL? the paper's updates and α, a rule written b
 	$(call PAGE,decide)
 
 table1: setup ## Table 1: instruction tuning, 12 methods, 3 pairs; TUNE=1 searches the rates again | 2 / 25 for one seed
-	$(call STUDY,01_table1_every_answer) $(TUNED)
-	$(call PAGE,table1_tuned)
+	$(call STUDY,$(if $(filter paper,$(SCALE)),01_table1_instruction_tuning,01_table1_every_answer)) $(TUNED)
+	$(call PAGE,$(if $(filter paper,$(SCALE)),table1,table1_tuned))
 
 table1-protocol-1: setup ## Table 1 as first run, and what the studies around it start from | 2 / 40 for one seed, 15 each further
 	$(call STUDY,01_table1_instruction_tuning)
@@ -172,6 +172,9 @@ departures: setup ## the official code's baselines beside the methods they name 
 bench: setup ## speed and memory of every loss, beside the official code; others after `python -m benchmarks peers`; SCALE=gpu on a GPU | 1 / 13
 	$(PY) -m benchmarks losses --scale $(SCALE) --results $(RESULTS)
 	$(call PAGE,speed)
+
+what-it-takes: setup ## the paper's own scale before it costs money: memory, FLOPs, hours (docs/paper_scale.md) | 0.3
+	$(PY) paper_experiments/00_what_it_takes.py
 
 cost: setup ## the paper's cost claim: TAID, KL, DistiLLM, GKD, seconds per step | 1 / 5
 	$(PY) -m benchmarks cost --scale $(SCALE) --results $(RESULTS)

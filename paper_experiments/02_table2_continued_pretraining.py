@@ -22,8 +22,7 @@ from taid.studies.continued_pretraining import SETTINGS, TABLE2, ContinuedPretra
 
 def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     setting, path = continued_pretraining.setting(scale), folder / "table2.jsonl"
-    continued_pretraining.at(scale).source.tasks()  # before any worker wants them
-    models = [("student", setting.student, seed) for seed in range(seeds)]
+    models = [("tasks", "tasks", 0), *[("student", setting.student, seed) for seed in range(seeds)]]
     logits = [(setting.teacher, split) for split in ("train", "test", "validation")]
     study.prepare_all(ContinuedPretraining, scale, workers, models, logits)
 

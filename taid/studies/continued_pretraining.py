@@ -264,6 +264,13 @@ class ContinuedPretraining(study.Study[Run]):
         }
         return values | self.scores(model) if split == "test" else values
 
+    def prepare(self, kind: str, name: str, which: int | str) -> None:
+        """As of every study, and the "tasks"."""
+        if kind == "tasks":
+            self.source.tasks()
+        else:
+            super().prepare(kind, name, which)
+
     def scores(self, model: PreTrainedModel) -> dict[tuple[str, str], float]:
         """{(metric, task): value} of the setting's tasks."""
         return self.setting.scores(self, model)

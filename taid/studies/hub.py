@@ -6,9 +6,11 @@ Weights are safetensors, and no code of the hub is run.
 """
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from taid.files import cache_dir
-from taid.studies import jobs
+from taid.studies import cost, jobs
 from taid.studies.training import device
 from taid.vocabulary import tokens
 
@@ -208,6 +210,42 @@ def mirrored() -> Iterator[None]:
         yield
     finally:
         datasets.load_dataset = original
+
+
+# --- What it takes ------------------------------------------------------------------------------------------
+
+PACKAGES = ("datasets", "lm_eval", "rouge_score")
+
+
+def takes(names: Iterable[str], loads: Sequence[cost.Load]) -> str:
+    """What runs take, each distinct one once, all together, on disk, and what is missing here."""
+    lines = [f"{count} × one run:\n{cost.described(load)}" for load, count in Counter(loads).items()]
+    spent, hours = cost.summed(loads)
+    nets = [cost.published(name) for name in names if name in cost.PUBLISHED]
+    disk = sum(2 * net.parameters for net in nets) + sum(4 * load.student.parameters for load in loads)
+    working = max((16 * load.student.parameters for load in loads), default=0)  # two checkpoints and the best
+    lines.append(
+        f"together: {spent:.2e} FLOPs, {hours:,.0f} hours on one {cost.H100.name}; on disk {disk / 1e9:,.0f} GB of "
+        f"models, {working / 1e9:,.0f} GB of a run that goes on"
+    )
+    return "\n".join([*lines, *(f"missing: {what}" for what in missing(names))])
+
+
+def missing(names: Iterable[str]) -> list[str]:
+    """What this machine lacks for models and data sets of these names, a sentence each."""
+    found = [f"the package {name}" for name in PACKAGES if find_spec(name) is None]
+    if device() == "cpu":
+        found.append("a GPU: on a CPU none of this ends")
+    folder = mirror()
+    for name in dict.fromkeys(names):
+        caches = [] if folder is None else [*folder.glob(f"*--{name.replace('/', '--')}")]
+        if folder is not None and not caches:
+            found.append(f"{name} in the mirror {folder}")
+        elif folder is None and name in GATED:
+            found.append(f"maybe access to {name}: accept its licence on https://huggingface.co/{name}")
+    if folder is None and os.environ.get("HF_HUB_OFFLINE") == "1":
+        found.append("the network (HF_HUB_OFFLINE=1) or a mirror (TAID_HUB)")
+    return found
 
 
 # --- Training -----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import time
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from contextvars import ContextVar
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -12,6 +13,9 @@ from taid import results
 from taid.studies.launchers import LAUNCHERS, Died
 
 REFERENCE = Path(__file__).parents[2] / "results"  # the committed rows
+
+
+_plan: ContextVar[dict | None] = ContextVar("plan", default=None)  # cells of a command that is only planned
 
 
 class Refused(ValueError):
@@ -50,6 +54,7 @@ def parser(description: str, scales: Iterable[str], seeds: int = 0, workers: int
         made.add_argument("--workers", type=positive, default=workers, help="jobs at a time, of one thread")
         made.add_argument("--launcher", choices=[*LAUNCHERS], default="local", help="who does the jobs")
         made.add_argument("--shard", type=shard, default=(1, 1), help="i/n: the i-th of n parts of the cells")
+        made.add_argument("--dry-run", action="store_true", help="say what it would take, and stop")
     return made
 
 
@@ -71,13 +76,45 @@ def command(
     given = made.parse_args()
     folder = rows_folder(made, given.scale, given.results)
     who = Workers(given.workers, given.launcher, given.shard) if workers else Workers(1)
-    asked = Arguments(given.scale, vars(given).get("seeds", 0), who, folder)
+    asked: tuple = Arguments(given.scale, vars(given).get("seeds", 0), who, folder)
+    asked = (*asked, *([given.tune] if tunes else []))
     try:
-        main(*asked, *([given.tune] if tunes else []))
+        if vars(given).get("dry_run"):
+            print(described(planned(main, *asked), f"{made.prog} --scale {given.scale}"))
+        else:
+            main(*asked)
     except Unfinished as message:
         print(f"{made.prog}: {message}")
     except (Refused, Died, results.Damaged, OSError) as error:
         made.exit(2, f"{made.prog}: {error}\n")
+
+
+def planned(main: Callable, *arguments) -> dict[tuple, list[str]]:
+    """{job: its experiments} of all cells of a command, of which none is run; whatever is chosen among runs is the
+    first. Nothing is made, fetched or written."""
+    token = _plan.set({})
+    try:
+        main(*arguments)
+        return _plan.get() or {}
+    finally:
+        _plan.reset(token)
+
+
+def planning() -> bool:
+    """Whether a command is only planned."""
+    return _plan.get() is not None
+
+
+def described(cells: Mapping[tuple, Sequence[str]], command: str) -> str:
+    """What a command would do, cell by cell, and what it takes as its settings say."""
+    lines = [f"{command}: {sum(map(len, cells.values()))} cells"]
+    lines += [f"  {', '.join(experiments)}: {' '.join(map(str, job))}" for job, experiments in cells.items()]
+    settings = {run.setting.digest: run.setting for run, *_ in cells}
+    runs = {
+        name: [r for r in dict.fromkeys(run for run, *_ in cells) if r.setting.digest == name]
+        for name in settings
+    }
+    return "\n".join([*lines, *(settings[name].takes(runs[name]) for name in settings)])
 
 
 def rows_folder(made: ArgumentParser, scale: str, given: Path | None) -> Path:
@@ -115,7 +152,7 @@ def run(
     when its turn comes, after which no job starts but the few that the workers hold already; what was yielded before
     it is kept.
     """
-    if not jobs:
+    if not jobs or planning():
         return
     who = workers if isinstance(workers, Workers) else Workers(workers)
     launched = LAUNCHERS[who.launcher](function, jobs, who.at_a_time)
@@ -146,6 +183,10 @@ def evaluate(
     `config()` together with the experiment makes a cell's hash. measure(*job) returns (values, seconds), and
     rows(run, experiment, values, seconds) the cell's rows.
     """
+    if planning():
+        for job, experiments in cells.items():
+            _plan.get().setdefault(job, []).extend(experiments)  # type: ignore[union-attr]
+        return
     part, parts = workers.shard if isinstance(workers, Workers) else (1, 1)
     todo = _unfinished(path, cells, [*cells][part - 1 :: parts])
     for job, (values, seconds) in run(measure, todo, workers, title):
@@ -171,6 +212,8 @@ def _unfinished(path: Path, cells: Mapping[tuple, Sequence[str]], some: Iterable
 
 def measured(path: Path, runs: Iterable, experiment: str, metric: str, task: str) -> dict:
     """{run: value} of one metric and task of an experiment, for the runs that have rows in `path`; a later row wins."""
+    if planning():
+        return dict.fromkeys(runs, 0.0)
     values = {r.config_hash: r.value for r in results.read(path) if (r.metric, r.task) == (metric, task)}
     hashes = {run: results.config_hash(run.config() | {"experiment": experiment}) for run in runs}
     return {run: values[h] for run, h in hashes.items() if h in values}

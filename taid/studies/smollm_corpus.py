@@ -6,7 +6,7 @@ windows come from its last one.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import islice
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from taid.data import pack
 from taid.evaluation import harness
-from taid.studies import hub, jobs, study
+from taid.studies import cost, hub, jobs, study
 from taid.studies.study import PAPER_UPDATES
 from taid.studies.training import Training
 
@@ -101,6 +101,25 @@ class Corpus(study.Source):
         return hub.student_for(HUB[name], self.tokenizer)
 
 
+def load_of(setting: Any, run: Any) -> cost.Load:
+    """What the training of one student on windows takes."""
+    objective = run.objective()
+    teacher = cost.published(HUB[run.teacher]) if objective.uses_teacher else None
+    window, training = (setting.window, setting.window - 1), run.training
+    student, micro_batch = cost.published(HUB[run.student]), setting.micro_batch
+    return cost.Load(
+        student, teacher, training.steps, training.batch_size, micro_batch, *window, window, objective.fusable
+    )
+
+
+def takes(setting: Any, runs: Sequence[Any], data: Sequence[str]) -> str:
+    """`hub.takes` of runs on windows."""
+    names = {HUB[name]: None for run in runs for name in (run.teacher, run.student) if name in HUB}
+    return hub.takes(
+        [*names, *data], [load_of(setting, run) for run in runs if run.method not in study.REFERENCES]
+    )
+
+
 # --- Table 2 ------------------------------------------------------------------------------------------------
 
 
@@ -126,6 +145,12 @@ class PretrainingSetting(study.Setting):
 
     def source(self, folder: Path) -> "Leaderboard":
         return Leaderboard(self, self.teacher)
+
+    def load(self, run: Any) -> cost.Load:
+        return load_of(self, run)
+
+    def takes(self, runs: Sequence[Any]) -> str:
+        return takes(self, runs, [CORPUS])
 
     def fit_options(self, here: Any, run: Any) -> dict[str, Any]:
         return hub.training_options(here, run)
@@ -179,6 +204,12 @@ class CapacitySetting(study.Setting):
 
     def source(self, folder: Path) -> "Lambada":
         return Lambada(self, "pythia-70m")
+
+    def load(self, run: Any) -> cost.Load:
+        return load_of(self, run)
+
+    def takes(self, runs: Sequence[Any]) -> str:
+        return takes(self, runs, [CORPUS, LAMBADA])
 
     def fit_options(self, here: Any, run: Any) -> dict[str, Any]:
         return hub.training_options(here, run)

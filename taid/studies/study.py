@@ -13,7 +13,7 @@ import json
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -91,6 +91,10 @@ class Setting(ABC):
     def fit_options(self, here: Any, run: Any) -> dict[str, Any]:
         """Further arguments of `fit` for a run of the study `here`."""
         return {}
+
+    def takes(self, runs: Sequence[Any]) -> str:
+        """What runs of this setting would take."""
+        return "what this scale takes stands in `make help`"
 
     def of(self, pair: str) -> Self:
         """The setting as the pair of a teacher has it, where pairs differ in tokenizer and so in examples."""
@@ -308,6 +312,8 @@ def prepare_all(
     logits: Iterable[tuple],
 ) -> None:
     """Make and keep models, (kind, name, seed), then teachers' logits, (name, split), in the order given."""
+    if jobs.planning():
+        return
     at(kind, scale)  # the data, before any worker wants them
     todo = {"models": models, "teacher logits": [("logits", *which) for which in logits]}
     for title, which in todo.items():

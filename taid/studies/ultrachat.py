@@ -9,7 +9,7 @@ is kept, by ROUGE-L on held-out conversations, as in the paper.
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +19,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 
 from taid.data import IGNORE
 from taid.evaluation.generation import generate, rouge_l
-from taid.studies import hub, study, zoo
+from taid.studies import cost, hub, study, zoo
 from taid.studies.study import PAPER_ALPHA, PAPER_UPDATES
 from taid.studies.training import Training, save_whole
 from taid.text.chat import Template, Unusable, conversation
 
 ULTRACHAT = "HuggingFaceH4/ultrachat_200k"
+# (tokens, those learned) of a conversation, estimated: the data set's card has 6,721 bytes for a row, in which the first
+# question stands twice, and we take 4.5 bytes for a token and 300 tokens for a last answer.
+TYPICAL = (1494, 300)
 SPLITS = {"train": "train_sft", "validation": "test_sft", "test": "test_sft"}
 
 
@@ -57,6 +60,29 @@ class Setting(study.Setting):
 
     def source(self, folder: Path) -> "UltraChat":
         return UltraChat(self, folder)
+
+    def takes(self, runs: Sequence[Any]) -> str:
+        names = {zoo.MODELS[name].hub: None for run in runs for name in (run.teacher, run.student)}
+        loads = [self.load(run) for run in runs if run.method not in study.REFERENCES]
+        return hub.takes([*names, ULTRACHAT], loads)
+
+    def load(self, run: Any) -> cost.Load:
+        """What the training of one student takes; half of the batches are sampled where a method samples."""
+        objective = run.objective()
+        teacher = cost.published(zoo.MODELS[run.teacher].hub) if objective.uses_teacher else None
+        micro_batches = run.training.steps * run.training.batch_size // self.micro_batch
+        return cost.Load(
+            cost.published(zoo.MODELS[run.student].hub),
+            teacher,
+            run.training.steps,
+            run.training.batch_size,
+            self.micro_batch,
+            *TYPICAL,
+            longest=(self.longest, self.longest_response),
+            fused=objective.fusable,
+            sampled=0.0 if objective.rollouts is None else micro_batches / 2,
+            new_tokens=self.max_new_tokens,
+        )
 
     def fit_options(self, here: Any, run: Any) -> dict[str, Any]:
         """The hub's, and the best of a run's students is kept; methods that sample validate."""

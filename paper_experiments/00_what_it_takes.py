@@ -1,0 +1,56 @@
+"""What the paper's tables take at the paper's own scale, before they cost money.
+
+    python paper_experiments/00_what_it_takes.py               # the table of docs/paper_scale.md: seconds, on any machine
+    python paper_experiments/01_table1_….py --scale paper --dry-run   # one table, cell by cell, and what is missing here
+
+Cells are those that the tables' own commands would run with one seed; nothing is run, fetched or written. Formulas
+stand in `taid.studies.cost`. Table 3 measures students of Table 1 and trains none.
+"""
+
+import runpy
+from pathlib import Path
+
+from taid.studies import cost, jobs
+from taid.studies.study import REFERENCES
+
+SCRIPTS = {
+    "Table 1": "01_table1_instruction_tuning.py",
+    "Table 2": "02_table2_continued_pretraining.py",
+    "Table 6 and its map": "06_table6_capacity_gap.py",
+}
+HEADER = ("item", "student ← teacher", "runs", "10⁹ tokens, all", "FLOPs, all", *cost.PARTS, "hours, all")
+
+
+def students(script: str) -> list:
+    """The runs of a table that train a student, each once."""
+    main = runpy.run_path(str(Path(__file__).parent / script))["main"]
+    cells = jobs.planned(main, "paper", 1, 1, Path("nowhere"))
+    return [run for run in dict.fromkeys(job[0] for job in cells) if run.method not in REFERENCES]
+
+
+def lines(item: str, runs: list) -> list[list[str]]:
+    """One for each pair; memory of its largest run [GiB]."""
+    pairs: dict[tuple[str, str], list[cost.Load]] = {}
+    for run in runs:
+        teacher = run.teacher if run.objective().uses_teacher else "no teacher"
+        pairs.setdefault((run.student, teacher), []).append(run.setting.load(run))
+    found = []
+    for (student, teacher), loads in pairs.items():
+        flops, hours = cost.summed(loads)
+        largest = max((cost.memory(load) for load in loads), key=lambda parts: parts["total"])
+        tokens = sum(map(cost.tokens, loads)) / 1e9
+        parts = [f"{largest[part] / cost.GIB:.1f}" for part in cost.PARTS]
+        amounts = [str(len(loads)), f"{tokens:.1f}", f"{flops:.1e}"]
+        found.append([item, f"{student} ← {teacher}", *amounts, *parts, f"{hours:,.0f}"])
+    return found
+
+
+def table() -> str:
+    """All items, as Markdown."""
+    body = [line for item, script in SCRIPTS.items() for line in lines(item, students(script))]
+    rows = [list(HEADER), ["---"] * len(HEADER), *body]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+if __name__ == "__main__":
+    print(table())
