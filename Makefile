@@ -19,7 +19,7 @@ unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS LAUNCHER RESULTS TUNE
 counted = $(shell printf %s '$(subst ','\'',$($(1)))' | grep -xE '[1-9][0-9]*')
 $(if $(unknown),$(error $(unknown): no such setting; there are SCALE, SEEDS, WORKERS, LAUNCHER, RESULTS and PYTHON))
 $(foreach n,SEEDS WORKERS,$(if $(call counted,$(n)),,$(error $(n)=$($(n)): a whole number from 1 is needed)))
-$(if $(filter-out smoke cpu gpu paper,$(SCALE))$(filter-out 1,$(words $(SCALE))),$(error SCALE=$(SCALE): one of smoke, cpu, paper (tables 1, 2, 3 and 6), gpu (bench and cost)))
+$(if $(filter-out smoke cpu gpu paper,$(SCALE))$(filter-out 1,$(words $(SCALE))),$(error SCALE=$(SCALE): one of smoke, cpu, gpu or paper (tables 1, 2, 3 and 6; gpu: bench and cost too)))
 $(if $(filter-out 1,$(words $(RESULTS))),$(error RESULTS=$(RESULTS): one folder without blanks in its name))
 ifeq ($(SCALE),smoke)
 $(if $(filter $(abspath results) $(abspath results)/%,$(abspath $(RESULTS))),$(error SCALE=smoke RESULTS=$(RESULTS): smoke rows mean nothing and never go among the reference rows))
@@ -48,7 +48,7 @@ PAGE = $(if $(DRY),@: no page of,$(PY) -m analysis) $(1) --scale $(SCALE) --resu
 .PHONY: help setup data lab lint test test-slow fuzz kill all plan what-it-takes $(SEEDED) $(SEEDLESS) claims report clean FORCE
 
 help: ## this list
-	@echo "make TARGET [SCALE=smoke|cpu|paper] [DRY=1] [SEEDS=n] [WORKERS=2] [RESULTS=folder]"
+	@echo "make TARGET [SCALE=smoke|cpu|gpu|paper] [DRY=1] [SEEDS=n] [WORKERS=2] [RESULTS=folder]"
 	@echo
 	@printf "  %-15s %-58s %s\n" target "what" "minutes on two cores (smoke / cpu)"
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\) | \(.*\)/  \1|\2|\3/p; s/^\([a-z0-9-]*\):.*## \([^|]*\)$$/  \1|\2|/p' $(MAKEFILE_LIST) \
@@ -110,8 +110,8 @@ decide: setup ## does TAID beat KL? the paper's updates and α, a rule written b
 	$(call PAGE,decide)
 
 table1: setup ## Table 1: instruction tuning, 12 methods, 3 pairs; TUNE=1 searches the rates again | 2 / 25 for one seed
-	$(call STUDY,$(if $(filter paper,$(SCALE)),01_table1_instruction_tuning,01_table1_every_answer)) $(TUNED)
-	$(call PAGE,$(if $(filter paper,$(SCALE)),table1,table1_tuned))
+	$(call STUDY,$(if $(filter paper gpu,$(SCALE)),01_table1_instruction_tuning,01_table1_every_answer)) $(TUNED)
+	$(call PAGE,$(if $(filter paper gpu,$(SCALE)),table1,table1_tuned))
 
 table1-protocol-1: setup ## Table 1 as first run, and what the studies around it start from | 2 / 40 for one seed, 15 each further
 	$(call STUDY,01_table1_instruction_tuning)

@@ -25,9 +25,8 @@ from taid.studies.study import REFERENCES
 def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     path, learning_rates = folder / "table1.jsonl", SETTINGS[scale].learning_rates
     pairs = SETTINGS[scale].pairs or zoo.PAIRS
-    widest_first = sorted(pairs, key=lambda name: zoo.MODELS[name].shape.hidden, reverse=True)
     students = sorted({pair.student for pair in pairs.values()})
-    models = [("judge", "judge", 0), *[("teacher", teacher, 0) for teacher in widest_first]]
+    models = [("judge", "judge", 0), *[("teacher", teacher, 0) for teacher in pairs]]
     models += [("student", student, seed) for seed in range(seeds) for student in students]
     logits = [(teacher, split) for split in ("train", "validation", "test") for teacher in pairs]
     study.prepare_all(InstructionTuning, scale, workers, models, logits)

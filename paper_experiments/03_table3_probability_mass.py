@@ -19,20 +19,20 @@ from taid.studies import jobs, study, zoo
 from taid.studies.instruction_tuning import SETTINGS, InstructionTuning, Run
 from taid.studies.probability_mass import CLAIMED, measure, rows
 
-TEACHER = "phi-3-mini"
-
 
 def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     table1 = results.read(folder / "table1.jsonl")
-    rates = study.chosen_rates(jobs.rows(folder, "table1"), scale, TEACHER, needed=CLAIMED)
-    models = [("teacher", TEACHER, 0)]
-    models += [("student", zoo.PAIRS[TEACHER].student, seed) for seed in range(seeds)]
-    logits = [(TEACHER, split) for split in ("train", "test")]
+    pairs = SETTINGS[scale].pairs or zoo.PAIRS
+    teacher = next(iter(pairs))  # the first pair's: Phi-3's, where there are the paper's
+    rates = study.chosen_rates(jobs.rows(folder, "table1"), scale, teacher, needed=CLAIMED)
+    models = [("teacher", teacher, 0)]
+    models += [("student", pairs[teacher].student, seed) for seed in range(seeds)]
+    logits = [(teacher, split) for split in ("train", "test")]
     study.prepare_all(InstructionTuning, scale, workers, models, logits)
 
-    trained = {(r.method, r.seed) for r in table1 if (r.experiment, r.teacher) == ("table1", TEACHER)}
-    runs = [Run(scale, "teacher", TEACHER, 0, 0.0)] + [
-        Run(scale, method, TEACHER, seed, rates[method])
+    trained = {(r.method, r.seed) for r in table1 if (r.experiment, r.teacher) == ("table1", teacher)}
+    runs = [Run(scale, "teacher", teacher, 0, 0.0)] + [
+        Run(scale, method, teacher, seed, rates[method])
         for seed in range(seeds)
         for method in TABLE1
         if method in CLAIMED or (method, seed) in trained

@@ -129,3 +129,23 @@ def test_a_plan_has_every_cell_and_runs_none(monkeypatch, tmp_path):
     }  # fmt: skip
     text = jobs.described(cells, "01")
     assert "33 × one run" not in text and "llama-2" in text and "missing: a GPU" in text
+
+
+@pytest.mark.parametrize(
+    "script", sorted((ROOT / "paper_experiments").glob("*.py")), ids=lambda path: path.stem
+)
+def test_every_command_can_be_planned(script, monkeypatch, tmp_path):
+    """Where a study starts from Table 1's rows, it says so."""
+    monkeypatch.setenv("TAID_CACHE", str(tmp_path))
+    source = script.read_text()
+    if "jobs.command(" not in source:
+        return
+    tunes = [False] if "tunes=True" in source else []
+    main = runpy.run_path(str(script))["main"]
+    try:
+        cells = jobs.planned(main, "smoke", 1, jobs.Workers(1), tmp_path / "rows", *tunes)
+    except jobs.Refused as error:
+        assert "first" in str(error)
+    else:
+        assert cells and jobs.described(cells, script.stem).count("\n") >= len(cells)
+    assert not [*tmp_path.iterdir()]

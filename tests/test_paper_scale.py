@@ -54,7 +54,7 @@ def root(tmp_path_factory):
 
 def command(script: str, root: Path, page: str) -> list[results.Row]:
     """The rows that a command leaves, its page rendered from them."""
-    main = runpy.run_path(str(next(SCRIPTS.glob(f"{script}_*.py"))))["main"]
+    main = runpy.run_path(str(next(SCRIPTS.glob(f"{script}*.py"))))["main"]
     main("paper", 1, 1, root / "rows")
     render(page, root / "rows", "paper")
     assert (root / "rows" / f"{page}.md").stat().st_size > 500
@@ -64,7 +64,7 @@ def command(script: str, root: Path, page: str) -> list[results.Row]:
 @pytest.mark.slow
 def test_tables_1_and_3(root):
     """Every method on every pair; the students of Table 3 are Table 1's, none is trained again."""
-    rows = command("01", root, "table1")
+    rows = command("01_table1_instruction", root, "table1")
     measured = {(r.method, r.teacher, r.metric) for r in rows if r.experiment == "table1"}
     methods = {*TABLE1, *study.REFERENCES}
     for metric in ("rouge_l", "held_out_loss", "kl_to_teacher"):

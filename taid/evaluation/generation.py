@@ -67,6 +67,15 @@ def rouge_l(references: Sequence[str], responses: Sequence[str]) -> float:
     return sum(found) / len(found)
 
 
+def rouge_of(model, tokenizer, examples: Sequence[dict], max_new_tokens: int, batch_size: int = 256) -> float:
+    """Mean ROUGE-L of a model's greedy responses to examples of `taid.data.encode`, against theirs."""
+    said = generate(model, tokenizer, examples, max_new_tokens, batch_size=batch_size)
+    wanted = tokenizer.batch_decode(
+        [example["response_ids"] for example in examples], skip_special_tokens=True
+    )
+    return rouge_l([text.strip() for text in wanted], said)
+
+
 def distinct_bigrams(texts: Sequence[str]) -> float:
     """Distinct word bigrams / all word bigrams, in [0, 1] (distinct-2, Li et al. 2016); 0 if there are none."""
     bigrams = [pair for text in texts for words in [text.split()] for pair in itertools.pairwise(words)]

@@ -60,15 +60,16 @@ class Setting(study.Setting):
     distil: Training
     learning_rates: tuple[float, ...]
     together: ClassVar[int] = 128
+    zoo: ClassVar[Mapping[str, tuple[int, int, int]]] = ZOO
 
     def teacher_training(self, name: str) -> Training:
         """Learning rate ∝ 1 / hidden size (Yang et al. 2022, μP for Adam): one dial for all sizes."""
         training = self.pretrain_teacher
-        return replace(training, learning_rate=training.learning_rate / ZOO[name][0])
+        return replace(training, learning_rate=training.learning_rate / self.zoo[name][0])
 
     @property
     def digest(self) -> str:
-        return results.config_hash(asdict(self) | {"zoo": ZOO})
+        return results.config_hash(asdict(self) | {"zoo": self.zoo})
 
     def source(self, folder: Path) -> "ScaleModels":
         return ScaleModels(self, folder)
@@ -101,7 +102,18 @@ SMOKE = replace(
     distil=Training(3, 4, 1e-2),
     learning_rates=(3e-3, 1e-2),
 )
-SETTINGS: dict[str, Any] = {s.scale: s for s in (SMOKE, CPU, smollm_corpus.PAPER["table6"])}
+
+
+class Wider(Setting):
+    """The same zoo at twice the width: four times the parameters of a layer."""
+
+    zoo: ClassVar[Mapping[str, tuple[int, int, int]]] = {
+        name: (2 * hidden, layers, heads) for name, (hidden, layers, heads) in ZOO.items()
+    }
+
+
+GPU = Wider(**vars(CPU) | {"scale": "gpu", "window": 128, "pool": 5400, "distil": Training(900, 24, 1e-2)})
+SETTINGS: dict[str, Any] = {s.scale: s for s in (SMOKE, CPU, GPU, smollm_corpus.PAPER["table6"])}
 
 
 @dataclass(frozen=True)
@@ -171,9 +183,9 @@ def matters(run: Run, variant: Run) -> bool:
     return run.method != "untrained" or variant.student != run.student
 
 
-def model(name: str, vocab_size: int, window: int, tokenizer, seed: int) -> PreTrainedModel:
+def model(name: str, vocab_size: int, window: int, tokenizer, seed: int, sizes=ZOO) -> PreTrainedModel:
     """A freshly initialised model of the zoo, as `taid.studies.zoo.fresh_model` makes them."""
-    hidden, layers, heads = ZOO[name]
+    hidden, layers, heads = sizes[name]
     shape = zoo.Shape("gpt_neox", hidden, 4 * hidden, layers, heads, heads)
     return zoo.fresh_model(shape, vocab_size, tokenizer, seed, max_length=window)
 
@@ -269,7 +281,8 @@ class ScaleModels(study.Source):
 
     def _model(self, name: str, seed: int, training: Training) -> PreTrainedModel:
         def fresh() -> PreTrainedModel:
-            return model(name, len(self.tokenizer), self.setting.window, self.tokenizer, seed)
+            setting = self.setting
+            return model(name, len(self.tokenizer), setting.window, self.tokenizer, seed, setting.zoo)
 
         phases = [(training, self.pretraining)]
         return pretrained(self.folder, f"{name}-{seed}", seed, fresh, phases, collator=self.collator)

@@ -103,7 +103,16 @@ SMOKE = replace(
     test=8,
     items=12,
 )
-SETTINGS: dict[str, Any] = {s.scale: s for s in (SMOKE, CPU, smollm_corpus.PAPER["table2"])}
+GPU = replace(  # one GPU: as much of the prose as healing and distillation can take, twice the items
+    CPU,
+    scale="gpu",
+    heal=Training(200, 8, 1e-3, warmup_steps=20),
+    distil=Training(960, 16, 3e-4),
+    search_steps=240,
+    test=512,
+    items=2000,
+)
+SETTINGS: dict[str, Any] = {s.scale: s for s in (SMOKE, CPU, GPU, smollm_corpus.PAPER["table2"])}
 
 
 def setting(scale: str) -> Any:

@@ -14,7 +14,7 @@ from taid import objectives, schedule
 from taid.data import Collator, encode, pack, train_tokenizer
 from taid.evaluation import generation, likelihood
 from taid.files import write_whole
-from taid.studies import instructions, judge, study, ultrachat, zoo
+from taid.studies import instructions, judge, own_answers, study, ultrachat, zoo
 from taid.studies.study import PAPER_ALPHA, PAPER_UPDATES, REFERENCES, named
 from taid.studies.training import Training, pretrained, save_whole
 
@@ -108,7 +108,7 @@ SMOKE = replace(
     validations=2,
 )
 MADE = {setting.scale: setting for setting in (SMOKE, CPU)}  # scales whose models are made here
-SETTINGS: dict[str, Any] = MADE | {setting.scale: setting for setting in (ultrachat.PAPER,)}
+SETTINGS: dict[str, Any] = MADE | {setting.scale: setting for setting in (own_answers.GPU, ultrachat.PAPER)}
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,9 @@ def bf16_is_fast(cpuinfo: str) -> bool:
 
 @cache
 def precision() -> str:
-    """ "bf16" where this machine's processor is made for it, else "fp32"."""
+    """ "bf16" where this machine's GPU, or without one its processor, is made for it, else "fp32"."""
+    if device() == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     path = Path("/proc/cpuinfo")
     return "bf16" if path.exists() and bf16_is_fast(path.read_text()) else "fp32"
 

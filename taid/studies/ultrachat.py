@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 
 from taid.data import IGNORE
-from taid.evaluation.generation import generate, rouge_l
+from taid.evaluation.generation import rouge_of
 from taid.studies import cost, hub, study, zoo
 from taid.studies.study import PAPER_ALPHA, PAPER_UPDATES
 from taid.studies.training import Training, save_whole
@@ -151,12 +151,8 @@ class UltraChat(study.Source):
 
     def rouge(self, model: PreTrainedModel, split: str) -> float:
         """Mean ROUGE-L of the greedy responses to a split."""
-        examples = self.examples(split)
-        said = generate(
-            model, self.tokenizer, examples, self.setting.max_new_tokens, batch_size=self.setting.together
-        )
-        wanted = self.tokenizer.batch_decode(list(examples["response_ids"]), skip_special_tokens=True)
-        return rouge_l([text.strip() for text in wanted], said)
+        setting = self.setting
+        return rouge_of(model, self.tokenizer, self.examples(split), setting.max_new_tokens, setting.together)
 
 
 class Encode:
