@@ -20,11 +20,11 @@ from taid.studies.taid_llm import ARMS, BOTH, METHODS, SETTINGS, TUNING, Run, Ta
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
     setting, path = taid_llm.setting(scale), folder / "table4.jsonl"
-    here = taid_llm.at(scale)
-    here.source.tasks()  # before any worker wants them
     splits = [f"{arm}-{split}" for arm in ARMS for split in ("train", "validation", "test")]
     logits = [(setting.teacher, split) for split in splits]
-    study.prepare_all(TaidLlm, scale, workers, [("student", setting.student, 0)], logits)
+    study.prepare_all(
+        TaidLlm, scale, workers, [("tasks", "tasks", 0), ("student", setting.student, 0)], logits
+    )
 
     references = [Run(scale, reference, 0, 0.0, 0, BOTH) for reference in study.REFERENCES]
     cells = {(run, "test"): [f"table4_{arm}" for arm in ARMS] for run in references}
@@ -49,7 +49,9 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
         ]
         cells = {(run, "test"): [f"table4_{arm}"] for run in runs}
         jobs.evaluate(cells, measure, rows, path, workers, f"{arm}: students")
-        made = here.release(Run(scale, "taid", 0, best["taid"], setting.steps, arm))
+        if jobs.planning():
+            continue
+        made = taid_llm.at(scale).release(Run(scale, "taid", 0, best["taid"], setting.steps, arm))
         print(f"TAID's student of the {arm}, with its card: {made}")
 
 

@@ -183,12 +183,12 @@ def evaluate(
     `config()` together with the experiment makes a cell's hash. measure(*job) returns (values, seconds), and
     rows(run, experiment, values, seconds) the cell's rows.
     """
-    if planning():
-        for job, experiments in cells.items():
-            _plan.get().setdefault(job, []).extend(experiments)  # type: ignore[union-attr]
-        return
     part, parts = workers.shard if isinstance(workers, Workers) else (1, 1)
     todo = _unfinished(path, cells, [*cells][part - 1 :: parts])
+    if (plan := _plan.get()) is not None:
+        for job in todo:
+            plan.setdefault(job, []).extend(cells[job])
+        return
     for job, (values, seconds) in run(measure, todo, workers, title):
         for experiment in cells[job]:
             results.append_once(path, rows(job[0], experiment, values, seconds))
@@ -211,12 +211,14 @@ def _unfinished(path: Path, cells: Mapping[tuple, Sequence[str]], some: Iterable
 
 
 def measured(path: Path, runs: Iterable, experiment: str, metric: str, task: str) -> dict:
-    """{run: value} of one metric and task of an experiment, for the runs that have rows in `path`; a later row wins."""
-    if planning():
-        return dict.fromkeys(runs, 0.0)
+    """{run: value} of one metric and task of an experiment, for the runs that have rows in `path`; a later row wins.
+    What is planned counts as 0."""
     values = {r.config_hash: r.value for r in results.read(path) if (r.metric, r.task) == (metric, task)}
     hashes = {run: results.config_hash(run.config() | {"experiment": experiment}) for run in runs}
-    return {run: values[h] for run, h in hashes.items() if h in values}
+    planned = {job[0]: 0.0 for job in _plan.get() or ()}
+    return {
+        run: values.get(h, planned.get(run)) for run, h in hashes.items() if h in values or run in planned
+    }
 
 
 def best(found: Mapping, cell: Callable, order: Callable) -> dict:
