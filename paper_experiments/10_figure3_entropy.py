@@ -12,7 +12,7 @@ Nothing is trained but teachers that are not there yet. One teacher each: there 
 from pathlib import Path
 
 from taid.studies import jobs, predictions, study
-from taid.studies.instruction_tuning import SETTINGS
+from taid.studies.instruction_tuning import MADE
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
@@ -25,4 +25,4 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    jobs.command(main, "Figure 3: entropy of teachers' predictions.", SETTINGS)
+    jobs.command(main, "Figure 3: entropy of teachers' predictions.", MADE)

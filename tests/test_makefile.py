@@ -95,8 +95,8 @@ def test_seeds_are_refused_where_they_would_be_ignored(target):
 
 def test_the_paper_s_scale_goes_to_the_hub_or_its_mirror_and_can_be_tried_dry():
     *_, script, page = make("table1", "SCALE=paper", "TAID_HUB=/mirror", "DRY=1").stdout.splitlines()
-    assert script.endswith("--scale paper --seeds 1 --workers 1 --results runs/paper --dry-run")
-    assert page.startswith(":")
+    assert script.strip().endswith("--scale paper --seeds 1 --workers 1 --results runs/paper --dry-run")
+    assert page.lstrip("@").startswith(": ")
     assert "HF_HUB_OFFLINE ?= $(if $(filter paper,$(SCALE)),0,1)" in (ROOT / "Makefile").read_text()
 
 
