@@ -96,7 +96,7 @@ def render(page: Page, frame: pd.DataFrame, scale: str, folder: Path | None = No
     equal text; no rows, no section."""
     (first, headline), *others = page.sections(frame, scale).items()
     sections = {first: headline, "Claims": claims(findings(page.comparisons(frame)))}
-    sections |= dict(others) | (page.beside(folder) if folder else {}) | {"Provenance": provenance(frame)}
+    sections |= {**dict(others), **(page.beside(folder) if folder else {}), "Provenance": provenance(frame)}
     return document(page.title, scale, page.preamble(frame, scale), sections)
 
 

@@ -19,6 +19,10 @@ from taid.studies.taid_llm import ARMS, BOTH, METHODS, SETTINGS, TUNING, Run, Ta
 
 
 def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
+    if seeds > TUNING:
+        raise jobs.Refused(
+            f"seed {TUNING} chooses the rates and is never tested: ask for {TUNING} seeds at most"
+        )
     setting, path = taid_llm.setting(scale), folder / "table4.jsonl"
     splits = [f"{arm}-{split}" for arm in ARMS for split in ("train", "validation", "test")]
     logits = [(setting.teacher, split) for split in splits]

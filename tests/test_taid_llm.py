@@ -2,6 +2,7 @@
 
 import math
 import re
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -176,11 +177,17 @@ def test_the_paper_s_scale_is_refused_with_what_it_would_be():
 
 # End to end
 
+SCRIPT = ROOT / "paper_experiments" / "04_table4_taid_llm.py"
+
+
+def test_the_seed_that_chooses_is_never_tested(tmp_path):
+    with pytest.raises(jobs.Refused, match="100 seeds at most"):
+        runpy.run_path(str(SCRIPT))["main"]("smoke", taid_llm.TUNING + 1, 1, tmp_path)
+
 
 @pytest.mark.slow
 def test_the_experiment_runs_and_resumes(cache, tmp_path):
-    script = ROOT / "paper_experiments" / "04_table4_taid_llm.py"
-    command = [sys.executable, str(script), "--scale", "smoke", "--results", str(tmp_path)]
+    command = [sys.executable, str(SCRIPT), "--scale", "smoke", "--results", str(tmp_path)]
     run = partial(subprocess.run, command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "with its card" in run().stdout
     rows = results.read(tmp_path / "table4.jsonl")
