@@ -39,6 +39,7 @@ class ImagesPage:
             self.sections,
             self.comparisons,
             lambda frame, scale: {self.table: self.draw(frame, scale)},
+            numbers=[reference.IMAGES[self.table]],
         )
 
     def of(self, frame: pd.DataFrame, pair: Pair, metric: str = "accuracy") -> Scores:
@@ -71,7 +72,7 @@ class ImagesPage:
                 formats[pair].get(method, "{}").format(shown),
             ]
 
-        listed = [m for m in (*METHODS, ALONE, "teacher") if any(m in by for by in found.values())]
+        listed = [*METHODS, *(m for m in (ALONE, "teacher") if any(m in by for by in found.values()))]
         body = [[label(m), *(cell for pair in self.paper for cell in cells(m, pair))] for m in listed]
         first, *gaps = versus(*((by, 2) for by in found.values()))
         papers = (by["taid"] - by["kl"] for by in self.paper.values())
@@ -81,7 +82,7 @@ class ImagesPage:
             *(h for pair in self.paper for h in (f"{pair_name(pair)}: paper", f"ours ({scale})")),
         ]
         note = "Bold: our best mean of the pair. †: a tie, for the paired interval to the best includes 0."
-        return Table(header, [*body, gap] if body else [], note)
+        return Table(header, [*body, gap], note)
 
     def sections(self, frame: pd.DataFrame, scale: str) -> dict[str, str]:
         return {

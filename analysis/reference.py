@@ -7,6 +7,7 @@ import pandas as pd
 from analysis.rows import Pair
 
 FOLDER = Path(__file__).parent / "paper"
+IMAGES = {"table7": "table7_cifar100", "table8": "table8_imagenet"}  # table → its file
 
 
 def table1() -> dict[Pair, dict[str, float]]:
@@ -53,8 +54,7 @@ def table6() -> dict[str, dict[str, float]]:
 def images(table: str) -> dict[Pair, dict[str, float]]:
     """Top-1 accuracy [percent] of Table 7 or 8, "table7" or "table8", by teacher–student pair and method."""
     accuracy: dict[Pair, dict[str, float]] = {}
-    file = {"table7": "table7_cifar100.csv", "table8": "table8_imagenet.csv"}[table]
-    for row in pd.read_csv(FOLDER / file).itertuples():
+    for row in pd.read_csv(FOLDER / f"{IMAGES[table]}.csv").itertuples():
         accuracy.setdefault(Pair(row.teacher, row.student), {})[row.method] = row.top1_accuracy
     return accuracy
 

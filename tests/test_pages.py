@@ -115,6 +115,11 @@ def test_a_page_without_rows_shows_every_number_of_the_paper(name, csv, tmp_path
     assert not (tmp_path / f"{name}.jsonl").exists()
 
 
+def test_every_table_of_the_paper_has_a_page():
+    """Oracle: the files of analysis/paper."""
+    assert {csv for _, csv in PRINTED} == {path.stem for path in reference.FOLDER.glob("*.csv")}
+
+
 def test_no_folder_is_made_for_a_page_without_rows(tmp_path, monkeypatch, capsys):
     run(monkeypatch, "table1", "--results", tmp_path / "absent")
     assert "4.05" in capsys.readouterr().out and not (tmp_path / "absent").exists()
