@@ -4,6 +4,8 @@ import gc
 import os
 import random
 import shutil
+import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 if not shutil.which(
@@ -123,6 +125,17 @@ def tiny_trainer(
         max_length=max_length,
         packing=packing,
     )
+
+
+@contextmanager
+def small_disk(folder: Path, size: str):
+    """A file system of so many bytes."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from unittest.mock import Mock
@@ -12,7 +10,7 @@ from unittest.mock import Mock
 import datasets
 import pytest
 import torch
-from conftest import tiny_examples, tiny_trainer
+from conftest import small_disk, tiny_examples, tiny_trainer
 from safetensors.torch import save_file
 from test_trainer import ADAPTIVE, At, distance, everything, weights
 from transformers import AutoModelForCausalLM
@@ -301,17 +299,6 @@ def test_a_run_goes_on_longer_faster_or_on_data_begun_anew(run_folder):
     anew = tiny_trainer(run_folder, "kl", steps=6, batch=8, ignore_data_skip=True)
     anew.train(resume_from_checkpoint=True)
     assert anew.state.global_step == 6
-
-
-@contextmanager
-def small_disk(folder: Path, size: str):
-    """A file system of so many bytes."""
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.mark.slow

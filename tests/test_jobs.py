@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -131,6 +132,32 @@ def test_what_is_refused_while_running_is_a_sentence_too(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         jobs.command(main, "A study.", ["cpu"])
     assert end.value.code == 2 and capsys.readouterr().err == "study.py: run `make table1` first\n"
+
+
+def test_a_launcher_that_is_not_here_is_a_sentence(monkeypatch, capsys):
+    def main(scale, seeds, workers, folder):
+        list(jobs.run(square, [(1, str(folder))], workers, "squares"))
+
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it could not be imported
+    for launcher, words in (("slurm", "there is no sbatch here"), ("ray", "pip install 'taid[launchers]'")):
+        monkeypatch.setattr("sys.argv", ["study.py", "--launcher", launcher])
+        with pytest.raises(SystemExit) as end:
+            jobs.command(main, "A study.", ["cpu"])
+        assert end.value.code == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied", "rows.jsonl"), OSError(28, "No space")]
+)
+def test_a_disk_that_refuses_is_a_sentence(error, monkeypatch, capsys):
+    def main(*_):
+        raise error
+
+    monkeypatch.setattr("sys.argv", ["study.py"])
+    with pytest.raises(SystemExit) as end:
+        jobs.command(main, "A study.", ["cpu"])
+    assert end.value.code == 2 and capsys.readouterr().err == f"study.py: {error}\n"
 
 
 def test_a_shard_that_waits_for_others_is_no_failure(monkeypatch, capsys):

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from conftest import small_disk
 
 from taid import files, results
 from taid.results import (
@@ -149,6 +150,30 @@ def test_two_processes_lose_nothing_and_keep_cells_whole(path):
     rows = read(path)
     assert sorted(row.seed for row in rows[::3]) == list(range(60))
     assert all(rows[i : i + 3] == cell(rows[i].seed) for i in range(0, len(rows), 3))
+
+
+def test_a_full_disk_keeps_the_rows_and_names_the_file(tmp_path):
+    """Of 16 kB; a cell takes 1.4 kB. Oracle: the cells of which no error was said."""
+    with small_disk(tmp_path / "disk", "16k"):
+        path, kept = tmp_path / "disk" / "rows.jsonl", []
+
+        def fill():
+            for seed in range(20):
+                append(path, cell(seed))
+                kept.extend(cell(seed))
+
+        with pytest.raises(
+            OSError, match="No space left.*nothing is written, and what was there is kept: .*rows.jsonl"
+        ):
+            fill()
+        assert kept and read(path) == kept and [p.name for p in path.parent.iterdir()] == ["rows.jsonl"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_kept(tmp_path):
+    (tmp_path / "runs").write_text("mine")
+    with pytest.raises(OSError, match="runs"):
+        append(tmp_path / "runs" / "rows.jsonl", cell(0))
+    assert (tmp_path / "runs").read_text() == "mine"
 
 
 def once(path: Path, seed: int) -> None:

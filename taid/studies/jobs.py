@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from taid import results
-from taid.studies.launchers import LAUNCHERS, Died
+from taid.studies.launchers import LAUNCHERS, Absent, Died
 
 REFERENCE = Path(__file__).parents[2] / "results"  # the committed rows
 
@@ -85,7 +85,7 @@ def command(
             main(*asked)
     except Unfinished as message:
         print(f"{made.prog}: {message}")
-    except (Refused, Died, results.Damaged, OSError) as error:
+    except (Refused, Absent, Died, results.Damaged, OSError) as error:
         made.exit(2, f"{made.prog}: {error}\n")
 
 

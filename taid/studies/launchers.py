@@ -9,8 +9,10 @@ comes; then, and where the iterator is closed, jobs that have not begun do not b
 On a cluster all machines need this environment, the code, and one `TAID_CACHE`: models and data are kept there.
 """
 
+import importlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -20,15 +22,14 @@ from typing import Any
 from taid.files import cache_dir
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-SETTINGS = (
-    "TAID_CACHE",
-    "TAID_HUB",
-    "HF_HUB_OFFLINE",
-    "PYTHONPATH",
-)  # of the environment, that a worker needs too
+SETTINGS = ("TAID_HUB", "HF_HUB_OFFLINE", "PYTHONPATH")  # of the environment, where they are set
 LONGEST = 24 * 60  # minutes of a Slurm job; SBATCH_TIMELIMIT says otherwise
 
-Done = Iterator[tuple[tuple, Any]]
+Done = Generator[tuple[tuple, Any], None, None]
+
+
+class Absent(RuntimeError):
+    """An engine that is not here; the message says how to have it."""
 
 
 class Died(RuntimeError):
@@ -62,22 +63,24 @@ def slurm(function: Callable, jobs: Sequence[tuple], at_a_time: int, cluster: st
 
     `cluster="local"` is submitit's stand-in on one machine, which starts all jobs at once.
     """
-    import submitit
-    from submitit.core.utils import UncompletedJobError
-    from submitit.helpers import as_completed as as_they_finish
-
-    os.environ.update(THREADS)  # sbatch hands the environment on
+    submitit = _engine("submitit")
+    lost = submitit.core.utils.UncompletedJobError
+    if cluster == "slurm" and shutil.which("sbatch") is None:
+        raise Absent(
+            "there is no sbatch here: launch where Slurm's commands are, or with --launcher local or ray"
+        )
+    os.environ.update(_handed_on())  # sbatch hands the environment on
     executor = submitit.AutoExecutor(cache_dir() / "launched", cluster=cluster)
     limits = {"slurm_array_parallelism": at_a_time} if cluster == "slurm" else {}
     executor.update_parameters(name="taid", timeout_min=LONGEST, cpus_per_task=1, **limits)
     array = executor.map_array(partial(_outcome, function), *zip(*jobs, strict=True))
     submitted = dict(zip(array, jobs, strict=True))
     try:
-        for done in as_they_finish(array, poll_frequency=1):
+        for done in submitit.helpers.as_completed(array, poll_frequency=1):
             try:
                 value, error = done.result()
-            except UncompletedJobError as lost:
-                raise Died(submitted[done], f"job {done.job_id}, {done.state}") from lost
+            except lost as how:
+                raise Died(submitted[done], f"job {done.job_id}, {done.state}") from how
             if error is not None:
                 raise error
             yield submitted[done], value
@@ -96,13 +99,15 @@ def _outcome(function: Callable, *job) -> tuple[Any, Exception | None]:
 
 
 def ray(function: Callable, jobs: Sequence[tuple], at_a_time: int) -> Done:
-    """The cluster of RAY_ADDRESS, else one of this machine. A job whose worker dies is given out again by Ray."""
-    import ray
-    from ray.exceptions import WorkerCrashedError
-
+    """The cluster of RAY_ADDRESS, else one of this machine. A job whose worker dies is given out again by Ray. Where
+    the cluster has GPUs, a job has its share of one, at most a whole."""
+    ray = _engine("ray")
+    lost = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
     begun = join_ray(at_a_time)
     try:
-        task, waiting, running = ray.remote(function), [*jobs], {}
+        gpus = min(1.0, ray.cluster_resources().get("GPU", 0) / at_a_time)
+        task, waiting = ray.remote(num_gpus=gpus)(function), [*jobs]
+        running: dict[Any, tuple] = {}
         while waiting or running:
             while waiting and len(running) < at_a_time:
                 job = waiting.pop(0)
@@ -111,8 +116,8 @@ def ray(function: Callable, jobs: Sequence[tuple], at_a_time: int) -> Done:
             job = running.pop(done)
             try:
                 yield job, ray.get(done)
-            except WorkerCrashedError as error:
-                raise Died(job, "Ray's retries are used up") from error
+            except lost as how:
+                raise Died(job, f"{type(how).__name__}, and Ray's retries are used up") from how
     finally:
         if begun:
             ray.shutdown()
@@ -120,14 +125,27 @@ def ray(function: Callable, jobs: Sequence[tuple], at_a_time: int) -> Done:
 
 def join_ray(at_a_time: int) -> bool:
     """Whether this process was no part of Ray before; it is from now on."""
-    import ray
-
+    ray = _engine("ray")
     if ray.is_initialized():
         return False
-    handed_on = THREADS | {name: os.environ[name] for name in SETTINGS if name in os.environ}
-    size = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": at_a_time, "include_dashboard": False}
-    ray.init(runtime_env={"env_vars": handed_on}, **size)
+    size: dict[str, Any] = (
+        {} if "RAY_ADDRESS" in os.environ else {"num_cpus": at_a_time, "include_dashboard": False}
+    )
+    ray.init(runtime_env={"env_vars": _handed_on()}, **size)
     return True
+
+
+def _engine(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise Absent(f"this launcher needs {name}: pip install 'taid[launchers]'") from error
+
+
+def _handed_on() -> dict[str, str]:
+    """Of the environment, what a worker elsewhere needs; the cache by its whole path."""
+    kept = {name: os.environ[name] for name in SETTINGS if name in os.environ}
+    return THREADS | kept | {"TAID_CACHE": str(cache_dir().resolve())}
 
 
 LAUNCHERS: dict[str, Callable[[Callable, Sequence[tuple], int], Done]] = {
