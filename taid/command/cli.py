@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from taid import __version__
 
 OWN = {  # options of TrainingArguments that have a short name here
@@ -186,7 +188,7 @@ def main(words: Sequence[str] | None = None) -> int:
         said = run(arguments, rest)
         if os.environ.get("RANK", "0") == "0":  # the first of several ranks
             print(said)
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError, SafetensorError) as error:
         print(f"taid: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
