@@ -4,7 +4,7 @@ import pandas as pd
 
 from analysis.rows import Scores, mapped, scores, seeds
 
-TASKS = {  # our task → the paper's that it is shaped like
+OURS = {  # our task → the paper's that it is shaped like
     "cloze": "arc",
     "next_sentence": "hellaswag",
     "definition": "mmlu",
@@ -12,6 +12,15 @@ TASKS = {  # our task → the paper's that it is shaped like
     "pronoun": "winogrande",
     "arithmetic": "gsm8k",
 }
+PAPER = {  # at the paper's scale its own tasks, by lm-eval's names
+    "arc_challenge": "arc",
+    "hellaswag": "hellaswag",
+    "mmlu": "mmlu",
+    "truthfulqa_mc2": "truthfulqa",
+    "winogrande": "winogrande",
+    "gsm8k": "gsm8k",
+}
+TASKS = OURS | PAPER
 SURELY = 1.645  # standard errors: a one-sided test at 5%
 TABLE2 = "table2"  # the experiment, unless another is named
 

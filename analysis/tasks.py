@@ -8,6 +8,8 @@ from analysis.rows import REFERENCES, without_references
 from analysis.statistics import difference, estimates
 from analysis.style import name
 from analysis.table2_rows import (
+    OURS,
+    PAPER,
     SURELY,
     TABLE2,
     TASKS,
@@ -33,7 +35,8 @@ def average_note(frame: pd.DataFrame, experiment: str = TABLE2) -> str:
 
 def by_task(frame: pd.DataFrame, methods: Sequence[str], experiment: str = TABLE2) -> str:
     """Method × task, percent; chance and the standard error over items beneath."""
-    tasks = [*TASKS, BESIDE]
+    measured = set(frame[frame.experiment == experiment].task)
+    tasks = [*PAPER] if measured & PAPER.keys() else [*OURS, BESIDE]
     by = {task: accuracy(frame, task, experiment) for task in tasks}
     listed = [m for m in (*methods, *REFERENCES) if any(m in found for found in by.values())]
     seeds = {m: count(frame, m, experiment) for m in listed}

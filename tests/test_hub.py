@@ -95,6 +95,10 @@ def test_held_out_splits_share_no_conversation(hub_folder):
     assert [len(splits["validation"]), len(splits["test"]), len(splits["train"])] == [6, 6, 24]
     assert not set(splits["validation"]) & set(splits["test"])
     assert [e["index"] for e in source.examples("test")] == list(range(6))
+    tight = Setting(validation=1, test=1, pair="phi-3-mini", longest=60, longest_response=25).source(
+        hub_folder
+    )
+    assert max(len(e["prompt_ids"]) for split in ("validation", "test") for e in tight.examples(split)) <= 35
     with pytest.raises(ValueError, match="16 usable conversations in test_sft: too few"):
         Setting(validation=16, test=1, pair="phi-3-mini").source(hub_folder).examples("test")
 

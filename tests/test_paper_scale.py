@@ -83,6 +83,8 @@ def test_table_2(root):
     scored = {(r.method, r.task) for r in rows if (r.experiment, r.metric) == ("table2", "accuracy")}
     assert scored == {(m, "winogrande") for m in (*continued_pretraining.TABLE2, *study.REFERENCES)}
     assert {r.teacher for r in rows} == {"phi-3-medium"} and {r.student for r in rows} == {"tinyllama"}
+    page = (root / "rows" / "table2.md").read_text()
+    assert "winogrande, like winogrande" in page and "cloze" not in page
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 
+from taid import results
 from taid.data import IGNORE
 from taid.evaluation.generation import rouge_of
 from taid.studies import cost, hub, study, zoo
@@ -127,10 +128,15 @@ class UltraChat(study.Source):
             "test": (self.setting.validation, self.setting.test),
         }
         rows = hub.rows(ULTRACHAT, SPLITS[split])
-        rows = rows.map(Encode(self.tokenizer, self.setting), remove_columns=rows.column_names)
+        # named by what makes it, for a tokenizer has no hash that another process would find again
+        name = results.digest({"rows": rows._fingerprint, "setting": self.setting.digest})
+        encode = Encode(self.tokenizer, self.setting)
+        rows = rows.map(encode, remove_columns=rows.column_names, new_fingerprint=name)
         rows = rows.filter(lambda row: row["response_ids"])
         if split in held_out:
             start, count = held_out[split]
+            room = self.setting.longest - self.setting.longest_response  # for an answer as long as any
+            rows = rows.filter(lambda row: len(row["prompt_ids"]) <= room)
             if len(rows) < start + count:
                 raise ValueError(
                     f"{ULTRACHAT} has {len(rows)} usable conversations in {SPLITS[split]}: too few"
