@@ -195,8 +195,12 @@ mode-collapse: setup ## mixtures of Gaussians: averaging and collapse; then the 
 claims: setup ## the paper's claims, judged on the committed rows | 0.1
 	$(PY) -m analysis claims --results results
 
-report: setup ## render the committed rows in results/ again | 0.1
+.PHONY: pages
+pages: setup ## render the committed rows in results/ again | 0.5
 	$(PY) -m analysis report --results results
+
+report: setup ## one site of all results, notebooks, how-tos and the reference: site/index.html | 0.5
+	$(PY) -m analysis.site
 
 clean: ## remove caches and trained models, keep all rows
 	rm -rf .cache build *.egg-info .pytest_cache
