@@ -55,6 +55,7 @@ def build(results: Path, output: Path) -> Path:
             mkdocs_build(config)
         except MkDocsException as error:
             raise ValueError(f"the site has faults, see above: {error}") from error
+        (made / "404.html").unlink()  # a server's, with links from its root
         shutil.rmtree(output, ignore_errors=True)
         made.rename(output)
     return output / "index.html"

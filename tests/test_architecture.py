@@ -25,7 +25,7 @@ LAYERS = [  # of the library, lower first; within a layer imports make no circle
     {"data", "results", "vocabulary", "logits", "sampling"},
     {"text", "fused", "rollouts"},
     {"objectives", "teacher"},
-    {"trainer", "evaluation", "toy", "toy_language"},
+    {"trainer", "evaluation", "toy", "toy_language", "curves"},
     {"command"},
     {"__main__"},
     {"studies"},

@@ -1,8 +1,6 @@
-"""The page and the picture that a distilled student comes with."""
+"""The page that a distilled student comes with."""
 
 from pathlib import Path
-
-PANELS = {"loss [nats/token]": ("loss", "eval_loss"), "t": ("t",), "gradient norm": ("grad_norm",)}
 
 
 def card(record: dict, schedule: str, drawn: bool) -> str:
@@ -50,32 +48,3 @@ Data: `{settings["dataset"]}`, {record["rows"][0]} rows to train on and {record[
 Made on {made["date"]} with taid {record["taid"]} (commit {made["commit"]}{", changed" if made["dirty"] else ""}),
 {made["versions"]}; {made["device"]}.
 """
-
-
-def draw(history: list[dict], path: Path) -> bool:
-    """Loss, t and gradient norm by optimizer step; False where there is no matplotlib to draw them."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
-    panels = {
-        title: {name: [(row["step"], row[name]) for row in history if name in row] for name in names}
-        for title, names in PANELS.items()
-    }
-    panels = {title: curves for title, curves in panels.items() if any(curves.values())}
-    figure = Figure(figsize=(4 * len(panels), 3), layout="constrained")
-    for axes, (title, curves) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
-        for name, points in curves.items():
-            if points:
-                axes.plot(
-                    *zip(*points, strict=True),
-                    marker=".",
-                    label={"eval_loss": "validation"}.get(name, "training"),
-                )
-        axes.set(title=title, xlabel="step")
-        if len(curves) > 1:
-            axes.legend()
-    figure.savefig(path, dpi=120)
-    return True

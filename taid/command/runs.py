@@ -11,8 +11,9 @@ import torch
 from scipy.stats import t as student_t
 
 import taid
-from taid.command.card import card, draw
+from taid.command.card import card
 from taid.command.hub import load_model, load_rows, load_tokenizer
+from taid.curves import draw
 from taid.files import write_whole
 from taid.results import provenance
 from taid.trainer import DistillationTrainer
