@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 from mkdocs.commands.build import build as mkdocs_build
 from mkdocs.config import load_config
 from mkdocs.exceptions import MkDocsException
@@ -95,13 +96,18 @@ def of_results(folder: Path) -> Iterator[tuple[str, str]]:
                 continue
             if where == folder:
                 frames.append((PAGES[name], frame))
-            text = page.render(PAGES[name], frame, scale)
             place = Path("results") / where.relative_to(folder) / f"{name}.md"
-            yield str(place), f'---\nprovenance: "{origin(frozenset(frame.origin))}"\n---\n{text}'
+            yield str(place), with_provenance(page.render(PAGES[name], frame, scale), frame)
     if not frames:
         raise ValueError(f"{folder} has no rows of scale cpu: there is nothing to report")
-    yield REPORT, verdicts.render(frames, "cpu")
+    together = pd.concat([frame for _, frame in frames])
+    yield REPORT, with_provenance(verdicts.render(frames, "cpu"), together)
     yield "index.md", first_page(frames)
+
+
+def with_provenance(text: str, frame: pd.DataFrame) -> str:
+    """The page, whose front matter tells analysis/site_html.py where its rows come from."""
+    return f'---\nprovenance: "{origin(frozenset(frame.origin))}"\n---\n{text}'
 
 
 def first_page(frames: verdicts.Frames) -> str:

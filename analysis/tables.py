@@ -85,10 +85,12 @@ def hover(text: str, origins: Origins) -> str:
 
 
 def origin(origins: Origins) -> str:
-    """ "seeds 0, 1 · commit 5e0e7f9 · config 1a2b3c4d, 5e6f7a8b · AMD EPYC, 1 thread · 2026-11-24" """
+    """ "seeds 0, 1 · commit 5e0e7f9 · config 1a2b3c4d, 5e6f7a8b · AMD EPYC, 1 thread · 2026-11-24"; of more than a
+    dozen of a kind their number."""
 
     def listed(values) -> str:
-        return ", ".join(sorted(set(values)))
+        found = sorted(set(values))
+        return ", ".join(found) if len(found) <= 12 else f"{len(found)} of them"
 
     seeds = ", ".join(map(str, sorted({o.seed for o in origins})))
     facts = [

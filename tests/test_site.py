@@ -27,7 +27,7 @@ RESULTS = ROOT / "results"
 )
 def test_a_formula_is_mathml(tex):
     made = site_html.mathml(tex)
-    assert made.startswith("<math") and "\\" not in re.sub("<[^>]+>", "", made)
+    assert made.startswith('<span class="math"><math') and "\\" not in re.sub("<[^>]+>", "", made)
 
 
 def test_a_formula_that_does_not_come_through_fails():
@@ -45,11 +45,14 @@ def test_every_formula_of_the_documents_is_mathml():
         site_html.mathml(block or inline)
 
 
-def test_a_number_without_rows_of_its_own_has_those_of_its_page():
-    content = '<td style="text-align: right;">1.5</td><td>KL</td><td><span title="seed 1">2.5</span></td><img src="a">'
+def test_a_number_without_rows_of_its_own_has_those_of_its_page_or_is_the_papers():
+    line = '<td>KL</td><td><strong>3.05</strong></td><td>1.5</td><td><span title="seed 1">2.5</span></td>'
+    content = f"<table><tr><th>method</th><th>A: paper</th><th>ours</th><th>x</th></tr><tr>{line}</tr></table><img src='a'>"
     made = site_html.on_page_content(content, SimpleNamespace(meta={"provenance": "seed 0"}))
     assert made.count('title="from the rows of this page: seed 0"') == 2  # the number, and the picture
+    assert made.count('title="as the paper prints it: analysis/paper"') == 1
     assert '<span title="seed 1">2.5</span>' in made and "<td>KL</td>" in made
+    assert site_html.on_page_content(content, SimpleNamespace(meta={})) == content
 
 
 def texts_of(name: str, text: str) -> tuple[str, dict]:
