@@ -86,7 +86,7 @@ COLOURS = {  # P. Tol's "muted" scheme; TAID's two and the references from Okabe
     "mlkd": "#009E73",
     "taid_no_adaptive": "#E69F00",
     "taid": "#D55E00",
-    "kl_matched": "#88CCEE",
+    "kl_matched": "#0072B2",
     "gjs": "#DDCC77",
     "skew_kl": "#661100",
     "skew_rkl": "#6699CC",
@@ -95,6 +95,14 @@ COLOURS = {  # P. Tol's "muted" scheme; TAID's two and the references from Okabe
     "teacher": "#000000",
     "untrained": "#AAAAAA",
 }
+
+
+MARKERS = {
+    "kl": "s",
+    "rkl": "v",
+    "gjs": "D",
+    "skew_kl": "^",
+}  # in grey the KL and the skew KL look alike; else "o"
 
 
 def name(key: str) -> str:

@@ -10,7 +10,7 @@ from analysis import reference
 from analysis.figures import REFERENCE, band, legend, plain
 from analysis.measures import MEASURES
 from analysis.statistics import Estimate, estimates, mean_interval
-from analysis.style import COLOURS, name
+from analysis.style import COLOURS, MARKERS, name
 from analysis.table6_rows import JUDGED, METHODS, SIZES, by_teacher, gaps, label, without_teacher
 
 
@@ -66,9 +66,8 @@ def curve(ax: Axes, method: str, found: Mapping[str, Estimate], hollow: bool = F
     if not x:
         return
     means, face = [e.mean for e in found.values()], "white" if hollow else colour
-    ax.plot(
-        x, means, "o-", color=colour, markerfacecolor=face, markersize=5, linewidth=1.8, label=name(method)
-    )
+    form = f"{MARKERS.get(method, 'o')}-"
+    ax.plot(x, means, form, color=colour, mfc=face, markersize=5, linewidth=1.8, label=name(method))
     band(ax, x, list(found.values()), colour)
 
 
@@ -84,4 +83,6 @@ def sizes_axis(ax: Axes, title: str) -> Axes:
 def point(ax: Axes, height: float, e: Estimate, method: str) -> None:
     if e.n > 1:
         ax.plot([e.low, e.high], [height, height], color=COLOURS[method], linewidth=2.2, alpha=0.5)
-    ax.plot(e.mean, height, "o", color=COLOURS[method], markersize=5.5, label=name(method))
+    ax.plot(
+        e.mean, height, MARKERS.get(method, "o"), color=COLOURS[method], markersize=5.5, label=name(method)
+    )

@@ -9,15 +9,14 @@ from matplotlib.colors import to_rgb
 from PIL import Image, ImageSequence
 
 from analysis import page
-from analysis.style import COLOURS
+from analysis.style import COLOURS, MARKERS
+from analysis.table6_rows import METHODS
 
 # Methods drawn as lines in one panel; where methods are rows of a figure, their names stand beside the dots.
 TOGETHER = [
-    ("kl", "rkl", "taid"),
-    ("kl", "taid"),
-    ("taid", "taid_no_adaptive"),
-    ("kl", "skew_kl", "taid"),
-    ("kl", "rkl", "taid", "teacher"),
+    ("kl", "taid"),  # Figures 1 and 2
+    ("kl", "rkl", "taid", "teacher"),  # Table 3
+    METHODS,  # Table 6
 ]
 # Machado, Oliveira, Fernandes (2009), severity 1: linear RGB as protanopes, deuteranopes and tritanopes see it
 VISIONS = {
@@ -58,11 +57,11 @@ def test_no_two_methods_of_one_panel_look_alike(vision):
 
 
 def test_lines_of_one_panel_differ_in_grey():
-    """By lightness L* alone."""
+    """By lightness L*, or else by their markers."""
     for methods in TOGETHER:
         for first, second in itertools.combinations(methods, 2):
             gap = abs(lab(COLOURS[first], "normal")[0] - lab(COLOURS[second], "normal")[0])
-            assert gap > 8, (first, second)
+            assert gap > 8 or MARKERS.get(first) != MARKERS.get(second), (first, second)
 
 
 def test_every_colour_is_one_methods():
