@@ -42,8 +42,9 @@ def flow(ways: Sequence[tuple[str, Sequence[str]]], size: int = 8) -> Figure:
             for x, text in zip(middles, boxes, strict=True)
         ]
         for left, right in pairwise(texts):
-            ends = {"xycoords": right.get_bbox_patch(), "textcoords": left.get_bbox_patch()}
-            ax.annotate("", xy=(0, 0.5), xytext=(1, 0.5), arrowprops=ARROW, **ends)
+            start, end = left.get_bbox_patch(), right.get_bbox_patch()
+            assert start and end, "texts in boxes"
+            ax.annotate("", xy=(0, 0.5), xytext=(1, 0.5), xycoords=end, textcoords=start, arrowprops=ARROW)
     return figure
 
 
