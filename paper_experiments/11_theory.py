@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from taid import theory
-from taid.results import Row, append, cell_rows, finished
+from taid.results import Row, append_once, cell_rows, finished
 from taid.schedule import Adaptive
 from taid.studies import jobs
 
@@ -117,7 +117,7 @@ def main(name: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     for study in STUDIES:
         rows = cell(study, name)
         if rows[0].config_hash not in finished(folder / "theory.jsonl"):
-            append(folder / "theory.jsonl", rows)
+            append_once(folder / "theory.jsonl", rows)
         for row in rows:
             print(f"{row.method:18}{row.task:16}{row.metric:36}{row.value:12.6g} {row.unit}")
 

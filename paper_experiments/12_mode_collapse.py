@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from taid import toy, toy_language
-from taid.results import Row, append, cell_rows, config_hash, finished
+from taid.results import Row, append_once, cell_rows, config_hash, finished
 from taid.studies import jobs
 
 
@@ -118,7 +118,7 @@ def main(name: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
             continue
         begin = time.perf_counter()
         measured = study(problem, config["method"], config["seed"], scale)
-        append(path, rows(name, config, measured, time.perf_counter() - begin))
+        append_once(path, rows(name, config, measured, time.perf_counter() - begin))
         print(
             f"{config['teacher']} → {config['student']}, {config['method']} seed {config['seed']}", flush=True
         )

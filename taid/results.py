@@ -3,7 +3,7 @@
     cell = {"method": "taid", "teacher": "phi-3-mini", "seed": 0, "learning_rate": 1e-2, "steps": 600}
     if config_hash(cell) not in finished(path):
         ...
-        append(path, [Row(..., config=cell, config_hash=config_hash(cell), **asdict(provenance()))])
+        append_once(path, [Row(..., config=cell, config_hash=config_hash(cell), **asdict(provenance()))])
 
 A *cell* is one run, the unit of work that is skipped once finished. Its config names everything that decides
 its numbers, method, pair and seed included: two cells with equal configs would count as one.
