@@ -142,6 +142,11 @@ def shard(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
+def share(workers: Workers | int) -> tuple[int, int]:
+    """(i, n): the cells are n parts, and the i-th is this command's; (1, 1) for all."""
+    return workers.shard if isinstance(workers, Workers) else (1, 1)
+
+
 def run(
     function: Callable, jobs: Sequence[tuple], workers: Workers | int, title: str
 ) -> Iterator[tuple[tuple, Any]]:
@@ -183,7 +188,7 @@ def evaluate(
     `config()` together with the experiment makes a cell's hash. measure(*job) returns (values, seconds), and
     rows(run, experiment, values, seconds) the cell's rows.
     """
-    part, parts = workers.shard if isinstance(workers, Workers) else (1, 1)
+    part, parts = share(workers)
     todo = _unfinished(path, cells, [*cells][part - 1 :: parts])
     if (plan := _plan.get()) is not None:
         for job in todo:
