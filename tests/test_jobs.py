@@ -19,6 +19,10 @@ def square(x: int, folder: str) -> tuple[int, str | None]:
     return x * x, os.environ.get("OMP_NUM_THREADS")
 
 
+def process(x: int) -> int:
+    return os.getpid()
+
+
 def slow_square(x: int, folder: str) -> tuple[int, str | None]:
     time.sleep(0.2)
     return square(x, folder)
@@ -31,10 +35,19 @@ def test_every_job_is_done_once_and_told(workers, tmp_path, capsys):
     assert sorted(found) == [(job, (job[0] ** 2, "1")) for job in todo], (
         "single-threaded results, with their jobs"
     )
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(",")[0] for line in lines] == [f"[squares {done}/4" for done in (1, 2, 3, 4)]
-    assert all(re.fullmatch(r"\[squares \d/4, \d+:\d\d, \d+:\d\d left\] \d .*", line) for line in lines)
-    assert "0:00 left" in lines[-1]
+    assert re.fullmatch(r"\[squares 4/4 jobs, \d+:\d\d, 0:00 left\] \d .*\n", capsys.readouterr().out)
+
+
+def test_workers_outlive_a_phase_and_not_their_settings(monkeypatch, tmp_path):
+    """Oracle: the processes' own numbers."""
+
+    def workers() -> set[int]:
+        return {pid for _, pid in jobs.run(process, [(x,) for x in range(4)], 1, "phase")}
+
+    first = workers()
+    assert workers() == first and len(first) == 1
+    monkeypatch.setenv("TAID_CACHE", str(tmp_path))
+    assert workers() != first
 
 
 def test_no_jobs_start_no_process():
@@ -56,11 +69,6 @@ def test_leaving_early_stops_the_rest(tmp_path):
     next(running)
     running.close()
     assert len(list(tmp_path.iterdir())) <= 3
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.9, "0:59"), (60, "1:00"), (3725, "62:05")])
-def test_the_clock(seconds, text):
-    assert jobs.clock(seconds) == text
 
 
 def test_the_value_of_a_run_is_its_last_one_of_that_experiment_metric_and_task(tmp_path):

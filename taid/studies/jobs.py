@@ -1,6 +1,5 @@
 """Independent jobs over workers (`taid.studies.launchers`), with progress and the time left; the cells of a table."""
 
-import time
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from taid import results
 from taid.studies.launchers import LAUNCHERS, Absent, Died
+from taid.studies.progress import Progress
 
 REFERENCE = Path(__file__).parents[2] / "results"  # the committed rows
 
@@ -161,14 +161,16 @@ def run(
         return
     who = workers if isinstance(workers, Workers) else Workers(workers)
     launched = LAUNCHERS[who.launcher](function, jobs, who.at_a_time)
-    started = time.monotonic()
+    progress = Progress(title, len(jobs), "job")
     with closing(launched):
-        for done, (job, value) in enumerate(launched, start=1):
+        for job, value in launched:
             yield job, value
-            elapsed = time.monotonic() - started
-            left = elapsed / done * (len(jobs) - done)
-            name = " ".join(str(part) for part in job)
-            print(f"[{title} {done}/{len(jobs)}, {clock(elapsed)}, {clock(left)} left] {name}", flush=True)
+            progress.advance(note=" ".join(map(_name, job)))
+
+
+def _name(part: object) -> str:
+    """Of a job's part, as people read it."""
+    return part.__name__ if isinstance(part, type) else str(part)
 
 
 def evaluate(
@@ -243,8 +245,3 @@ def known(path: Path, runs: Iterable, experiment: str, metric: str, afresh: bool
 def rows(folder: Path, table: str) -> list[results.Row]:
     """The committed rows of a table, then those in a folder, so that what was measured there wins."""
     return [*results.read(REFERENCE / f"{table}.jsonl"), *results.read(folder / f"{table}.jsonl")]
-
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds, "3:07"."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

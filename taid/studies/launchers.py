@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -46,16 +46,23 @@ class Died(RuntimeError):
 def local(function: Callable, jobs: Sequence[tuple], at_a_time: int) -> Done:
     """Processes of this machine, of one thread each: small models gain nothing from a second."""
     os.environ.update(THREADS)  # read by the workers when they import torch
-    with ProcessPoolExecutor(min(at_a_time, len(jobs)), mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(function, *job): job for job in jobs}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise Died(futures[future], "the pool is broken") from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True, wait=False)
-            raise
+    pool = _pool(at_a_time, tuple(os.environ.get(name) for name in SETTINGS))
+    futures = {pool.submit(function, *job): job for job in jobs}
+    try:
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool as error:
+        _pool.cache_clear()
+        raise Died(futures[future], "the pool is broken") from error
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+@lru_cache(maxsize=1)
+def _pool(at_a_time: int, settings: tuple) -> ProcessPoolExecutor:
+    """Workers that outlive a phase of a study, with what they have opened; others for other settings."""
+    return ProcessPoolExecutor(at_a_time, mp_context=get_context("spawn"))
 
 
 def slurm(function: Callable, jobs: Sequence[tuple], at_a_time: int, cluster: str = "slurm") -> Done:

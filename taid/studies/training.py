@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from transformers import AutoConfig, PreTrainedModel, PrinterCallback, TrainerCa
 
 from taid import objectives
 from taid.files import locked, write_whole
-from taid.studies import jobs
+from taid.studies.progress import Progress
 from taid.teacher import auto_class
 from taid.trainer import DistillationTrainer, last_checkpoint
 
@@ -102,7 +101,7 @@ def fit(
     callback: TrainerCallback | None = None,
 ) -> DistillationTrainer:
     """Train `model` in place for one phase; with `checkpoints`, a killed run resumes from there; with a
-    `title`, it tells its progress four times; `bf16` is mixed precision. A batch is read in parts of
+    `title`, it tells its progress; `bf16` is mixed precision. A batch is read in parts of
     `micro_batch` examples, at once unless given; ValueError where it is no multiple of them."""
     micro_batch = micro_batch or training.batch_size
     if training.batch_size % micro_batch:
@@ -148,7 +147,7 @@ def fit(
         resume = last_checkpoint(str(checkpoints)) if checkpoints else None
         trainer.remove_callback(PrinterCallback)
         if title:
-            trainer.add_callback(_Progress(title))
+            trainer.add_callback(_Steps(title))
         if callback:
             trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=resume)
@@ -177,19 +176,17 @@ def precision() -> str:
     return "bf16" if path.exists() and bf16_is_fast(path.read_text()) else "fp32"
 
 
-class _Progress(TrainerCallback):
-    """One line a quarter of a phase, with the time left."""
+class _Steps(TrainerCallback):
+    """Tells the optimizer steps of a phase."""
 
     def __init__(self, title: str):
-        self.title, self.started, self.first_step = title, time.monotonic(), None
+        self.title = title
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.progress = Progress(self.title, state.max_steps, "step", done=state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.first_step is None:  # a resumed run does not start at 0
-            self.first_step = state.global_step - 1
-        if state.global_step % max(state.max_steps // 4, 1) == 0:
-            pace = (time.monotonic() - self.started) / (state.global_step - self.first_step)
-            left = jobs.clock(pace * (state.max_steps - state.global_step))
-            print(f"  {self.title}: step {state.global_step} of {state.max_steps}, {left} left", flush=True)
+        self.progress.advance()
 
 
 # --- Kept models --------------------------------------------------------------------------------------------
