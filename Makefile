@@ -10,17 +10,22 @@ RESULTS ?= runs/$(SCALE)
 PYTHON ?= python3.14 python3.13 python3.12 python3.11
 export TAID_CACHE ?= $(CURDIR)/.cache
 export HF_HUB_OFFLINE ?= $(if $(filter paper,$(SCALE)),0,1)
+# of mt-bench: the student, its judge, and the judge's price "IN OUT" in dollars for a million tokens
+MODEL ?=
+JUDGE ?= gpt-4
+PRICE ?=
 
 # What is said wrongly is refused before any work.
 SEEDED = decide table1 table1-protocol-1 table2 table3 table4 table5 table6 table7 table8 figure1 figure2 adaptivity ablations departures rounds
 SEEDLESS = figure3 bench cost theory mode-collapse
 given := $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(word)))
-unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS LAUNCHER RESULTS TUNE PYTHON TAID_CACHE TAID_HUB HF_HUB_OFFLINE DRY),$(given))
+unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS LAUNCHER RESULTS TUNE PYTHON TAID_CACHE TAID_MIRROR TAID_HUB HF_HUB_OFFLINE DRY MODEL JUDGE PRICE),$(given))
 counted = $(shell printf %s '$(subst ','\'',$($(1)))' | grep -xE '[1-9][0-9]*')
 $(if $(unknown),$(error $(unknown): no such setting; there are SCALE, SEEDS, WORKERS, LAUNCHER, RESULTS and PYTHON))
 $(foreach n,SEEDS WORKERS,$(if $(call counted,$(n)),,$(error $(n)=$($(n)): a whole number from 1 is needed)))
 $(if $(filter-out smoke cpu gpu paper,$(SCALE))$(filter-out 1,$(words $(SCALE))),$(error SCALE=$(SCALE): one of smoke, cpu, gpu or paper (tables 1, 2, 3 and 6; gpu: bench and cost too)))
 $(if $(filter-out 1,$(words $(RESULTS))),$(error RESULTS=$(RESULTS): one folder without blanks in its name))
+$(if $(filter mt-bench,$(MAKECMDGOALS)),$(if $(MODEL),,$(error mt-bench needs MODEL=folder, the student to be judged)))
 ifeq ($(SCALE),smoke)
 $(if $(filter $(abspath results) $(abspath results)/%,$(abspath $(RESULTS))),$(error SCALE=smoke RESULTS=$(RESULTS): smoke rows mean nothing and never go among the reference rows))
 endif
@@ -45,7 +50,7 @@ TUNED = $(if $(TUNE),--tune)
 PAGE = $(if $(DRY),@: no page of,$(PY) -m analysis) $(1) --scale $(SCALE) --results $(RESULTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data lab lint test test-slow fuzz kill all plan what-it-takes $(SEEDED) $(SEEDLESS) claims report clean FORCE
+.PHONY: help setup data lab lint test test-slow fuzz kill all plan what-it-takes $(SEEDED) $(SEEDLESS) mt-bench claims report clean FORCE
 
 help: ## this list
 	@echo "make TARGET [SCALE=smoke|cpu|gpu|paper] [DRY=1] [SEEDS=n] [WORKERS=2] [RESULTS=folder]"
@@ -191,6 +196,9 @@ theory: setup ## the theorem, the sharp bound, phase diagram; then the notebook 
 mode-collapse: setup ## mixtures of Gaussians: averaging and collapse; then the notebook | 0.3 / 8
 	$(PY) paper_experiments/12_mode_collapse.py --scale $(SCALE) --results $(RESULTS)
 	$(NOTEBOOK) notebooks/mode_collapse.ipynb
+
+mt-bench: setup ## MT-Bench of MODEL=folder by JUDGE=gpt-4, PRICE="in out" for a million tokens (docs/mt_bench.md)
+	$(PY) -m taid.studies.mt_bench --model $(MODEL) --judge $(JUDGE) $(if $(PRICE),--price $(PRICE))
 
 claims: setup ## the paper's claims, judged on the committed rows | 0.1
 	$(PY) -m analysis claims --results results

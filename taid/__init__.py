@@ -6,7 +6,7 @@ DistillationTrainer(student, teacher, method="taid", args=args, train_dataset=da
 
 from importlib import import_module
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _EXPORTS = {  # name -> module; imported on first use, so that `import taid` is quick
     "DistillationTrainer": "taid.trainer",
     "DistillationArguments": "taid.trainer",

@@ -130,3 +130,9 @@ def test_the_plan_adds_up_the_minutes_of_every_item():
 def test_all_hands_its_settings_on_also_to_what_takes_no_seeds():
     run = make("all", "SCALE=smoke", "SEEDS=2")
     assert not run.stderr
+
+
+def test_mt_bench_needs_a_model_and_hands_on_what_it_is_given():
+    assert "mt-bench needs MODEL=folder" in make("mt-bench").stderr
+    said = make("mt-bench", "MODEL=here", "PRICE=30 60").stdout.splitlines()[-1]
+    assert said.endswith("-m taid.studies.mt_bench --model here --judge gpt-4 --price 30 60")

@@ -11,7 +11,7 @@ from test_architecture import OURS, ROOT, files, imports_of
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FOLDERS = {  # folder → the extras that it may import from, beside the dependencies
-    "taid": ["evaluation", "peft", "launchers", "notebooks"],
+    "taid": ["evaluation", "judge", "peft", "launchers", "notebooks"],
     "analysis": ["analysis", "report"],
     "notebooks": ["notebooks"],
     "paper_experiments": ["evaluation"],

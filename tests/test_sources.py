@@ -1,22 +1,16 @@
-"""Texts are fetched once, checked against a digest, and parsed as their formats say. Packages and clients are made up
-here; only the tests of the real texts read the cache, or fill it."""
+"""Texts are parsed as their formats say (`test_packages.py`: how they are had). Only the tests of the real texts read
+the cache, or fill it."""
 
 import hashlib
 import json
 import struct
-import subprocess
-import sys
-import tarfile
-import zipfile
 import zlib
 
 import numpy as np
 import pytest
 
 from taid.studies import sources
-from taid.studies.sources import SOURCES, Source, SourceUnavailable, fetch
-
-TEXT = {"a.txt": b"call me ishmael", "b.txt": b"it is a truth"}
+from taid.studies.sources import SOURCES, fetch
 
 
 def write(folder, files: dict[str, bytes]):
@@ -24,175 +18,6 @@ def write(folder, files: dict[str, bytes]):
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return folder
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """An empty cache, and a source "toy" whose true content is TEXT."""
-    monkeypatch.setenv("TAID_CACHE", str(tmp_path / "cache"))
-    sha256 = sources.digest(write(tmp_path / "true", TEXT), "*.txt")
-    monkeypatch.setitem(SOURCES, "toy", Source("npm", "toy@1.0", "package/data", "*.txt", sha256, "CC0"))
-    return tmp_path / "cache" / "sources" / "toy"
-
-
-@pytest.fixture
-def package(monkeypatch):
-    """What a download unpacks (change it to make the package change), and the list of downloads so far."""
-    files, downloads = dict(TEXT), []
-
-    def download(source, folder):
-        downloads.append(source.package)
-        write(folder / source.folder, files)
-
-    monkeypatch.setattr(sources, "_download", download)
-    return files, downloads
-
-
-@pytest.fixture
-def clients(tmp_path, monkeypatch):
-    """Puts shell scripts in the place of package clients; without any, no client is installed."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder))
-
-    def install(name: str, script: str):
-        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-        (folder / name).chmod(0o755)
-
-    return install
-
-
-# --- fetch
-
-
-def test_a_source_is_downloaded_once(cache, package):
-    assert fetch("toy") == fetch("toy") == cache
-    assert {path.name: path.read_bytes() for path in cache.iterdir()} == TEXT
-    assert package[1] == ["toy@1.0"]
-    assert [path.name for path in cache.parent.iterdir()] == ["toy"], "scratch folders are left behind"
-
-
-def test_files_put_there_by_hand_need_no_client(cache, clients):
-    write(cache, TEXT | {"notes.md": b"mine"})
-    assert fetch("toy") == cache
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda folder: (folder / "a.txt").write_bytes(b"call me"),
-        lambda folder: (folder / "a.txt").unlink(),
-        lambda folder: (folder / "a.txt").rename(folder / "c.txt"),
-        lambda folder: (folder / "c.txt").write_bytes(b"more"),
-    ],
-    ids=["truncated", "missing", "renamed", "added"],
-)
-def test_a_damaged_cache_is_fetched_again(cache, package, damage):
-    damage(fetch("toy"))
-    fetch("toy")
-    assert {path.name: path.read_bytes() for path in cache.iterdir()} == TEXT
-    assert len(package[1]) == 2
-
-
-def test_a_changed_package_is_refused(cache, package):
-    package[0]["a.txt"] = b"call me maybe"
-    with pytest.raises(SourceUnavailable) as error:
-        fetch("toy")
-    for part in (
-        "toy@1.0",
-        SOURCES["toy"].sha256,
-        "has changed",
-        f"put the files `*.txt` of the npm package toy@1.0 into {cache}",
-    ):
-        assert part in str(error.value)
-    assert not cache.exists()
-
-
-def test_a_changed_package_does_not_replace_a_damaged_cache(cache, package):
-    write(cache, {"a.txt": b"mine"})
-    package[0]["a.txt"] = b"call me maybe"
-    with pytest.raises(SourceUnavailable):
-        fetch("toy")
-    assert (cache / "a.txt").read_bytes() == b"mine"
-
-
-def test_an_unknown_source_names_the_known_ones():
-    with pytest.raises(ValueError, match="unknown source 'bible'; known: wordnet, austen, moby_dick, sotu"):
-        fetch("bible")
-
-
-# --- package clients
-
-
-@pytest.mark.parametrize(("client", "command"), [("npm", "npm"), ("apt", "apt-get")])
-def test_a_missing_client_is_named(cache, clients, monkeypatch, client, command):
-    monkeypatch.setitem(SOURCES, "toy", Source(client, "toy", "data", "*.txt", "0" * 64, "CC0"))
-    with pytest.raises(SourceUnavailable) as error:
-        fetch("toy")
-    for part in (
-        f"tried the cache ({cache}), then {client}",
-        f"`{command}` is not installed",
-        "put the files",
-    ):
-        assert part in str(error.value)
-
-
-def test_a_failing_client_is_quoted(cache, clients):
-    clients("npm", "echo 'E404 not found' >&2; exit 1")
-    with pytest.raises(SourceUnavailable, match="`npm pack --silent toy@1.0` failed: E404 not found"):
-        fetch("toy")
-
-
-def test_a_client_that_hangs_is_given_up(cache, clients, monkeypatch):
-    def hang(command, **options):
-        raise subprocess.TimeoutExpired(command, options["timeout"])
-
-    clients("npm", "")
-    monkeypatch.setattr(subprocess, "run", hang)
-    with pytest.raises(SourceUnavailable, match="`npm pack --silent toy@1.0` took more than 600 seconds"):
-        fetch("toy")
-
-
-def test_npm_packages_are_unpacked(cache, clients, tmp_path):
-    packed = tmp_path / "toy-1.0.tgz"
-    with tarfile.open(packed, "w:gz") as archive:
-        archive.add(write(tmp_path / "files", TEXT), arcname="package/data")
-    clients("npm", f'/bin/cp "{packed}" .')
-    assert sorted(path.name for path in fetch("toy").iterdir()) == ["a.txt", "b.txt"]
-
-
-def test_apt_lists_are_updated_where_there_are_none(cache, clients, tmp_path, monkeypatch):
-    """`apt-get download` fails until `apt-get update` has run, as on a fresh machine."""
-    monkeypatch.setitem(
-        SOURCES, "toy", Source("apt", "toy", "usr/share", "*.txt", SOURCES["toy"].sha256, "CC0")
-    )
-    true, called = tmp_path / "true", tmp_path / "called"
-    clients(
-        "apt-get",
-        f'echo "$1" >> "{called}"\n[ "$1" = update ] && exit 0\n'
-        f'/bin/grep -q update "{called}" || exit 100\n: > toy.deb',
-    )
-    clients("dpkg-deb", f'/bin/mkdir -p "$3/usr" && /bin/cp -r "{true}" "$3/usr/share"')
-    assert sorted(path.name for path in fetch("toy").iterdir()) == ["a.txt", "b.txt"]
-    assert called.read_text().split() == ["download", "update", "download"]
-
-
-def test_a_wheel_is_unpacked_and_not_installed(cache, tmp_path, monkeypatch):
-    """Python's client is the interpreter's own; the wheel it leaves is a zip archive."""
-    monkeypatch.setitem(
-        sources.LARGE, "toy", Source("pip", "toy==1.0", "toy", "*.txt", SOURCES["toy"].sha256, "CC0")
-    )
-    commands = []
-
-    def download(command, folder):
-        commands.append(command)
-        with zipfile.ZipFile(folder / "toy-1.0-py3-none-any.whl", "w") as wheel:
-            for name, content in TEXT.items():
-                wheel.writestr(f"toy/{name}", content)
-
-    monkeypatch.setattr(sources, "_run", download)
-    assert {path.name: path.read_bytes() for path in fetch("toy").iterdir()} == TEXT
-    assert commands == [[sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "toy==1.0"]]
 
 
 # --- formats

