@@ -46,7 +46,7 @@ def test_workers_outlive_a_phase_and_not_their_settings(monkeypatch, tmp_path):
 
     first = workers()
     assert workers() == first and len(first) == 1
-    monkeypatch.setenv("TAID_HUB", str(tmp_path))
+    monkeypatch.setenv("TAID_CACHE", str(tmp_path / "another"))
     assert workers() != first
 
 

@@ -46,7 +46,7 @@ class Died(RuntimeError):
 def local(function: Callable, jobs: Sequence[tuple], at_a_time: int) -> Done:
     """Processes of this machine, of one thread each: small models gain nothing from a second."""
     os.environ.update(THREADS)  # read by the workers when they import torch
-    pool = _pool(at_a_time, tuple(os.environ.get(name) for name in SETTINGS))
+    pool = _pool(at_a_time, tuple(_handed_on().items()))
     futures = {pool.submit(function, *job): job for job in jobs}
     try:
         for future in as_completed(futures):
@@ -150,7 +150,7 @@ def _engine(name: str) -> Any:
 
 
 def _handed_on() -> dict[str, str]:
-    """Of the environment, what a worker elsewhere needs; the cache by its whole path."""
+    """Of the environment, what a worker needs; the cache by its whole path."""
     kept = {name: os.environ[name] for name in SETTINGS if name in os.environ}
     return THREADS | kept | {"TAID_CACHE": str(cache_dir().resolve())}
 
