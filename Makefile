@@ -95,7 +95,7 @@ test-slow: setup ## the slow tests: notebooks, a browser, thousand-example prope
 fuzz: export TRITON_INTERPRET = 1
 fuzz kill: export OMP_NUM_THREADS = 1
 
-fuzz: setup ## 10,000 random cases of every loss on every engine against fp64 | 3
+fuzz: setup ## 10,000 random cases of every loss on every engine against fp64 | 1
 	$(PY) tests/test_fuzz.py 10000
 
 kill: setup ## kill -9 at 50 random points of two processes in one folder, each run again | 4

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
 
-RANKS, PATIENCE = 2, datetime.timedelta(seconds=60)  # a rank that waits in vain is an error, not a hang
+RANKS, PATIENCE = 2, datetime.timedelta(minutes=5)  # a rank that waits in vain is an error, not a hang
 
 
 def on_two_ranks(program: Callable, folder: Path) -> list:
