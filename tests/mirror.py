@@ -162,11 +162,16 @@ def write_table1(root: Path) -> None:
 
 def write_corpus(root: Path) -> None:
     """The further models and data of Tables 2 and 6; Pythia's tables of 6.9b are longer, as they are on the hub."""
-    rng = random.Random(3)
+    write_texts(root)
     write_model(root, "microsoft/Phi-3-medium-4k-instruct", "phi3", phi3_tokenizer(), padding=5)
     for size in ("31m", "70m", "160m", "410m", "1b", "2.8b", "6.9b"):
         padding = 20 if size == "6.9b" else 6
         write_model(root, f"EleutherAI/pythia-{size}", "gpt_neox", neox_tokenizer(), padding=padding)
+
+
+def write_texts(root: Path) -> None:
+    """SmolLM-Corpus in ten files, LAMBADA and Winogrande."""
+    rng = random.Random(3)
     files = {
         f"fineweb-edu-dedup/train-{i:05d}-of-00010.parquet": [
             {"text": prose(40, rng), "id": str(i)} for _ in range(4)
