@@ -19,7 +19,7 @@ PRICE ?=
 SEEDED = decide table1 table1-protocol-1 table2 table3 table4 table5 table6 table7 table8 figure1 figure2 adaptivity ablations departures rounds
 SEEDLESS = figure3 bench cost theory mode-collapse
 given := $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(word)))
-unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS LAUNCHER RESULTS TUNE PYTHON TAID_CACHE TAID_MIRROR TAID_HUB HF_HUB_OFFLINE DRY MODEL JUDGE PRICE),$(given))
+unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS LAUNCHER RESULTS TUNE PYTHON TAID_CACHE TAID_MIRROR TAID_HUB TAID_JUDGE HF_HUB_OFFLINE DRY MODEL JUDGE PRICE),$(given))
 counted = $(shell printf %s '$(subst ','\'',$($(1)))' | grep -xE '[1-9][0-9]*')
 $(if $(unknown),$(error $(unknown): no such setting; there are SCALE, SEEDS, WORKERS, LAUNCHER, RESULTS and PYTHON))
 $(foreach n,SEEDS WORKERS,$(if $(call counted,$(n)),,$(error $(n)=$($(n)): a whole number from 1 is needed)))

@@ -157,3 +157,11 @@ def test_code_that_a_model_brings_is_not_run(snapshot, tmp_path):
     (snapshot / "config.json").unlink()
     (snapshot / "config.json").write_text(json.dumps(config))
     assert type(hub.model(PHI3)).__module__.startswith("transformers.") and not proof.exists()
+
+
+def test_a_table_without_a_judge_is_refused_before_anything_is_trained(hub_folder, monkeypatch):
+    monkeypatch.delenv("TAID_JUDGE", raising=False)
+    with pytest.raises(jobs.Refused, match="set TAID_JUDGE"):
+        Setting().source(hub_folder).judge()
+    monkeypatch.setenv("TAID_JUDGE", "gpt-4")
+    assert Setting().source(hub_folder).judge().model == "gpt-4"

@@ -5,8 +5,9 @@ from itertools import islice
 import mirror
 import pytest
 
+from taid.evaluation import harness
 from taid.studies import hub, jobs
-from taid.studies.smollm_corpus import CapacitySetting, Windows
+from taid.studies.smollm_corpus import CHANCE, CapacitySetting, PretrainingSetting, Windows
 
 SETTING = CapacitySetting(window=16, validation=2, test=3)
 
@@ -74,3 +75,9 @@ def test_last_words_are_those_of_lm_eval(source):
         assert source.tokenizer.decode(item["prompt_ids"]) == " ".join(words)
         assert source.tokenizer.decode(item["response_ids"]) == f" {last}"
     assert 100 / 6 <= source.chance() <= 100
+
+
+def test_every_task_of_the_leaderboard_is_among_lm_eval_s():
+    """And CHANCE knows what a guess is worth at each."""
+    known = PretrainingSetting().source(None).tasks().all_tasks
+    assert set(harness.LEADERBOARD) <= set(known) and set(CHANCE) == set(harness.LEADERBOARD)

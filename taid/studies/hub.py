@@ -214,7 +214,7 @@ def mirrored() -> Iterator[None]:
 
 # --- What it takes ------------------------------------------------------------------------------------------
 
-PACKAGES = ("datasets", "lm_eval", "rouge_score")
+PACKAGES = ("datasets", "lm_eval", "openai", "rouge_score")
 
 
 def takes(names: Iterable[str], loads: Sequence[cost.Load]) -> str:

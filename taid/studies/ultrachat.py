@@ -8,6 +8,7 @@ is kept, by ROUGE-L on held-out conversations, as in the paper.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +20,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 
 from taid import results
 from taid.data import IGNORE
+from taid.evaluation import mt_bench
 from taid.evaluation.generation import rouge_of
-from taid.studies import cost, hub, study, zoo
+from taid.evaluation.replies import Endpoint
+from taid.studies import cost, hub, jobs, sources, study, zoo
 from taid.studies.study import PAPER_ALPHA, PAPER_UPDATES
 from taid.studies.training import Training, save_whole
 from taid.text.chat import Template, Unusable, conversation
@@ -65,7 +68,8 @@ class Setting(study.Setting):
     def takes(self, runs: Sequence[Any]) -> str:
         names = {zoo.MODELS[name].hub: None for run in runs for name in (run.teacher, run.student)}
         loads = [self.load(run) for run in runs if run.method not in study.REFERENCES]
-        return hub.takes([*names, ULTRACHAT], loads)
+        judge = "" if os.environ.get("TAID_JUDGE") else "\nmissing: a judge for MT-Bench (TAID_JUDGE)"
+        return hub.takes([*names, ULTRACHAT], loads) + judge
 
     def load(self, run: Any) -> cost.Load:
         """What the training of one student takes; half of the batches are sampled where a method samples."""
@@ -98,11 +102,17 @@ class Setting(study.Setting):
         return options | {"validation": here.source.examples("validation"), "validations": self.validations}
 
     def scores(self, here: Any, model: PreTrainedModel, run: Any, split: str) -> dict[tuple[str, str], float]:
-        """10 · ROUGE-L of the greedy responses on validation, to choose by."""
+        """10 · ROUGE-L of the greedy responses on validation, to choose by; on "test" MT-Bench's points.
+
+        Answers and judgments are kept beside the student, and none is made or paid for twice.
+        """
         rouge = here.source.rouge(model, split)
         if split == "validation":
             return {("score", "average"): 10 * rouge}
-        return {("rouge_l", "average"): rouge}
+        bench, judge = mt_bench.read(sources.fetch("mt_bench")), here.source.judge()
+        folder = here.run_folder(run).with_suffix(".mt_bench")
+        points = mt_bench.evaluate(model, here.source.tokenizer, judge, bench, folder).points
+        return {("rouge_l", "average"): rouge} | {("score", task): value for task, value in points.items()}
 
 
 class UltraChat(study.Source):
@@ -144,8 +154,15 @@ class UltraChat(study.Source):
             rows = rows.shuffle(seed=0).select(range(start, start + count))
         return rows.map(lambda row, index: {"index": index}, with_indices=True)
 
-    def judge(self) -> None:
-        """None is trained here."""
+    def judge(self) -> Endpoint:
+        """The judge of MT-Bench that `$TAID_JUDGE` names, at `$OPENAI_BASE_URL`. Raises jobs.Refused without one."""
+        name = os.environ.get("TAID_JUDGE")
+        if not name:
+            raise jobs.Refused(
+                "MT-Bench asks a judge: set TAID_JUDGE (the paper's: gpt-4) and OPENAI_API_KEY, and OPENAI_BASE_URL "
+                "for another endpoint of the OpenAI protocol (docs/mt_bench.md)"
+            )
+        return Endpoint(name)
 
     def teacher(self, name: str) -> PreTrainedModel:
         return hub.teacher(zoo.MODELS[name].hub)
