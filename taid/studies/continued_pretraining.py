@@ -19,7 +19,7 @@ from taid.data import Collator, pack, train_tokenizer
 from taid.evaluation import harness, likelihood
 from taid.studies import lm_tasks, prose, smollm_corpus, study, zoo
 from taid.studies.study import PAPER_ALPHA, REFERENCES, Logits, named
-from taid.studies.training import Training, cached_model, device, fit, precision, pretrained
+from taid.studies.training import Training, cached_model, fit, on_device, precision, pretrained
 from taid.teacher import CachedTeacher, HiddenStates, Store, cached_teacher
 
 TABLE2 = ("sft", "kl", "tvd", "adaptive_kl", "gjs", "skew_kl", "skew_rkl", "taid")  # the paper's order
@@ -259,7 +259,7 @@ class ContinuedPretraining(study.Study[Run]):
         """The teacher with what `store` keeps of it at these examples, on disk under `name`."""
         folder, teacher = self.folder / "logits" / name, self.source.teacher(self.setting.teacher)
         size = self.setting.together
-        return cached_teacher(teacher.to(device()), examples, self.collator, folder, size, store=store)
+        return cached_teacher(on_device(teacher), examples, self.collator, folder, size, store=store)
 
     def values(self, model: PreTrainedModel, run: Run, split: str) -> dict[tuple[str, str], float]:
         """Likelihoods with the task "average"; scores of the tasks on "test" alone."""

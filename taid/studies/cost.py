@@ -19,7 +19,7 @@ b is 2 under autocast and else 4. A layer's own and the logits are never there a
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
@@ -90,7 +90,7 @@ def published(name: str) -> Net:
 
 
 def of_shape(shape: Published) -> Net:
-    options = {
+    options: dict[str, Any] = {
         "vocab_size": shape.vocab_size,
         "hidden_size": shape.hidden,
         "intermediate_size": shape.intermediate,
@@ -147,7 +147,7 @@ def memory(load: Load) -> dict[str, float]:
     whole = 3 * size * learned * student.vocab_size
     rows = max(CHUNK, learned // 16)
     fused = 8 * student.vocab_size * rows + 4 * student.vocab_size * student.hidden
-    parts = {
+    parts: dict[str, float] = {
         "weights": (6 if load.autocast else 4) * student.parameters,
         "gradients": 4 * student.parameters,
         "optimizer": 8 * student.parameters,

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from taid.files import cache_dir
 from taid.studies import cost, jobs
-from taid.studies.training import device
+from taid.studies.training import device, on_device
 from taid.vocabulary import tokens
 
 # Commits that public records of others name; what is not listed is taken as it is today ("main").
@@ -103,7 +103,7 @@ def model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
         options = where(name) | {"use_safetensors": True, "trust_remote_code": False}
         return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options)
 
-    return fetched(name, "model", load).to(device())
+    return on_device(fetched(name, "model", load))
 
 
 @lru_cache(maxsize=1)
@@ -140,7 +140,8 @@ def student_for(name: str, shared: Tokenizer) -> PreTrainedModel:
     learn to write: its tables get a row for each, of the mean of all (Hewitt 2021). Raises jobs.Refused where
     the first entries of the two tokenizers differ.
     """
-    student, own = model(name), tokenizer(name)
+    student: Any = model(name)
+    own = tokenizer(name)
     theirs = {i: token for token, i in shared.get_vocab().items()}
     different = [i for token, i in own.get_vocab().items() if theirs.get(i, token) != token]
     if different:
@@ -160,7 +161,7 @@ def student_for(name: str, shared: Tokenizer) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def _fill_with_mean(student: PreTrainedModel, known: int) -> None:
+def _fill_with_mean(student: Any, known: int) -> None:
     """The rows from `known` on: the mean of those before."""
     for table in (student.get_input_embeddings(), student.get_output_embeddings()):
         table.weight[known:] = table.weight[:known].mean(0)

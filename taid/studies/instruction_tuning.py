@@ -285,8 +285,8 @@ class InstructionTuning(study.Study[Run]):
 
     def values(self, model: PreTrainedModel, run: Run, split: str) -> dict[tuple[str, str], float]:
         """The task "average" is the mean over categories."""
-        values, examples, size = {}, self.source.examples(split), self.setting.together
-        values |= self.setting.scores(self, model, run, split)
+        examples, size = self.source.examples(split), self.setting.together
+        values = {**self.setting.scores(self, model, run, split)}
         losses = likelihood.held_out_loss(model, examples, self.collator, size)
         values["held_out_loss", "average"] = mean(losses)
         teacher, entries = self.teacher_logits(run.teacher, split), len(self.source.tokenizer)

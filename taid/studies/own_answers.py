@@ -21,7 +21,7 @@ from taid.evaluation.generation import generate, rouge_of
 from taid.files import locked, write_whole
 from taid.studies import continued_pretraining, instructions, study, zoo
 from taid.studies.study import PAPER_ALPHA, PAPER_UPDATES
-from taid.studies.training import Training, device, precision
+from taid.studies.training import Training, on_device, precision
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class OwnAnswers(study.Source):
         with locked(path.parent):
             if not path.exists():
                 asked = encode(self.tokenizer, prompts, [""] * len(prompts))
-                teacher, temperature = self.prose.teacher("").to(device()), 1.0 if split == "train" else 0.0
+                teacher, temperature = on_device(self.prose.teacher("")), 1.0 if split == "train" else 0.0
                 limit = self.setting.max_new_tokens
                 write_whole(path, json.dumps(generate(teacher, self.tokenizer, asked, limit, temperature)))
         return json.loads(path.read_text())

@@ -28,7 +28,7 @@ from taid.data import Collator, batches
 from taid.files import cache_dir
 from taid.results import digest
 from taid.studies import jobs
-from taid.studies.training import Training, cached_model, device, fit
+from taid.studies.training import Training, cached_model, device, fit, on_device
 from taid.teacher import LiveTeacher, cached_teacher
 from taid.trainer import DistillationTrainer
 
@@ -197,7 +197,7 @@ class Study(ABC, Generic[R]):
 
     def keep_logits(self, name: str, split: str) -> Logits:
         """The teacher with what is kept of it at the examples of a split, computed now unless it is there."""
-        folder, teacher = self.folder / "logits" / f"{name}-{split}", self.source.teacher(name).to(device())
+        folder, teacher = self.folder / "logits" / f"{name}-{split}", on_device(self.source.teacher(name))
         return cached_teacher(teacher, self.source.examples(split), self.collator, folder)
 
     @abstractmethod
@@ -265,11 +265,11 @@ class Study(ABC, Generic[R]):
     def model(self, run: R) -> tuple[PreTrainedModel, dict[str, float]]:
         """(model, values of its training) of a run: its student, or one of the REFERENCES."""
         if run.method == "teacher":
-            return self.source.teacher(run.teacher).to(device()), {}
+            return on_device(self.source.teacher(run.teacher)), {}
         if run.method == "untrained":
-            return self.source.student(run.student, run.seed).to(device()), {}
+            return on_device(self.source.student(run.student, run.seed)), {}
         student, record = self.distilled(run)
-        return student.to(device()), {"train_seconds": record["seconds"]}
+        return on_device(student), {"train_seconds": record["seconds"]}
 
     def prepare(self, kind: str, name: str, which: int | str) -> None:
         """Make and keep a "student" (`which`: its seed), a "teacher", or its "logits" (a split)."""

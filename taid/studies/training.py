@@ -159,6 +159,11 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def on_device(model: Any) -> Any:
+    """A model where this machine computes."""
+    return model.to(device())
+
+
 def bf16_is_fast(cpuinfo: str) -> bool:
     """Whether a processor, described as in Linux' /proc/cpuinfo, has instructions for bfloat16.
 
