@@ -78,7 +78,7 @@ def test_rates_are_those_of_the_search(tmp_path):
     assert "| KL | 41.0 | **44.0** |" in text and "tuning seed 100" in text
 
 
-@pytest.mark.parametrize("method", MEANS)
+@pytest.mark.parametrize("method", ["teacher", "untrained", "taid"])
 def test_rows_of_one_method_render(tmp_path, method):
     part = [r for r in table_rows(1) if r.method == method]
     frame = frame_of(tmp_path, part)
