@@ -134,7 +134,7 @@ table4: setup ## Tables 4 and 9: TAID-LLM, two arms, the reviewers' controls, a 
 	$(call STUDY,04_table4_taid_llm)
 	$(call PAGE,table4)
 
-table5: setup ## Tables 5, 10: an image-text pair of InternVL, eight families of questions | 1.5 / 30 for three seeds
+table5: setup ## Tables 5, 10: an image-text pair of InternVL, eight families of questions | 1.5 / 10 for three seeds
 	$(call STUDY,05_table5_image_text)
 	$(call PAGE,table5)
 

@@ -105,7 +105,8 @@ def setting(scale: str) -> Setting:
     """The setting of a scale. Raises ValueError that names the known ones; for "paper", what it would be."""
     if scale == "paper":
         raise jobs.Refused(
-            f"the paper's scale needs accelerators and its models, and is not run here: {PAPER}"
+            f"the paper's scale of Table 5 is not run here: it needs accelerators, {', '.join(PAPER.values())}. "
+            "Choose --scale cpu, the scale model"
         )
     return named(SETTINGS, scale, "scale")
 
