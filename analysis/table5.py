@@ -34,6 +34,7 @@ def sections(frame: pd.DataFrame, scale: str) -> dict[str, str]:
         "Table 5": headline(frame, scale).markdown(),
         "Table 10: family by family": by_family(frame).markdown(),
         "Learning rates": rates(frame).markdown(),
+        "One learning rate for all": one_rate(frame).markdown(),
     }
 
 
@@ -139,6 +140,22 @@ def rates(frame: pd.DataFrame) -> Table:
     return Table(["method", *(f"{rate:g}" for rate in grid.columns)], body, note)
 
 
+def one_rate(frame: pd.DataFrame) -> Table:
+    """Method × measure where no rate is chosen; TAID − KL last."""
+    measures = {"accuracy": ACCURACY} | JUDGED
+    found = {metric: at(frame, metric, experiment="table5_one_rate") for metric in measures}
+    chosen = frame[frame.experiment == "table5_one_rate"]
+    body = [
+        [name(m), *(value(found[k].get(m), count(frame, m), measures[k].digits) for k in measures)]
+        for m in METHODS
+        if any(m in by for by in found.values())
+    ]
+    gap = versus(*((found[k], measures[k].digits) for k in measures))
+    note = f"All at {', '.join(f'{rate:g}' for rate in sorted(set(chosen.learning_rate)))}."
+    header = ["method", *(measure.heading for measure in measures.values())]
+    return Table(header, [*body, gap] if body else [], note)
+
+
 def comparisons(frame: pd.DataFrame) -> list[Comparison]:
     """By accuracy first, then by the losses."""
     paper = {method: reference.table5()[model] for method, model in PLACES.items()}
@@ -146,9 +163,9 @@ def comparisons(frame: pd.DataFrame) -> list[Comparison]:
     return found + [Comparison("", measure, at(frame, m), TABLE5) for m, measure in JUDGED.items()]
 
 
-def at(frame: pd.DataFrame, metric: str, task: str = "average") -> Scores:
+def at(frame: pd.DataFrame, metric: str, task: str = "average", experiment: str = "table5") -> Scores:
     """Method → seed → value of the tested runs."""
-    return next(iter(scores(frame, "table5", metric, task).values()), {})
+    return next(iter(scores(frame, experiment, metric, task).values()), {})
 
 
 def count(frame: pd.DataFrame, method: str) -> int:

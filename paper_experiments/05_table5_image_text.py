@@ -9,7 +9,8 @@ Claim of the paper: TAID-VLM-2B, distilled from InternVL2-8B, is above InternVL2
 All methods of a seed start from one student, which has been trained on other questions, and see one stream of
 batches; the teacher's logits are computed once. `table5_search`: the learning rate of every method is chosen
 from one grid by accuracy on validation, with a seed that is not tested. `table5`: one run per method and seed;
-the student before distillation is "untrained". Finished cells are skipped.
+the student before distillation is "untrained". `table5_one_rate`: the same at one rate for all. Finished cells
+are skipped.
 """
 
 from pathlib import Path
@@ -38,6 +39,10 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
         runs.append(Run(scale, "untrained", seed, 0.0))
         runs += [Run(scale, method, seed, best[method]) for method in METHODS]
     cells = {(run, "test"): ["table5"] for run in runs}
+    for seed in range(seeds):
+        for method in METHODS:
+            run = Run(scale, method, seed, setting.distil.learning_rate)
+            cells.setdefault((run, "test"), []).append("table5_one_rate")
     jobs.evaluate(cells, measure, rows, path, workers, "table 5")
 
 

@@ -209,7 +209,8 @@ def test_the_script_runs_whole_and_again_for_nothing(cache, tmp_path):
     cells = {(r.experiment, r.method, r.seed) for r in rows}
     searched = {("table5_search", method, TUNING_SEED) for method in METHODS}
     tested = {("table5", method, seed) for method in (*METHODS, "untrained") for seed in (0, 1)}
-    assert cells == searched | tested | {("table5", "teacher", 0)}
+    alike = {("table5_one_rate", method, seed) for method in METHODS for seed in (0, 1)}
+    assert cells == searched | tested | alike | {("table5", "teacher", 0)}
     before = (tmp_path / "table5.jsonl").read_bytes()
     script.main("smoke", 2, 1, tmp_path)
     assert (tmp_path / "table5.jsonl").read_bytes() == before

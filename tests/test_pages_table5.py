@@ -69,6 +69,14 @@ def test_claims_follow_the_rows_and_the_papers_own_numbers(tmp_path):
     assert start.paper.outcome == "supported" and not any(control.paper for control in controls)
 
 
+def test_one_rate_for_all_stands_apart(tmp_path):
+    alike = table_rows(2, {"sft": 61.0, "kl": 63.0, "taid": 66.0}, experiment="table5_one_rate")
+    text = page.render(table5.PAGE, frame_of(tmp_path, table_rows(2) + alike), "cpu")
+    whole, apart = text.split("## One learning rate for all")
+    assert "All at 0.01" in apart and line_of(apart, "**TAID − KL**, n = 2")[1] == "3.0 [3.0, 3.0]"
+    assert line_of(whole, "**TAID − KL**, n = 2")[2] == "1.0 [1.0, 1.0]"
+
+
 def test_rates_are_those_of_the_search(tmp_path):
     searched = [
         row(value, method="kl", seed=100, experiment="table5_search", config={"learning_rate": rate})
