@@ -50,7 +50,7 @@ TUNED = $(if $(TUNE),--tune)
 PAGE = $(if $(DRY),@: no page of,$(PY) -m analysis) $(1) --scale $(SCALE) --results $(RESULTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data lab lint test test-slow fuzz kill all plan what-it-takes $(SEEDED) $(SEEDLESS) mt-bench claims report clean FORCE
+.PHONY: help setup data audit lab lint test test-slow fuzz kill all plan what-it-takes $(SEEDED) $(SEEDLESS) mt-bench claims report clean FORCE
 
 help: ## this list
 	@echo "make TARGET [SCALE=smoke|cpu|gpu|paper] [DRY=1] [SEEDS=n] [WORKERS=2] [RESULTS=folder]"
@@ -74,6 +74,11 @@ $(STAMP): requirements.txt pyproject.toml $(if $(filter command line,$(origin PY
 
 data: $(STAMP) ## fetch the public texts and check their digests | 0.2
 	$(PY) -m taid.studies.sources
+
+audit: $(STAMP) ## known weaknesses of the pinned packages, by pip-audit and the registry's own list | 1
+	@[ -x .venv/audit/bin/pip-audit ] || { $(PY) -m venv .venv/audit && \
+	  .venv/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit; }
+	.venv/audit/bin/pip-audit --strict --progress-spinner off --disable-pip --no-deps -r requirements.txt
 
 lab: setup ## JupyterLab on the notebooks; mode_collapse.ipynb has sliders
 	$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/mode_collapse.ipynb

@@ -1,8 +1,10 @@
 """Packages are fetched once, by their client or from a mirror, checked against their digests, and unpacked in their
 place. Packages, clients and mirrors are made up here, the mirrors as HTTP servers of this machine."""
 
+import gzip
 import hashlib
 import io
+import lzma
 import subprocess
 import sys
 import tarfile
@@ -25,6 +27,7 @@ FILES = {
     "apt": "pool/main/t/toy/toy_1.0_all.deb",
     "pip": "toy-1.0-py3-none-any.whl",
 }
+GZIP = partial(gzip.compress, mtime=0)
 PACKAGES = {"npm": "toy@1.0", "apt": "toy", "pip": "toy==1.0"}
 
 
@@ -35,14 +38,15 @@ def write(folder, files: dict[str, bytes]):
     return folder
 
 
-def tar(files: dict[str, bytes], mode: str = "w:gz", folder: str = "") -> bytes:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode=mode) as archive:
+def tar(files: dict[str, bytes], pack=GZIP, folder: str = "") -> bytes:
+    """The same bytes at any time: digests are compared."""
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w") as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(f"{folder}{name}")
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    return packed.getvalue()
+    return pack(plain.getvalue())
 
 
 def ar(members: dict[str, bytes]) -> bytes:
@@ -60,12 +64,12 @@ def packed(client: str, files: dict[str, bytes]) -> bytes:
     if client == "npm":
         return tar(files, folder=folder)
     if client == "apt":
-        data = tar(files, "w:xz", f"./{folder}")
+        data = tar(files, lzma.compress, f"./{folder}")
         return ar({"debian-binary": b"2.0\n", "control.tar.xz": b"odd", "data.tar.xz": data})
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as wheel:
         for name, data in files.items():
-            wheel.writestr(folder + name, data)
+            wheel.writestr(zipfile.ZipInfo(folder + name), data)
     return content.getvalue()
 
 
@@ -289,6 +293,13 @@ def test_without_a_client_a_mirror_gives_the_package(
     assert {path.name: path.read_bytes() for path in cache.iterdir()} == TEXT
 
 
+def test_a_folder_may_hold_the_file_under_its_clients_name(cache, clients, tmp_path, monkeypatch):
+    """`npm pack` and `apt-get download` name files otherwise than their registries; others lie beside it."""
+    files = {"stdlib-toy-1.0.tgz": packed("npm", TEXT), "another.tgz": b"x", "notes.md": b""}
+    monkeypatch.setenv("TAID_MIRROR", str(write(tmp_path / "stick", files)))
+    assert fetch("toy") == cache
+
+
 @pytest.mark.parametrize("where", ["environment", "file"])
 def test_npm_registries_are_known_from_npms_configuration(
     cache, clients, serve, tmp_path, monkeypatch, where
@@ -362,7 +373,7 @@ def test_a_mirror_that_fails_is_named_and_leaves_nothing(cache, clients, serve, 
 @pytest.mark.parametrize("kind", ["tgz", "deb", "whl"])
 def test_nothing_is_written_outside(tmp_path, name, kind):
     files = {name: b"evil"}
-    content = {"tgz": tar(files), "deb": ar({"data.tar.xz": tar(files, "w:xz")})}.get(kind)
+    content = {"tgz": tar(files), "deb": ar({"data.tar.xz": tar(files, lzma.compress)})}.get(kind)
     archive, folder = tmp_path / f"toy.{kind}", tmp_path / "in"
     folder.mkdir()
     if content is None:
@@ -413,7 +424,7 @@ def test_the_real_packages_come_from_a_folder_too(name, tmp_path, monkeypatch):
     source = SOURCES[name]
     path = packages._from_client(source, tmp_path)
     (tmp_path / "mirror").mkdir()
-    path.rename(tmp_path / "mirror" / source.file.rsplit("/", 1)[-1])
+    path.rename(tmp_path / "mirror" / path.name)
     monkeypatch.setenv("TAID_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TAID_MIRROR", str(tmp_path / "mirror"))
     monkeypatch.setitem(SOURCES, name, replace(source, client="none"))

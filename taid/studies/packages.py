@@ -117,20 +117,26 @@ def _run(command: list[str], folder: Path) -> None:
 def _from_mirrors(source: Source, folder: Path) -> Path:
     """The package's file from the first mirror that has it as it is known, by its digest."""
     failed = []
+    path = folder / Path(source.file).name
     for mirror in mirrors(source.client):
-        for place in dict.fromkeys((source.file, Path(source.file).name)):
-            address = f"{mirror.rstrip('/')}/{place}"
+        for address in _addresses(mirror, source):
             try:
                 content = _read(address)
             except (OSError, HTTPException, ValueError) as error:  # URLError and timeouts are OSErrors
                 failed.append(f"{address}: {error}")
                 continue
             if hashlib.sha256(content).hexdigest() == source.file_sha256:
-                path = folder / Path(source.file).name
                 path.write_bytes(content)
                 return path
             failed.append(f"{address}: not the known file (SHA-256 {source.file_sha256})")
     raise SourceUnavailable("; ".join(failed) or "TAID_MIRROR names none")
+
+
+def _addresses(mirror: str, source: Source) -> list[str]:
+    """Where a mirror may have the file; in a folder it may have another name, for clients give it one of their own."""
+    places = [f"{mirror.rstrip('/')}/{place}" for place in (source.file, Path(source.file).name)]
+    beside = Path(mirror.removeprefix("file://")).glob(f"*{Path(source.file).suffix}")
+    return [*dict.fromkeys([*places, *sorted(map(str, beside))])]
 
 
 def mirrors(client: str) -> Iterator[str]:
