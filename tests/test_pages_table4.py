@@ -17,7 +17,7 @@ LOSS = {"untrained": 5.0, "sft": 4.9, "kl": 4.7, "taid": 4.6}
 
 
 def test_page_and_study_speak_of_the_same():
-    assert (METHODS, tuple(ARMS), table4.ARROW) == (taid_llm.METHODS, taid_llm.ARMS, taid_llm.ARROW)
+    assert (METHODS, tuple(ARMS), table4.ARROW) == (taid_llm.METHODS, tuple(taid_llm.ARMS), taid_llm.ARROW)
     assert table4.COUNTERPARTS.keys() <= reference.table4().keys()
 
 

@@ -157,6 +157,8 @@ def test_the_released_student_loads_and_its_card_tells_what_it_is(here, measured
     page = (folder / "README.md").read_text(encoding="utf-8")
     head, _, body = page.removeprefix("---\n").partition("\n---\n")
     assert "pipeline_tag: text-generation" in head and "by taid" in body
+    named = re.findall(r"\w+\.(?:png|jsonl)", body)
+    assert all((folder / name).exists() for name in named) and "State of the Union" in body
     values = here.likelihoods(student, RUN, "text", "validation")
     for (metric, _), title in zip(values, ("held-out loss", "KL to the teacher"), strict=True):
         assert f"| {title} [nats/token] | {values[metric, 'text']:.4f} |" in body

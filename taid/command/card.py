@@ -3,7 +3,7 @@
 from pathlib import Path
 
 
-def card(record: dict, schedule: str, drawn: bool) -> str:
+def card(record: dict, schedule: str, drawn: bool | None) -> str:
     """A model card as the hub reads it: method, schedule, data, settings, numbers, versions."""
     settings, made = record["settings"], record["provenance"]
     options = f" with {settings['method_options']}" if settings["method_options"] else ""
@@ -43,8 +43,6 @@ Data: `{settings["dataset"]}`, {record["rows"][0]} rows to train on and {record[
 |---|---|
 {said}
 
-{"![loss, t and gradient norm by step](curves.png)" if drawn else "The curves are in curves.jsonl."}
-
-Made on {made["date"]} with taid {record["taid"]} (commit {made["commit"]}{", changed" if made["dirty"] else ""}),
+{CURVES[drawn]}Made on {made["date"]} with taid {record["taid"]} (commit {made["commit"]}{", changed" if made["dirty"] else ""}),
 {made["versions"]}; {made["device"]}.
 """

@@ -34,7 +34,8 @@ from taid.studies.training import Training, save_whole
 from taid.trainer import DistillationTrainer
 
 METHODS = ("sft", "kl", "taid")
-ARMS = ("text", "instructions")
+PROSE = "public-domain prose (Austen, Melville, the State of the Union)"
+ARMS = {"text": PROSE, "instructions": f"questions about words (WordNet) and about {PROSE}"}
 BOTH = "both"  # the arm of a reference, which is trained on neither
 TUNING = 100  # the seed that chooses the rates, and is never tested
 WARMUP = 0.1  # of the steps, for all
@@ -261,7 +262,7 @@ class TaidLlm(ContinuedPretraining):
             save_whole(student, None, folder)
             self.source.tokenizer.save_pretrained(folder)
             schedule = str(getattr(run.objective(), "schedule", ""))
-            page = card(self._record(run, student, record), schedule, drawn=False)
+            page = card(self._record(run, student, record), schedule, drawn=None)
             write_whole(folder / "README.md", page)  # last: it says that the folder is whole
         return folder
 
@@ -271,7 +272,7 @@ class TaidLlm(ContinuedPretraining):
         measured = {"eval_loss": found["held_out_loss", run.arm], "eval_kl": found["kl_to_teacher", run.arm]}
         settings = Settings(
             student=run.student,
-            dataset=f"{run.arm} of {self.name}",
+            dataset=ARMS[run.arm],
             teacher=run.teacher if run.objective().uses_teacher else None,
             method=run.method,
             method_options=run.options or None,
