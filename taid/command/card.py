@@ -2,6 +2,12 @@
 
 from pathlib import Path
 
+CURVES = {  # whether they are drawn; None: there are none
+    True: "![loss, t and gradient norm by step](curves.png)\n\n",
+    False: "The curves are in curves.jsonl.\n\n",
+    None: "",
+}
+
 
 def card(record: dict, schedule: str, drawn: bool | None) -> str:
     """A model card as the hub reads it: method, schedule, data, settings, numbers, versions."""
