@@ -6,6 +6,8 @@ WORKERS ?= $(if $(filter paper gpu,$(SCALE)),1,2)
 LAUNCHER ?=
 # Your own runs go to runs/<scale>; `RESULTS=results` adds to the committed reference rows instead.
 RESULTS ?= runs/$(SCALE)
+# of which `make verify` runs a cell again
+TABLE ?= table6
 # The first of these that runs makes the environment; `make setup PYTHON=…` names yours.
 PYTHON ?= python3.14 python3.13 python3.12 python3.11
 export TAID_CACHE ?= $(CURDIR)/.cache
@@ -19,9 +21,9 @@ PRICE ?=
 SEEDED = decide table1 table1-protocol-1 table2 table3 table4 table5 table6 table7 table8 figure1 figure2 adaptivity ablations departures rounds
 SEEDLESS = figure3 bench cost theory mode-collapse
 given := $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(word)))
-unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS LAUNCHER RESULTS TUNE PYTHON TAID_CACHE TAID_MIRROR TAID_HUB TAID_JUDGE HF_HUB_OFFLINE DRY MODEL JUDGE PRICE),$(given))
+unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS LAUNCHER RESULTS TUNE TABLE PYTHON TAID_CACHE TAID_MIRROR TAID_HUB TAID_JUDGE HF_HUB_OFFLINE DRY MODEL JUDGE PRICE),$(given))
 counted = $(shell printf %s '$(subst ','\'',$($(1)))' | grep -xE '[1-9][0-9]*')
-$(if $(unknown),$(error $(unknown): no such setting; there are SCALE, SEEDS, WORKERS, LAUNCHER, RESULTS and PYTHON))
+$(if $(unknown),$(error $(unknown): no such setting; there are SCALE, SEEDS, WORKERS, LAUNCHER, RESULTS, TUNE, TABLE and PYTHON))
 $(foreach n,SEEDS WORKERS,$(if $(call counted,$(n)),,$(error $(n)=$($(n)): a whole number from 1 is needed)))
 $(if $(filter-out smoke cpu gpu paper,$(SCALE))$(filter-out 1,$(words $(SCALE))),$(error SCALE=$(SCALE): one of smoke, cpu, gpu or paper (tables 1, 2, 3 and 6; gpu: bench and cost too)))
 $(if $(filter-out 1,$(words $(RESULTS))),$(error RESULTS=$(RESULTS): one folder without blanks in its name))
@@ -50,7 +52,7 @@ TUNED = $(if $(TUNE),--tune)
 PAGE = $(if $(DRY),@: no page of,$(PY) -m analysis) $(1) --scale $(SCALE) --results $(RESULTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data audit lab lint test test-slow fuzz kill all plan what-it-takes $(SEEDED) $(SEEDLESS) mt-bench claims report clean FORCE
+.PHONY: help setup data audit lab lint test test-slow fuzz kill all plan what-it-takes $(SEEDED) $(SEEDLESS) mt-bench verify claims report clean FORCE
 
 help: ## this list
 	@echo "make TARGET [SCALE=smoke|cpu|gpu|paper] [DRY=1] [SEEDS=n] [WORKERS=2] [RESULTS=folder]"
@@ -204,6 +206,9 @@ mode-collapse: setup ## mixtures of Gaussians: averaging and collapse; then the 
 
 mt-bench: setup ## MT-Bench of MODEL=folder by JUDGE=gpt-4, PRICE="in out" for a million tokens (docs/mt_bench.md)
 	$(PY) -m taid.studies.mt_bench --model $(MODEL) --judge $(JUDGE) $(if $(PRICE),--price $(PRICE))
+
+verify: setup ## a committed cell from scratch: how far from its row? TABLE=table1, table1_tuned or table6 | 5
+	$(PY) -m taid.studies.verify --table $(TABLE)
 
 claims: setup ## the paper's claims, judged on the committed rows | 0.1
 	$(PY) -m analysis claims --results results

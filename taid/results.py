@@ -247,7 +247,15 @@ def _git(folder: Path, *arguments: str) -> str | None:
 def _versions() -> str:
     installed = {distribution: _version(distribution) for distribution in PACKAGES}
     found = [f"{name} {version}" for name, version in installed.items() if version]
-    return "; ".join([f"python {platform.python_version()}", *found])
+    return "; ".join([f"python {platform.python_version()}", *found, *_instructions()])
+
+
+def _instructions() -> list[str]:
+    """The vector instructions of PyTorch's kernels: those that its variable, which workers obey, names, else its
+    own choice; two machines whose rows differ here round differently."""
+    torch = sys.modules.get("torch")
+    chosen = os.environ.get("ATEN_CPU_CAPABILITY") or (torch and torch.backends.cpu.get_cpu_capability())
+    return [f"instructions {chosen.lower()}"] if chosen else []
 
 
 def _version(distribution: str) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from taid import results
-from taid.studies import instruction_tuning, jobs
+from taid.studies import instruction_tuning, jobs, launchers
 
 
 def square(x: int, folder: str) -> tuple[int, str | None]:
@@ -48,6 +48,23 @@ def test_workers_outlive_a_phase_and_not_their_settings(monkeypatch, tmp_path):
     assert workers() == first and len(first) == 1
     monkeypatch.setenv("TAID_CACHE", str(tmp_path / "another"))
     assert workers() != first
+
+
+def instructions(_) -> tuple[str, int]:
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+
+
+def test_workers_compute_alike_on_processors_that_differ():
+    """Two descriptions of processors by hand; and this machine's own worker."""
+    assert launchers.arithmetic("flags : fpu avx2 avx512f") == launchers.arithmetic("flags : avx2")
+    assert "ATEN_CPU_CAPABILITY" not in launchers.arithmetic(
+        "Features : fp asimd"
+    )  # it would ask for what is not there
+    known = launchers.CPUINFO.exists() and "avx2" in launchers.CPUINFO.read_text().split()
+    [(_, (used, threads))] = jobs.run(instructions, [(0,)], 1, "title")
+    assert threads == 1 and (not known or used == "AVX2")
 
 
 def test_no_jobs_start_no_process():

@@ -286,7 +286,9 @@ def test_provenance_without_a_repository_is_unknown(tmp_path, monkeypatch):
 
 def test_provenance_names_versions_threads_and_time(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")  # as workers have it
     here = provenance()
+    assert here.versions.endswith("; instructions avx2")
     assert here.versions.startswith("python 3.") and "; numpy " in here.versions
     assert here.device.endswith(", 3 threads") and len(here.device) > len(", 3 threads")
     assert here.date.endswith("+00:00")

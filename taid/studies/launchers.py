@@ -17,11 +17,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache, partial
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 from taid.files import cache_dir
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+INSTRUCTIONS = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"}  # of PyTorch's own kernels and of MKL's
+CPUINFO = Path("/proc/cpuinfo")
 SETTINGS = ("TAID_HUB", "HF_HUB_OFFLINE", "PYTHONPATH")  # of the environment, where they are set
 LONGEST = 24 * 60  # minutes of a Slurm job; SBATCH_TIMELIMIT says otherwise
 
@@ -45,7 +48,7 @@ class Died(RuntimeError):
 
 def local(function: Callable, jobs: Sequence[tuple], at_a_time: int) -> Done:
     """Processes of this machine, of one thread each: small models gain nothing from a second."""
-    os.environ.update(THREADS)  # read by the workers when they import torch
+    os.environ.update(arithmetic(_processor()))  # read by the workers when they import torch
     pool = _pool(at_a_time, tuple(_handed_on().items()))
     futures = {pool.submit(function, *job): job for job in jobs}
     try:
@@ -152,7 +155,17 @@ def _engine(name: str) -> Any:
 def _handed_on() -> dict[str, str]:
     """Of the environment, what a worker needs; the cache by its whole path."""
     kept = {name: os.environ[name] for name in SETTINGS if name in os.environ}
-    return THREADS | kept | {"TAID_CACHE": str(cache_dir().resolve())}
+    return arithmetic(_processor()) | kept | {"TAID_CACHE": str(cache_dir().resolve())}
+
+
+def arithmetic(cpuinfo: str) -> dict[str, str]:
+    """The environment in which numbers depend on the machine as little as can be (docs/reproducing.md), for a
+    processor described as in Linux' /proc/cpuinfo: one thread, and AVX2 where it is there, whatever else is."""
+    return THREADS | (INSTRUCTIONS if "avx2" in cpuinfo.split() else {})
+
+
+def _processor() -> str:
+    return CPUINFO.read_text() if CPUINFO.exists() else ""
 
 
 LAUNCHERS: dict[str, Callable[[Callable, Sequence[tuple], int], Done]] = {
