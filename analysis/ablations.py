@@ -22,6 +22,7 @@ GROUPS = {
         "over_t",
         "kl_warmup_0.1",
         "kl_warmup_0.3",
+        "taid_warmup_0.1",
     ),
     "Another divergence, another blend": ("reverse", "probability"),
     "Data beside the teacher": ("with_data_0.1", "with_data_0.3", "with_data_0.5"),

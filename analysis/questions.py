@@ -143,6 +143,8 @@ def ablations(margin: float) -> tuple[Claim, ...]:
         better("taid", "kl_warmup_0.1"),
         better("taid", "kl_warmup_0.3"),
         better("kl_warmup_0.1", "kl"),
+        better("taid_warmup_0.1", "kl_warmup_0.1"),
+        better("taid_warmup_0.1", "taid"),
         better("taid", "over_t"),
         better("taid", "reverse"),
         better("taid", "probability"),

@@ -28,6 +28,7 @@ NAMES = {
     "over_t": "TAID, loss divided by t",
     "kl_warmup_0.1": "KL, warm-up over 10% of steps",
     "kl_warmup_0.3": "KL, warm-up over 30% of steps",
+    "taid_warmup_0.1": "TAID, warm-up over 10% of steps",
     "reverse": "TAID, KL(q ‖ p_t)",
     "probability": "TAID, probabilities blended",
     "with_data_0.1": "TAID, 0.1 of cross-entropy on data",

@@ -41,9 +41,27 @@ def close(found, expected, rtol=1e-10):
 # Losses; in fp64, by their gradients
 
 
-@pytest.mark.parametrize("t", [0.3, 0.9])
-def test_blended_probabilities_are_the_forward_kl_times_t(t):
-    close(gradient(variants.probability, t), t * (Q - P))
+KNOWN = {"reverse": losses.reverse_kl, "probability": losses.forward_kl}
+
+
+@pytest.mark.parametrize("t", [0.0, 0.1, 0.5, 0.9, 1 - 1e-9])
+@pytest.mark.parametrize("name", KNOWN)
+def test_two_variants_have_t_times_the_gradient_of_a_known_loss(name, t):
+    """docs/theory.md, 4.7; oracle: autograd through the loss without a t, and for KL its closed form q − p."""
+    known = gradient(lambda student, teacher, labels, t: KNOWN[name](student, teacher), t)
+    close(gradient(variants.BLENDS[name], t), t * known)
+    if name == "probability":
+        close(known, Q - P)
+
+
+@pytest.mark.parametrize("t", [0.1, 0.5, 0.9])
+def test_their_values_are_smaller_than_t_times_the_loss(t):
+    """docs/theory.md, 4.7: by log Σ q^(1−t) p^t, which is below 0, and by convexity."""
+    value, _ = loss_and_gradient(variants.reverse, t)
+    close(value, t * losses.reverse_kl(STUDENT, TEACHER) + (Q ** (1 - t) * P**t).sum(-1).log())
+    assert (value < t * losses.reverse_kl(STUDENT, TEACHER)).all()
+    blended, _ = loss_and_gradient(variants.probability, t)
+    assert (blended < t * losses.forward_kl(STUDENT, TEACHER)).all()
 
 
 @pytest.mark.parametrize("t", [0.3, 0.9])

@@ -68,6 +68,7 @@ VARIANTS = {
     "kl_matched_per_token": Variant("matched", {"direction": "kl", "per_token": True}, replays="own"),
     "kl_warmup_0.1": Variant("kl", warmup=0.1),
     "kl_warmup_0.3": Variant("kl", warmup=0.3),
+    "taid_warmup_0.1": Variant(warmup=0.1),
     "t_start_0": Variant(t_start=0.0),
     "t_start_0.2": Variant(t_start=0.2),
     "t_start_0.6": Variant(t_start=0.6),
