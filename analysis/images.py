@@ -46,10 +46,11 @@ class ImagesPage:
         return scores(frame, self.table, metric).get(pair, {})
 
     def preamble(self, frame: pd.DataFrame, scale: str) -> str:
+        steps = max([config.get("steps", 0) for config in frame.config], default=0)
         return (
             f"*Paper*: {self.data}, top-1 accuracy [percent]. *Ours ({scale})*: a part of Fashion-MNIST (ten kinds of"
             " clothes), 14 × 14 pixels, the same networks with a quarter or an eighth of the channels, trained from"
-            " scratch for 150 steps, the teacher for 400. Compare the order of methods, not numbers across columns."
+            f" scratch for {steps} steps. Compare the order of methods, not numbers across columns."
             f" {plural(seeds(frame, self.table), 'seed')}; ± is half of the 95% t-interval over them. Seeds differ in"
             " the student's initialisation and the order of the data; there is one teacher of each kind. *Student"
             " alone*: trained on the labels, without a teacher. What the study is: `docs/vision.md`.\n\n"

@@ -248,11 +248,11 @@ class Classifiers(study.Source):
             hubs = dict(self.setting.hub_teachers)[name]
             options = hub.where(hubs) | {"use_safetensors": True, "trust_remote_code": False}
             load = partial(AutoModelForImageClassification.from_pretrained, hubs, **options)
-            return hub.fetched(hubs, "model", load)
+            return hub.fetched(hubs, "model", load).to(device())
         phases = [(self.setting.pretrain_teacher, lambda: self.examples("train"))]
-        return pretrained(
-            self.folder, name, 0, lambda: self.student(name, 0), phases, collator=default_data_collator
-        )
+        fresh = partial(self.student, name, 0)
+        made = pretrained(self.folder, name, 0, fresh, phases, collator=default_data_collator)
+        return made.to(device())
 
 
 class ImageClassification(study.Study[Run]):
@@ -266,7 +266,7 @@ class ImageClassification(study.Study[Run]):
 
     def keep_logits(self, name: str, split: str) -> Logits:
         """In memory, and looked up by a batch's "index"."""
-        live = LiveTeacher(self.source.teacher(name).to(device()))
+        live = LiveTeacher(self.source.teacher(name))
         logits = torch.cat([live(batch) for batch in self.batches(split)])
         return lambda batch: logits[batch["index"]]
 
