@@ -17,6 +17,7 @@ from taid.studies import (
     capacity,
     continued_pretraining,
     departures,
+    every_answer,
     image_text,
     instruction_tuning,
     logit_cache,
@@ -62,6 +63,8 @@ def run_of(row: results.Row):
             return made(predictions.Run, config)
         case name if name.startswith(("table7", "table8")):
             return made(vision.Run, config)
+        case name if name.startswith("table1_tuned"):
+            return made(every_answer.Run, config)
         case name if name.startswith(("table1", "table3")):
             return made(instruction_tuning.Run, config)
         case name:
