@@ -178,7 +178,7 @@ def virtual_tokens(model) -> int:
 
 def entries_of(model) -> int | None:
     """The length of the model's vocabulary, of a classifier its classes; None where its config does not say."""
-    config = getattr(inner(model), "config", None)
+    config: Any = getattr(inner(model), "config", None)
     if is_classifier(model):
         return config.num_labels
     return getattr(config.get_text_config(), "vocab_size", None) if config is not None else None

@@ -236,7 +236,7 @@ def _running_folder() -> Path:
 def _git(folder: Path, *arguments: str) -> str | None:
     """Output of a git command, None where it fails: no git, no repository, no commit yet. It takes no lock that a
     commit of somebody's would meet."""
-    command = ["git", "--no-optional-locks", "-C", folder, *arguments]
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
         run = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -99,7 +99,8 @@ def _question(line: dict, references: dict[int, list[str]]) -> Question:
         raise ValueError(
             f"question {number} ({category}) has no reference answer of two turns in {REFERENCES}"
         )
-    return Question(number, category, tuple(turns), tuple(references[number]))
+    first, second = references[number]
+    return Question(number, category, tuple(turns), (first, second))
 
 
 def _lines(folder: Path, name: str) -> list[dict]:

@@ -173,7 +173,7 @@ class Endpoint:
             except json.JSONDecodeError:
                 found = None
             except openai.APIError as error:
-                status = getattr(error, "status_code", None)
+                status = getattr(error, "status_code", 0)
                 said = " ".join(str(error.message).split())[:300]
                 raise NoReply(
                     f"{request.model} at {client.base_url}: {f'status {status}, ' if status else ''}{said}. "

@@ -190,7 +190,7 @@ def internvl(
     config = InternVLConfig(
         vision_config=tower,
         text_config=language,
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_id=tokenizer.get_vocab()[IMAGE],
         image_seq_length=IMAGE_TOKENS,
         tie_word_embeddings=True,
     )

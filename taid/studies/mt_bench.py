@@ -82,7 +82,8 @@ def student(given: Namespace) -> tuple[str, Endpoint | LocalModel]:
     """The name that the answers are kept under, and who gives them."""
     if given.model_url:
         return given.model, Endpoint(given.model, given.model_url, given.concurrency)
-    model = load_model(given.model, "model").to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(given.model, "model")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]  # as transformers has it wrapped
     local = LocalModel(model, load_tokenizer(given.model))
     return local.name(Path(given.model).name), local
 

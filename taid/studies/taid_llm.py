@@ -238,7 +238,7 @@ class TaidLlm(ContinuedPretraining):
         text, asked = (self.source.examples(f"{arm}-test")[:SAMPLES] for arm in ARMS)
         given = [(e["prompt_ids"] + e["response_ids"])[:OPENING] for e in text]
         shown = [tokenizer.decode(ids) for ids in given]
-        shown += [question(tokenizer.decode(e["prompt_ids"], skip_special_tokens=True)) for e in asked]
+        shown += [question(str(tokenizer.decode(e["prompt_ids"], skip_special_tokens=True))) for e in asked]
         prompts = [{"prompt_ids": ids} for ids in [*given, *(e["prompt_ids"] for e in asked)]]
         written = generate(model, tokenizer, prompts, WRITTEN)
         ids = tokenizer(written, add_special_tokens=False)["input_ids"]

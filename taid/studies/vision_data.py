@@ -16,16 +16,16 @@ from taid.studies.jobs import Refused
 Transform = Callable[[Any], Tensor]  # of a row's image to [channels, side, side]
 
 
-class Images(Sequence):
+class Images(Sequence[dict]):
     """Examples {"index", "pixel_values", "labels"}; a transform may draw, so that an image differs from pass to pass."""
 
-    def __init__(self, images: Sequence, labels: Sequence, transform: Transform):
+    def __init__(self, images: Any, labels: Any, transform: Transform):
         self.images, self.labels, self.transform = images, labels, transform
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, i) -> dict:
+    def __getitem__(self, i: Any) -> Any:
         return {"index": i, "pixel_values": self.transform(self.images[i]), "labels": int(self.labels[i])}
 
 

@@ -85,7 +85,7 @@ class CifarForImageClassification(PreTrainedModel):
         super().__init__(config)
         layers = _vgg(config) if config.family == "vgg" else _residual(config)
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(config.widths[-1], config.num_labels)
+        self.classifier = nn.Linear(config.widths[-1], config.num_labels)  # type: ignore[arg-type]  # typed as if it could be None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -192,7 +192,7 @@ def classifier(
                 MobileNetV1Config(depth_multiplier=width, classifier_dropout_prob=0.0, **shared)
             )
         if network.stages:
-            shape = {
+            shape: dict[str, Any] = {
                 "embedding_size": round(64 * width),
                 "hidden_sizes": list(widths),
                 "depths": list(network.stages),
