@@ -21,7 +21,7 @@ PRICE ?=
 SEEDED = decide table1 table1-protocol-1 table2 table3 table4 table5 table6 table7 table8 figure1 figure2 adaptivity ablations departures rounds
 SEEDLESS = figure3 bench cost theory mode-collapse
 given := $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(word)))
-unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS LAUNCHER RESULTS TUNE TABLE PYTHON TAID_CACHE TAID_MIRROR TAID_HUB TAID_JUDGE HF_HUB_OFFLINE DRY MODEL JUDGE PRICE),$(given))
+unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS LAUNCHER RESULTS TUNE TABLE PYTHON TAID_CACHE TAID_MIRROR TAID_HUB TAID_JUDGE HF_HUB_OFFLINE DRY HASHES MODEL JUDGE PRICE),$(given))
 counted = $(shell printf %s '$(subst ','\'',$($(1)))' | grep -xE '[1-9][0-9]*')
 $(if $(unknown),$(error $(unknown): no such setting; there are SCALE, SEEDS, WORKERS, LAUNCHER, RESULTS, TUNE, TABLE and PYTHON))
 $(foreach n,SEEDS WORKERS,$(if $(call counted,$(n)),,$(error $(n)=$($(n)): a whole number from 1 is needed)))
@@ -45,6 +45,11 @@ PY = .venv/bin/python
 # a smoke run leaves the committed notebooks alone
 NOTEBOOK = $(if $(filter smoke,$(SCALE)),@: skipped,.venv/bin/jupyter-execute --inplace)
 STAMP = .venv/.installed
+INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check
+# every file by its digest; a build of PyTorch that is there already stays
+HASHED = $(INSTALL) --require-hashes --no-deps -r requirements.lock && \
+	{ ! $(PY) -c "from importlib.metadata import requires; exit('nvidia-' not in str(requires('torch')))" || \
+	  $(INSTALL) --require-hashes --no-deps -r requirements-cuda.lock; } && $(INSTALL) --no-deps -e .
 # a study's script, then its page
 STUDY = $(PY) paper_experiments/$(1).py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)$(if $(LAUNCHER), --launcher $(LAUNCHER))$(if $(DRY), --dry-run)
 # learning rates: the committed ones, or searched again
@@ -52,7 +57,7 @@ TUNED = $(if $(TUNE),--tune)
 PAGE = $(if $(DRY),@: no page of,$(PY) -m analysis) $(1) --scale $(SCALE) --results $(RESULTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data audit lab lint test test-slow fuzz kill all plan what-it-takes $(SEEDED) $(SEEDLESS) mt-bench verify claims report clean FORCE
+.PHONY: help setup data lock audit lab lint test test-slow fuzz kill all plan what-it-takes $(SEEDED) $(SEEDLESS) mt-bench verify claims report clean FORCE
 
 help: ## this list
 	@echo "make TARGET [SCALE=smoke|cpu|gpu|paper] [DRY=1] [SEEDS=n] [WORKERS=2] [RESULTS=folder]"
@@ -71,11 +76,14 @@ $(STAMP): requirements.txt pyproject.toml $(if $(filter command line,$(origin PY
 	   "on Debian python3 and python3-venv), or name yours: make setup PYTHON=/path/to/python3"; exit 1; }; \
 	 echo "setup: $$($$found -V), of $$found"; \
 	 [ "$$($$found -V)" = "$$($(PY) -V 2>/dev/null)" ] || $$found -m venv --clear .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.txt -e '.[dev]'
+	$(if $(HASHES),$(HASHED),$(INSTALL) -c requirements.txt -e '.[dev]')
 	@touch $@
 
 data: $(STAMP) ## fetch the public texts and check their digests | 0.2
 	$(PY) -m taid.studies.sources
+
+lock: $(STAMP) ## requirements.lock anew: the digests that `make setup HASHES=1` asks of every file | 1
+	.ci/lock
 
 audit: $(STAMP) ## known weaknesses of the pinned packages, by pip-audit and the registry's own list | 1
 	@[ -x .venv/audit/bin/pip-audit ] || { $(PY) -m venv .venv/audit && \

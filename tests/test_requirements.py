@@ -1,5 +1,6 @@
 """What the code imports, pyproject.toml names; what pyproject.toml names, requirements.txt pins."""
 
+import re
 import sys
 import tomllib
 from importlib.metadata import packages_distributions, requires
@@ -91,3 +92,18 @@ def test_whatever_follows_is_pinned_too():
             seen.add(key)
             todo += follows(requirement)
     assert {name for name, _ in seen} <= pinned
+
+
+def test_the_lock_has_the_same_versions_and_a_digest_of_every_file():
+    """Oracle: requirements.txt. `make lock` writes the lock anew; CUDA's packages come with one build of PyTorch."""
+    pinned = {
+        canonicalize_name(one.name): next(iter(one.specifier)).version for block in pins() for one in block
+    }
+    locked = {}
+    for name in ("requirements.lock", "requirements-cuda.lock"):
+        for entry in re.split(r"\n(?=[a-z0-9])", (ROOT / name).read_text(encoding="utf-8"))[1:]:
+            requirement, *digests = entry.replace("\\\n", "").split("--hash=sha256:")
+            assert digests and all(re.fullmatch(r"[0-9a-f]{64}", one.strip()) for one in digests), requirement
+            one = Requirement(requirement)
+            locked[canonicalize_name(one.name)] = next(iter(one.specifier)).version
+    assert pinned.items() <= locked.items(), "run make lock"
