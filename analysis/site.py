@@ -29,6 +29,10 @@ ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "docs" / "site" / "mkdocs.yml"
 LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?(\))")
 START, REPORT = "start.md", "results/index.md"
+REMOTE = re.compile(
+    r'<link\b[^>]*\bhref="https?:[^>]*>'
+)  # matplotlib's player asks for its icons; site.css has others
+CODE = (".py", ".sh", ".yaml", ".toml")
 HOW_TO = ("distill", "add_divergence", "offline_teacher", "trainer", "paper_scale", "many_gpus")
 
 
@@ -86,18 +90,20 @@ def documents() -> Iterator[tuple[str, str]]:
 
 
 def of_results(folder: Path) -> Iterator[tuple[str, str]]:
-    """The first page, all verdicts, and a page for each item that has rows, its numbers traced."""
+    """The first page, all verdicts, and a page for each item, its numbers traced; without rows the paper's alone."""
     frames = []
     for where, scale, names in ((folder, "cpu", list(PAGES)), (folder / "gpu", "gpu", ["speed"])):
         for name in names:
+            place = str(Path("results") / where.relative_to(folder) / f"{name}.md")
             try:
                 frame = rows.traced(page.load(PAGES[name], where, scale))
-            except page.NoRows:
+            except page.NoRows as reason:
+                if PAGES[name].numbers and where == folder:
+                    yield place, page.unfilled(PAGES[name], reason, scale)
                 continue
             if where == folder:
                 frames.append((PAGES[name], frame))
-            place = Path("results") / where.relative_to(folder) / f"{name}.md"
-            yield str(place), with_provenance(page.render(PAGES[name], frame, scale), frame)
+            yield place, with_provenance(page.render(PAGES[name], frame, scale), frame)
     if not frames:
         raise ValueError(f"{folder} has no rows of scale cpu: there is nothing to report")
     together = pd.concat([frame for _, frame in frames])
@@ -126,6 +132,7 @@ def notebooks(docs: Path) -> Iterator[tuple[str, str]]:
     """Every notebook as it was executed, its pictures beside it."""
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         body, resources = MarkdownExporter().from_notebook_node(nbformat.read(path, as_version=4))
+        body = REMOTE.sub("", body)
         for name, content in resources["outputs"].items():
             body = body.replace(f"({name})", f"({path.stem}_{name})")
             picture = docs / "notebooks" / f"{path.stem}_{name}"
@@ -173,9 +180,11 @@ def linked(text: str, name: str, texts: dict[str, str], docs: Path) -> str:
                 shutil.copy(source, docs / place)
             elif source.suffix == ".md":
                 texts[place] = source.read_text(encoding="utf-8")
-            elif source.suffix == ".py":
+            elif source.suffix in CODE:
                 place = f"code/{place}.md"
-                texts[place] = f"# {wanted}\n\n```python\n{source.read_text(encoding='utf-8')}```\n"
+                texts[place] = (
+                    f"# {wanted}\n\n```{source.suffix[1:]}\n{source.read_text(encoding='utf-8')}```\n"
+                )
             else:
                 raise ValueError(f"{name} links to {target}, which the site has no page for")
         up = "../" * name.count("/")

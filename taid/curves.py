@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANELS = {"loss [nats/token]": ("loss", "eval_loss"), "t": ("t",), "gradient norm": ("grad_norm",)}
-STYLES = {"loss": ("training", "#333333", "-"), "eval_loss": ("validation", "#D55E00", "--")}
+STYLES = {"loss": ("training", "#333333", "-"), "eval_loss": ("validation, cross-entropy", "#D55E00", "--")}
 
 
 class LiveCurves(TrainerCallback):

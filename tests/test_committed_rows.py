@@ -29,7 +29,18 @@ from taid.studies import (
 )
 
 ROOT = Path(__file__).parents[1]
-STUDIES = ("table1", "table2", "table3", "table6", "ablations", "adaptivity", "figure1", "figure2", "rounds")
+STUDIES = (
+    "table1",
+    "table2",
+    "table3",
+    "table6",
+    "ablations",
+    "adaptivity",
+    "departures",
+    "figure1",
+    "figure2",
+    "rounds",
+)
 SCRIPTS = {"theory": "11_theory.py", "mode_collapse": "12_mode_collapse.py"}
 
 

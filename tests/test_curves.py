@@ -20,7 +20,7 @@ def test_a_figure_has_what_was_logged_and_no_more():
     drawn = figure(HISTORY)
     assert [axes.get_title() for axes in drawn.axes] == ["loss [nats/token]", "t", "gradient norm"]
     first = {line.get_label(): line.get_xydata().tolist() for line in drawn.axes[0].lines}
-    assert first == {"training": [[1, 3], [2, 2]], "validation": [[2, 2.5]]}
+    assert first == {"training": [[1, 3], [2, 2]], "validation, cross-entropy": [[2, 2.5]]}
     assert [axes.get_title() for axes in figure(HISTORY[2:]).axes] == ["loss [nats/token]"]  # SFT has no t
     with pytest.raises(ValueError, match="nothing was logged"):
         figure([{"step": 0, "train_runtime": 1.0}])

@@ -74,6 +74,14 @@ def test_a_file_of_code_becomes_a_page():
     assert (ROOT / "taid" / "files.py").read_text() in texts["code/taid/files.py.md"]
 
 
+def test_every_link_of_the_documents_leads_somewhere(tmp_path):
+    """In the default lane, so that a page need not wait for the whole site to be built."""
+    texts = dict(site.documents()) | {site.REPORT: "", **{f"results/{name}.md": "" for name in PAGES}}
+    texts |= {f"notebooks/{path.stem}.md": "" for path in (ROOT / "notebooks").glob("*.ipynb")}
+    for name in list(texts):
+        site.linked(texts[name], name, texts, tmp_path)
+
+
 @pytest.mark.parametrize("link", ["[a](nowhere.md)", "![a](nowhere.png)", "[a](../../elsewhere.md)"])
 def test_a_link_that_leads_nowhere_fails(link):
     with pytest.raises(ValueError, match=r"there is no|not in the subpath"):
