@@ -220,12 +220,19 @@ def write_unfilled(page: Page, reason: NoRows, folder: Path, scale: str) -> str:
 
 
 def summary(page: Page, frame: pd.DataFrame, scale: str, written: Sequence[Path]) -> str:
-    """For the terminal: the headline, and where page, figures and rows lie."""
+    """For the terminal: the headline, where page, figures and rows lie, and what to look at next."""
     text, *images = written
+    folder = text.parent
+    judge = (
+        "make claims"
+        if folder.name == "results"
+        else f"python -m analysis claims --scale {scale} --results {folder}"
+    )
     places = {
         "page": str(text),
         "figure": "  ".join(map(str, images)),
         "rows": f"{text.with_suffix('.jsonl')} ({len(frame):,} of scale {scale})",
+        "next": f"`{judge}` judges every claim that has rows; `make report` makes one site of all pages",
     }
     warning = "The numbers mean nothing at this scale.\n" if scale == "smoke" else ""
     lines = "".join(f"{what:<8}{where}\n" for what, where in places.items())
