@@ -191,6 +191,7 @@ def test_a_command_ends_with_its_headline_and_where_all_lies(tmp_path, monkeypat
     (tmp_path / "table6.jsonl").write_bytes((RESULTS / "table6.jsonl").read_bytes())
     run(monkeypatch, "table6", "--results", tmp_path)
     said = capsys.readouterr().out
+    assert f"`python -m analysis claims --scale cpu --results {tmp_path}` judges" in said
     assert "20.82 | 1.41 ± 0.07" in said and "TAID − KL, n = 5" in said
     for name in ("table6.md", "table6.png", "table6_map.png", "table6.jsonl"):
         assert str(tmp_path / name) in said and (tmp_path / name).stat().st_size > 1000
