@@ -98,8 +98,9 @@ def of_results(folder: Path) -> Iterator[tuple[str, str]]:
             try:
                 frame = rows.traced(page.load(PAGES[name], where, scale))
             except page.NoRows as reason:
-                if PAGES[name].numbers and where == folder:
-                    yield place, page.unfilled(PAGES[name], reason, scale)
+                if where == folder:  # documents may link to it
+                    alone = f"# {PAGES[name].title}\n\nOurs are missing: {reason}.\n"
+                    yield place, page.unfilled(PAGES[name], reason, scale) if PAGES[name].numbers else alone
                 continue
             if where == folder:
                 frames.append((PAGES[name], frame))
