@@ -188,9 +188,9 @@ def test_alpha_times_the_number_of_updates_is_the_paper_s():
     assert replace(RUN, method="kl").options == {}
 
 
-@pytest.mark.parametrize("change", [{"method": "dkd"}, {"scale": "huge"}, {"scale": "paper"}])
+@pytest.mark.parametrize("change", [{"method": "dkd"}, {"scale": "huge"}])
 def test_unknown_names_are_refused_and_known_ones_told(change):
-    with pytest.raises(ValueError, match="known: sft, kl|known: smoke, cpu|Phi-3-medium.*arc_challenge.*25"):
+    with pytest.raises(ValueError, match="known: sft, kl|known: smoke, cpu"):
         replace(RUN, **change)
 
 
