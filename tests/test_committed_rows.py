@@ -41,6 +41,7 @@ STUDIES = (
     "figure1",
     "figure2",
     "rounds",
+    "table7",
 )
 SCRIPTS = {"theory": "11_theory.py", "mode_collapse": "12_mode_collapse.py"}
 
