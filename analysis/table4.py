@@ -34,12 +34,17 @@ def sections(frame: pd.DataFrame, scale: str) -> dict[str, str]:
         "Average of the tasks (Table 4)": headline(frame, scale).markdown(),
         **{
             f"Task by task (Table 9): trained on {words}": by_task(frame, METHODS, experiment(arm))
-            for arm, words in ARMS.items()
+            for arm, words in trained(frame).items()
         },
         "Likelihoods": likelihoods(frame),
         "What they write": samples(frame),
         **{f"Learning rates: {words}": learning_rates(frame, arm) for arm, words in ARMS.items()},
     }
+
+
+def trained(frame: pd.DataFrame) -> dict[str, str]:
+    """The arms that have students."""
+    return {arm: words for arm, words in ARMS.items() if seeds(frame, experiment(arm))}
 
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
@@ -84,14 +89,17 @@ def headline(frame: pd.DataFrame, scale: str) -> Table:
     body.append(["**TAID − before**", gains, *gap("taid", "untrained")])
     label, *gaps = versus(*((found, 2) for found in ours.values()))
     body.append([label, MISSING, *gaps])
-    note = "The paper's Table 9 has the single tasks; of its numbers we have no transcription. " + "; ".join(
+    notes = [
         f"{words}: {average_note(frame, experiment(arm))}"
+        if arm in trained(frame)
+        else f"{words}: no student has rows yet, `make table4` goes on and writes them."
         for arm, words in ARMS.items()
-        if seeds(frame, experiment(arm))
-    )
+    ]
+    alone_in_paper = "The paper's Table 9 has the single tasks; of its numbers we have no transcription."
+    note = " ".join([alone_in_paper, *(notes if len(frame) else [])])
     header = ["model", "paper: LightEval ↑ [percent]"]
     header += [f"ours ({scale}): {words} ↑ [percent]" for words in ARMS.values()]
-    return Table(header, body, note.strip())
+    return Table(header, body, note)
 
 
 def guessing(frame: pd.DataFrame, arm: str) -> str:
@@ -101,25 +109,24 @@ def guessing(frame: pd.DataFrame, arm: str) -> str:
 
 def with_start(found: Scores) -> Scores:
     """The student before training, one for all, at every seed that has a student."""
-    trained = {seed for method in METHODS for seed in found.get(method, {})}
+    with_students = {seed for method in METHODS for seed in found.get(method, {})}
     start = [*found.get("untrained", {}).values()]
-    return {**found, "untrained": dict.fromkeys(sorted(trained), start[0])} if start else found
+    return {**found, "untrained": dict.fromkeys(sorted(with_students), start[0])} if start else found
 
 
 def likelihoods(frame: pd.DataFrame) -> str:
     """Arm and method × measure on the test examples of both arms."""
     columns = [(metric, task) for task in ARMS for metric in LIKELIHOODS]
     body = []
-    for arm, words in ARMS.items():
+    for arm, words in trained(frame).items():
         found = {(m, task): at(frame, m, task, experiment(arm)) for m, task in columns}
         listed = [m for m in (*METHODS, *REFERENCES) if any(m in by for by in found.values())]
         for method in listed:
             total = count(frame, method, experiment(arm))
             cells = (value(by.get(method), total, MEASURES[m].digits) for (m, _), by in found.items())
             body.append([words, name(method), *cells])
-        if listed:
-            label, *gaps = versus(*((by, MEASURES[m].digits) for (m, _), by in found.items()))
-            body.append([words, label, *gaps])
+        label, *gaps = versus(*((by, MEASURES[m].digits) for (m, _), by in found.items()))
+        body.append([words, label, *gaps])
     header = ["trained on", "method", *(f"{ARMS[task]}: {MEASURES[m].heading}" for m, task in columns)]
     return Table(header, body, text_columns=2).markdown()
 
@@ -135,11 +142,11 @@ def samples(frame: pd.DataFrame) -> str:
             continue  # its rows stand in both arms
         given, _, written = row.task.partition(ARROW)
         by = name(row.method) if shared else f"{name(row.method)}, {ARMS[arm]}"
-        body.append([clean(given), by, clean(written), number(row.value)])
-    body.sort(key=lambda line: line[0])  # stable: the models stay in order
+        place = (given, (*REFERENCES, *METHODS).index(row.method), arm != "text")
+        body.append((place, [clean(given), by, clean(written), number(row.value)]))
     note = "Greedy, 24 tokens at most; not chosen: the first test examples of each arm, students of seed 0."
     header = ["given", "model", "written", "the teacher's loss on it ↓ [nats/token]"]
-    return Table(header, body, note, text_columns=3).markdown()
+    return Table(header, [line for _, line in sorted(body)], note, text_columns=3).markdown()
 
 
 def learning_rates(frame: pd.DataFrame, arm: str) -> str:
@@ -176,8 +183,9 @@ def draw(frame: pd.DataFrame) -> Figure:
             less = "less " if measure.sign < 0 else ""
             title = f"{words}:\n{less}{measure.title} [{measure.unit}]"
             panels[title] = {method: estimate for method, estimate in each.items() if estimate}
-    figure = Figure(figsize=(19, 2.6), dpi=110, layout="constrained")
-    return figures.differences(figure, panels, METHODS, to="untrained")
+    measured_panels = {title: found for title, found in panels.items() if found} or panels
+    figure = Figure(figsize=(1 + 3 * len(measured_panels), 2.6), dpi=110, layout="constrained")
+    return figures.differences(figure, measured_panels, METHODS, to="untrained")
 
 
 PAGE = Page(

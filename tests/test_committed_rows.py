@@ -33,6 +33,7 @@ STUDIES = (
     "table1",
     "table2",
     "table3",
+    "table4",
     "table5",
     "table6",
     "ablations",
