@@ -43,6 +43,7 @@ STUDIES = (
     "figure2",
     "rounds",
     "table7",
+    "table8",
 )
 SCRIPTS = {"theory": "11_theory.py", "mode_collapse": "12_mode_collapse.py"}
 
