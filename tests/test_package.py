@@ -116,5 +116,7 @@ def test_the_source_archive_installs_and_answers(tmp_path):
     ]
     built = {**os.environ, "PYTHONPATH": str(Path(setuptools.__file__).parents[1])}
     subprocess.run([fresh / "bin/python", *install], check=True, env=built)
-    run = subprocess.run([fresh / "bin/taid", "--version"], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [fresh / "bin/taid", "--version"], capture_output=True, text=True, check=True, env=built
+    )
     assert run.stdout == f"taid {taid.__version__}\n"
