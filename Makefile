@@ -105,7 +105,7 @@ test: setup ## the test suite | 5
 	$(PY) -m pytest -q -m 'not slow and not alone' -n 2 --dist loadfile
 
 test-slow: setup ## the slow tests: notebooks, a browser, thousand-example properties, kills | 10
-	$(PY) -m pytest -q -m slow
+	$(PY) -m pytest -q -m slow -n 2 --dist loadfile
 
 fuzz: export TRITON_INTERPRET = 1
 fuzz kill: export OMP_NUM_THREADS = 1
