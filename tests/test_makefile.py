@@ -117,7 +117,10 @@ def test_the_plan_adds_up_the_minutes_of_every_item():
     lines = dict(re.findall(r"^([a-z0-9-]+):.*## .* \| (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE))
     items = re.search(r"^PAPER = (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
     for place, scale in enumerate(("smoke", "cpu")):
-        texts = {item: lines[item].split(" / ")[place] for item in items}
+        texts = {
+            item: lines[item].split(" / ")[place]
+            for item in (["table1-protocol-1"] if place == 0 else []) + items
+        }
         hours = sum(float(re.match(r"[\d.]+", text)[0]) for text in texts.values()) / 60
         plan = subprocess.run(["make", "plan", f"SCALE={scale}"], cwd=ROOT, capture_output=True, text=True)
         assert f"{hours:.1f} hours in all" in plan.stdout
