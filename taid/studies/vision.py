@@ -252,7 +252,7 @@ class Classifiers(study.Source):
         phases = [(self.setting.pretrain_teacher, lambda: self.examples("train"))]
         fresh = partial(self.student, name, 0)
         made = pretrained(self.folder, name, 0, fresh, phases, collator=default_data_collator)
-        return made.to(device())
+        return made.to(device())  # type: ignore[arg-type]  # as transformers has it wrapped
 
 
 class ImageClassification(study.Study[Run]):
