@@ -187,7 +187,7 @@ def classifier(
     shared: dict[str, Any] = {"num_labels": classes, "num_channels": channels}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if network.family == "mobilenet":
+        if network.family == "mobilenet":  # whose own dropout, 0.999, is TensorFlow's share that is kept
             return _mobilenet(
                 MobileNetV1Config(depth_multiplier=width, classifier_dropout_prob=0.0, **shared)
             )
@@ -199,11 +199,6 @@ def classifier(
             }
             return ResNetForImageClassification(ResNetConfig(**shape, layer_type=network.family, **shared))
         return CifarForImageClassification(CifarConfig(network.family, network.depth, widths, **shared))
-
-
-# transformers' own are for weights that were trained elsewhere: they would drop 0.999 of what enters the head
-# (TensorFlow's share that is kept), and add 1e-3 to variances that are smaller than that at first
-FRESH = {"classifier_dropout_prob": 0.0, "layer_norm_eps": 1e-5}
 
 
 def _mobilenet(config: MobileNetV1Config) -> PreTrainedModel:
