@@ -44,6 +44,7 @@ STUDIES = (
     "rounds",
     "table7",
     "table8",
+    "figure3",
 )
 SCRIPTS = {"theory": "11_theory.py", "mode_collapse": "12_mode_collapse.py"}
 
