@@ -138,6 +138,8 @@ def test_one_seed_settles_nothing_and_says_so(name):
     if name == "speed":  # its cells are judged by blocks that take turns
         frame = frame[frame.experiment == "cost"]
     frame = frame[frame.seed == 0]
+    if name == "figure3":  # it is judged over kinds of teachers, of one seed each
+        frame = frame[(frame.method != "language") | (frame.teacher == "phi-3-mini")]
     assert {f.verdict.outcome for f in page.findings(PAGES[name].comparisons(frame))} == {"inconclusive"}
     text = page.render(PAGES[name], frame, "cpu")
     assert "**supported**" not in text and not re.search(r"\b(nan|inf)\b", text)
