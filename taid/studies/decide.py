@@ -114,9 +114,9 @@ def tuned(
 ) -> dict[Cell, float]:
     """(Updates, method) → learning rate, by the same rule for all: every rate of the grid is tried on the first tuning
     seed, the better half on the others too, and the best mean score on the validation prompts is taken."""
-    plan, (first, *others) = PLANS[scale], TUNING_SEEDS
+    plan = PLANS[scale]
     rates: dict[Cell, Sequence[float]] = dict.fromkeys(product(plan.seeds, methods), plan.learning_rates)
-    for seeds, keep in (((first,), len(plan.learning_rates) // 2), (others, 1)):
+    for seeds, keep in ((TUNING_SEEDS[:1], len(plan.learning_rates) // 2), (TUNING_SEEDS, 1)):
         runs = [
             Run(scale, method, teacher, seed, rate, updates)
             for (updates, method), each in rates.items()
@@ -125,17 +125,12 @@ def tuned(
         ]
         cells = {(run, "validation"): [run.experiment + SEARCH] for run in runs}
         jobs.evaluate(cells, measure, rows, path, workers, f"{teacher}, rates")
-        for cell, each in rates.items():
-            score = {rate: _score(path, scale, teacher, cell, rate) for rate in each}
-            rates[cell] = sorted(each, key=score.__getitem__, reverse=True)[:keep]
+        for (updates, method), each in rates.items():
+            mine = [run for run in runs if (run.updates, run.method) == (updates, method)]
+            found = jobs.measured(path, mine, mine[0].experiment + SEARCH, "score", "average")
+            score = {rate: mean(v for run, v in found.items() if run.learning_rate == rate) for rate in each}
+            rates[updates, method] = sorted(each, key=score.__getitem__, reverse=True)[:keep]
     return {cell: best for cell, (best,) in rates.items()}
-
-
-def _score(path: Path, scale: str, teacher: str, cell: Cell, rate: float) -> float:
-    """The mean over the tuning seeds that have been run."""
-    updates, method = cell
-    runs = [Run(scale, method, teacher, seed, rate, updates) for seed in TUNING_SEEDS]
-    return mean(jobs.measured(path, runs, runs[0].experiment + SEARCH, "score", "average").values())
 
 
 def measure(run: Run, split: str) -> tuple[dict[tuple[str, str], float], float]:
