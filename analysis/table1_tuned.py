@@ -175,7 +175,8 @@ def learning_rates(frame: pd.DataFrame) -> str:
         return ""
     taken = {rate: sum(len(by) for by in chosen[rate].values()) for rate in rates}
     note = (
-        f"Mean validation score over {plural_seeds(searched)}; bold: the rate that was tested. At the grid's lower"
+        f"Mean validation score over {plural_seeds(searched)}, of the worse half of the rates on the first alone; bold:"
+        " the rate that was tested. At the grid's lower"
         f" edge lie {taken[rates[0]]} of {sum(taken.values())} cells, at its upper edge {taken[rates[-1]]}.\n\n"
     )
     return note + per_pair(scores(searched, SEARCH, "score"), ["method", *(f"{r:g}" for r in rates)], line)

@@ -7,13 +7,14 @@ Claims of the paper: TAID gives the best student of every pair; its adaptive upd
     python -m analysis table1_tuned
 
 What is measured, and why again: `taid.studies.every_answer`. How the three primary measures make one decision, with
-its margins: `analysis.decision`, written before the runs. The rate of every method and pair is the one of the grid
-with the best mean validation score over the tuning seeds, which are never tested. Those searched already are committed
-(results/table1_tuned.jsonl); `--tune` searches all of them again. The CORE methods and the references take all
+its margins: `analysis.decision`, written before the runs. The rate of every method and pair is chosen by the validation
+score of tuning seeds that are never tested: all rates of the grid by the first, the better half by the mean over all.
+Those searched already are committed (results/table1_tuned.jsonl); `--tune` searches all of them again. The CORE methods and the references take all
 seeds, the others at most `OTHERS`.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from taid.files import write_whole
@@ -48,18 +49,19 @@ def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path, tune: bool
 def chosen(scale: str, teacher: str, workers: jobs.Workers, path: Path, tune: bool) -> dict[str, float]:
     """Method → learning rate."""
     setting = SETTINGS[scale]
-    grid = [
-        Run(scale, method, teacher, seed, rate)
-        for method in (*CORE, *(m for m in METHODS if m not in CORE))
-        for rate in setting.learning_rates
-        for seed in setting.tuning_seeds
-    ]
-    known = jobs.known(path, grid, SEARCH, "score", afresh=tune)
-    if todo := {(run, "validation"): [SEARCH] for run in grid if run not in known}:
-        prepare(scale, teacher, setting.tuning_seeds, workers)
-        jobs.evaluate(todo, every_answer.measure, every_answer.rows, path, workers, f"rates, {teacher}")
-        known = jobs.known(path, grid, SEARCH, "score", afresh=tune)
-    return jobs.best(known, lambda run: run.method, max)
+
+    def run(method: str, rate: float, seed: int) -> Run:
+        return Run(scale, method, teacher, seed, rate)
+
+    def scores(runs: Sequence[Run]) -> dict[Run, float]:
+        known = jobs.known(path, runs, SEARCH, "score", afresh=tune)
+        if todo := {(run, "validation"): [SEARCH] for run in runs if run not in known}:
+            prepare(scale, teacher, setting.tuning_seeds, workers)
+            jobs.evaluate(todo, every_answer.measure, every_answer.rows, path, workers, f"rates, {teacher}")
+        return jobs.known(path, runs, SEARCH, "score", afresh=tune)
+
+    methods = (*CORE, *(method for method in METHODS if method not in CORE))
+    return jobs.halving(dict.fromkeys(methods, setting.learning_rates), run, setting.tuning_seeds, scores)
 
 
 def prepare(scale: str, teacher: str, seeds, workers: jobs.Workers) -> None:

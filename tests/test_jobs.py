@@ -203,3 +203,28 @@ def test_the_best_rate_of_each_cell_by_hand():
     found = dict(zip(runs.values(), (1.0, 2.0, 4.0, 3.0), strict=True))
     assert jobs.best(found, lambda run: run.method, max) == {"kl": 1e-2, "taid": 1e-3}
     assert jobs.best(found, lambda run: run.method, min) == {"kl": 1e-3, "taid": 1e-2}
+
+
+def test_halving_tries_every_rate_once_and_the_better_half_on_all_seeds():
+    """By hand: on seed 100 the cell "a" likes 4 best, over three seeds 3; "b" the reverse; 1 and 2 go no further."""
+    points = {1: (1, 9, 9), 2: (2, 9, 9), 3: (5, 5, 5), 4: (6, 3, 3)}
+    asked = []
+
+    def scores(runs):
+        asked.append(runs)
+        return {
+            (cell, rate, seed): points[rate if cell == "a" else 5 - rate][seed - 100]
+            for cell, rate, seed in runs
+        }
+
+    rates = {"a": (1, 2, 3, 4), "b": (1, 2, 3, 4)}
+    assert jobs.halving(rates, lambda *run: run, (100, 101, 102), scores) == {"a": 3, "b": 2}
+    first, second = asked
+    assert first == [(cell, rate, 100) for cell in "ab" for rate in (1, 2, 3, 4)]
+    assert {run[:2] for run in second} == {("a", 3), ("a", 4), ("b", 1), ("b", 2)} and len(second) == 4 * 3
+
+
+def test_halving_leaves_a_rate_where_there_is_one_to_choose():
+    assert jobs.halving({"a": (7,)}, lambda *run: run, (100,), lambda runs: dict.fromkeys(runs, 0.0)) == {
+        "a": 7
+    }

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from statistics import mean
 from typing import Any, ClassVar
 
 from taid import objectives, schedule
@@ -112,25 +111,22 @@ def prepare(scale: str, teacher: str, seeds: Iterable[int], workers: jobs.Worker
 def tuned(
     scale: str, teacher: str, methods: Sequence[str], path: Path, workers: jobs.Workers | int
 ) -> dict[Cell, float]:
-    """(Updates, method) → learning rate, by the same rule for all: every rate of the grid is tried on the first tuning
-    seed, the better half on the others too, and the best mean score on the validation prompts is taken."""
+    """(Updates, method) → learning rate, by the mean score on the validation prompts, see `jobs.halving`."""
     plan = PLANS[scale]
-    rates: dict[Cell, Sequence[float]] = dict.fromkeys(product(plan.seeds, methods), plan.learning_rates)
-    for seeds, keep in ((TUNING_SEEDS[:1], len(plan.learning_rates) // 2), (TUNING_SEEDS, 1)):
-        runs = [
-            Run(scale, method, teacher, seed, rate, updates)
-            for (updates, method), each in rates.items()
-            for seed in seeds
-            for rate in each
-        ]
+
+    def run(cell: Cell, rate: float, seed: int) -> Run:
+        updates, method = cell
+        return Run(scale, method, teacher, seed, rate, updates)
+
+    def scores(runs: Sequence[Run]) -> dict[Run, float]:
         cells = {(run, "validation"): [run.experiment + SEARCH] for run in runs}
         jobs.evaluate(cells, measure, rows, path, workers, f"{teacher}, rates")
-        for (updates, method), each in rates.items():
-            mine = [run for run in runs if (run.updates, run.method) == (updates, method)]
-            found = jobs.measured(path, mine, mine[0].experiment + SEARCH, "score", "average")
-            score = {rate: mean(v for run, v in found.items() if run.learning_rate == rate) for rate in each}
-            rates[updates, method] = sorted(each, key=score.__getitem__, reverse=True)[:keep]
-    return {cell: best for cell, (best,) in rates.items()}
+        searches = {run.experiment + SEARCH for run in runs}
+        found = (jobs.measured(path, runs, search, "score", "average") for search in searches)
+        return {run: score for each in found for run, score in each.items()}
+
+    rates = dict.fromkeys(product(plan.seeds, methods), plan.learning_rates)
+    return jobs.halving(rates, run, TUNING_SEEDS, scores)
 
 
 def measure(run: Run, split: str) -> tuple[dict[tuple[str, str], float], float]:

@@ -6,13 +6,15 @@ from contextlib import closing
 from contextvars import ContextVar
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from taid import results
 from taid.studies.launchers import LAUNCHERS, Absent, Died
 from taid.studies.progress import Progress
 
 REFERENCE = Path(__file__).parents[2] / "results"  # the committed rows
+C = TypeVar("C")  # a cell of a table: a method and what else has a learning rate of its own
+R = TypeVar("R")  # a run
 
 
 _plan: ContextVar[dict | None] = ContextVar("plan", default=None)  # cells of a command that is only planned
@@ -234,6 +236,28 @@ def best(found: Mapping, cell: Callable, order: Callable) -> dict:
     for run, value in found.items():
         cells.setdefault(cell(run), {}).setdefault(run.learning_rate, []).append(value)
     return {name: order(rates, key=lambda rate: mean(rates[rate])) for name, rates in cells.items()}
+
+
+def halving(
+    rates: Mapping[C, Sequence[float]],
+    run: Callable[[C, float, int], R],
+    seeds: Sequence[int],
+    scores: Callable[[Sequence[R]], Mapping[R, float]],
+) -> dict[C, float]:
+    """{cell: its learning rate}, by one rule for all: run(cell, rate, seed) of every rate on the first seed, of the
+    better half on the other seeds too; the best mean score wins. `scores` measures what it has not measured before.
+    """
+    left = dict(rates)
+    for some, keep in ((seeds[:1], lambda count: max(1, count // 2)), (seeds, lambda count: 1)):
+        runs = {
+            (cell, rate): [run(cell, rate, s) for s in some] for cell, each in left.items() for rate in each
+        }
+        found = scores([one for ones in runs.values() for one in ones])
+        score = {each: mean(found[one] for one in ones) for each, ones in runs.items()}
+        for cell, each in left.items():
+            order = sorted(each, key=lambda rate: score[cell, rate], reverse=True)
+            left[cell] = order[: keep(len(order))]
+    return {cell: rate for cell, (rate,) in left.items()}
 
 
 def known(path: Path, runs: Iterable, experiment: str, metric: str, afresh: bool = False) -> dict:
