@@ -10,6 +10,8 @@ RESULTS ?= runs/$(SCALE)
 TABLE ?= table6
 # The first of these that runs makes the environment; `make setup PYTHON=…` names yours.
 PYTHON ?= python3.14 python3.13 python3.12 python3.11
+# `TORCH=any`: PyTorch for CUDA, 2.7 GB, also where no NVIDIA GPU is
+TORCH ?=
 export TAID_CACHE ?= $(CURDIR)/.cache
 export HF_HUB_OFFLINE ?= $(if $(filter paper,$(SCALE)),0,1)
 # of mt-bench: the student, its judge, and the judge's price "IN OUT" in dollars for a million tokens
@@ -21,9 +23,9 @@ PRICE ?=
 SEEDED = decide table1 table1-protocol-1 table2 table3 table4 table5 table6 table7 table8 figure1 figure2 adaptivity ablations departures rounds
 SEEDLESS = figure3 bench cost theory mode-collapse
 given := $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(word)))
-unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS LAUNCHER RESULTS TUNE TABLE PYTHON TAID_CACHE TAID_MIRROR TAID_HUB TAID_JUDGE HF_HUB_OFFLINE DRY HASHES MODEL JUDGE PRICE),$(given))
+unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS LAUNCHER RESULTS TUNE TABLE PYTHON TORCH TAID_CACHE TAID_MIRROR TAID_HUB TAID_JUDGE HF_HUB_OFFLINE DRY HASHES MODEL JUDGE PRICE),$(given))
 counted = $(shell printf %s '$(subst ','\'',$($(1)))' | grep -xE '[1-9][0-9]*')
-$(if $(unknown),$(error $(unknown): no such setting; there are SCALE, SEEDS, WORKERS, LAUNCHER, RESULTS, TUNE, TABLE and PYTHON))
+$(if $(unknown),$(error $(unknown): no such setting; there are SCALE, SEEDS, WORKERS, LAUNCHER, RESULTS, TUNE, TABLE, PYTHON and TORCH))
 $(foreach n,SEEDS WORKERS,$(if $(call counted,$(n)),,$(error $(n)=$($(n)): a whole number from 1 is needed)))
 $(if $(filter-out smoke cpu gpu paper,$(SCALE))$(filter-out 1,$(words $(SCALE))),$(error SCALE=$(SCALE): one of smoke, cpu, gpu or paper (tables 1, 2, 3 and 6; gpu: bench and cost too)))
 $(if $(filter-out 1,$(words $(RESULTS))),$(error RESULTS=$(RESULTS): one folder without blanks in its name))
@@ -31,6 +33,7 @@ $(if $(filter mt-bench,$(MAKECMDGOALS)),$(if $(MODEL),,$(error mt-bench needs MO
 ifeq ($(SCALE),smoke)
 $(if $(filter $(abspath results) $(abspath results)/%,$(abspath $(RESULTS))),$(error SCALE=smoke RESULTS=$(RESULTS): smoke rows mean nothing and never go among the reference rows))
 endif
+$(if $(filter-out any,$(TORCH)),$(error TORCH=$(TORCH): any takes the PyTorch for CUDA also where no NVIDIA GPU is))
 ifneq ($(TUNE),)
 $(if $(filter-out table1,$(MAKECMDGOALS)),$(error TUNE=$(TUNE): table1 alone searches its rates again))
 endif
@@ -49,11 +52,6 @@ PY = .venv/bin/python
 # a smoke run leaves the committed notebooks alone
 NOTEBOOK = $(if $(filter smoke,$(SCALE)),@: skipped,.venv/bin/jupyter-execute --inplace)
 STAMP = .venv/.installed
-INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check
-# every file by its digest; a build of PyTorch that is there already stays
-HASHED = $(INSTALL) --require-hashes --no-deps -r requirements.lock && \
-	{ ! $(PY) -c "from importlib.metadata import requires; exit('nvidia-' not in str(requires('torch')))" || \
-	  $(INSTALL) --require-hashes --no-deps -r requirements-cuda.lock; } && $(INSTALL) --no-deps -e .
 # a study's script, then its page
 STUDY = $(PY) paper_experiments/$(1).py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)$(if $(LAUNCHER), --launcher $(LAUNCHER))$(if $(DRY), --dry-run)
 # learning rates: the committed ones, or searched again
@@ -72,16 +70,9 @@ help: ## this list
 
 setup: $(STAMP) data ## virtual environment, pinned packages, texts fetched and checked | 3
 
-# an environment of another Python is made anew; a Python named by hand is looked at each time
+# a Python named by hand is looked at each time
 $(STAMP): requirements.txt pyproject.toml $(if $(filter command line,$(origin PYTHON)),FORCE)
-	@for p in $(PYTHON); do \
-	   $$p -c 'import ensurepip, venv, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && found=$$p && break; done; \
-	 [ "$$found" ] || { echo "none of $(PYTHON) runs as a Python with venv: install one (3.11 or newer;" \
-	   "on Debian python3 and python3-venv), or name yours: make setup PYTHON=/path/to/python3"; exit 1; }; \
-	 echo "setup: $$($$found -V), of $$found"; \
-	 [ "$$($$found -V)" = "$$($(PY) -V 2>/dev/null)" ] || $$found -m venv --clear .venv
-	$(if $(HASHES),$(HASHED),$(INSTALL) -c requirements.txt -e '.[dev]')
-	@touch $@
+	@HASHES=$(HASHES) TORCH=$(TORCH) .ci/setup $(PYTHON)
 
 data: $(STAMP) ## fetch the public texts and check their digests | 0.2
 	$(PY) -m taid.studies.sources
