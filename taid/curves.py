@@ -1,6 +1,7 @@
 """Loss, t and gradient norm of a run by optimizer step: beside a student that `taid distill` made, or live in a notebook."""
 
-from io import BytesIO
+import csv
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,19 @@ def draw(history: list[dict], path: Path) -> bool:
     except ImportError:
         return False
     return True
+
+
+def table(history: list[dict]) -> str:
+    """The Trainer's `log_history` as CSV: a line a step, a column for each name, empty where it was not logged."""
+    steps: dict[int, dict] = {}
+    for row in history:
+        steps.setdefault(row["step"], {}).update(row)
+    text = StringIO()
+    names = dict.fromkeys(["step", *(name for row in history for name in row)])
+    writer = csv.DictWriter(text, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(steps[step] for step in sorted(steps))
+    return text.getvalue()
 
 
 def _panels(history: list[dict]) -> dict[str, dict[str, list[tuple[int, float]]]]:

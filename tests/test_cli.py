@@ -1,5 +1,6 @@
 """The command `taid`, as one who has a folder of a student, one of a teacher, and a file of chats."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -41,6 +42,11 @@ def write(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def words(**options) -> list[str]:
     """distill … with the defaults of these tests."""
     said = {"student": "student", "teacher": "teacher", "dataset": "chats.jsonl", "output": "out", "steps": 4}
@@ -72,8 +78,8 @@ def test_distill_leaves_a_student_that_loads_with_its_card_and_curves(here, caps
     before = AutoModelForCausalLM.from_pretrained("student").state_dict()
     assert any((before[name] != tensor).any() for name, tensor in model.state_dict().items())
     assert not list((here / "out").glob("*.bin")) and (here / "out" / "curves.png").stat().st_size > 1000
-    curves = [json.loads(line) for line in (here / "out" / "curves.jsonl").read_text().splitlines()]
-    assert {row["step"] for row in curves if "t" in row} == {1, 2, 3, 4}
+    curves = rows(here / "out" / "curves.csv")
+    assert [row["step"] for row in curves if row["t"]] == ["1", "2", "3", "4"]
     page = (here / "out" / "README.md").read_text()
     for said in (
         "taid",
@@ -262,7 +268,6 @@ def test_a_real_teacher_into_a_piece_of_it(tmp_path, monkeypatch, capsys):
     assert "| taid |" in capsys.readouterr().out
     for method in ("kl", "taid"):
         folder = tmp_path / "out" / f"{method}-seed42"
-        curves = [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
-        measured = [row["eval_kl"] for row in curves if "eval_kl" in row]
+        measured = [float(row["eval_kl"]) for row in rows(folder / "curves.csv") if row["eval_kl"]]
         assert measured[-1] < measured[0]
         assert AutoTokenizer.from_pretrained(folder).chat_template == tokenizer.chat_template

@@ -75,6 +75,13 @@ def test_without_matplotlib_a_run_ends_all_the_same(tmp_path, monkeypatch):
         LiveCurves()
 
 
+def test_a_table_has_a_line_a_step_and_what_was_not_logged_is_empty():
+    """By hand."""
+    assert curves.table(HISTORY) == (
+        "step,loss,grad_norm,t,eval_loss,train_runtime\n1,3.0,1.0,0.4,,\n2,2.0,0.5,0.5,2.5,1.0\n"
+    )
+
+
 def test_a_picture_of_a_run_is_written(tmp_path):
     assert draw(HISTORY, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 CURVES = {  # whether they are drawn; None: there are none
-    True: "![loss, t and gradient norm by step](curves.png)\n\n",
-    False: "The curves are in curves.jsonl.\n\n",
+    True: "![loss, t and gradient norm by step](curves.png)\n\nThe same as a table: curves.csv.\n\n",
+    False: "The curves are in curves.csv.\n\n",
     None: "",
 }
 

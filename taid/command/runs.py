@@ -11,9 +11,9 @@ import torch
 from scipy.stats import t as student_t
 
 import taid
+from taid import curves
 from taid.command.card import card
 from taid.command.hub import load_model, load_rows, load_tokenizer
-from taid.curves import draw
 from taid.files import write_whole
 from taid.results import provenance
 from taid.trainer import DistillationTrainer
@@ -112,8 +112,8 @@ def distil(settings: Settings, output: Path) -> dict:
         student = trainer.accelerator.unwrap_model(trainer.model)
         student.save_pretrained(output, state_dict=weights)
         tokenizer.save_pretrained(output)
-        write_whole(output / "curves.jsonl", "".join(f"{json.dumps(row)}\n" for row in history))
-        drawn = draw(history, output / "curves.png")
+        write_whole(output / "curves.csv", curves.table(history))
+        drawn = curves.draw(history, output / "curves.png")
         write_whole(
             output / "README.md", card(record, str(getattr(trainer.objective, "schedule", "")), drawn)
         )
