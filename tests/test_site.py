@@ -208,6 +208,21 @@ def test_a_table_sorts_by_the_column_that_is_clicked(built, browser):
 
 
 @pytest.mark.slow
+def test_a_phone_keeps_the_names_of_the_lines_in_sight(built, browser):
+    """A wide table scrolls below its first column, but where that holds sentences and would fill the screen."""
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    left = (
+        "const box = document.querySelector('article .md-typeset__scrollwrap'); box.scrollLeft = 120;"
+        "return box.querySelector('td').getBoundingClientRect().left - box.getBoundingClientRect().left"
+    )
+    for name, moved in (("table1", 0), ("index", 0), ("table5", -120)):
+        browser.get((built / "results" / f"{name}.html").as_uri())
+        assert abs(browser.execute_script(left) - moved) < 20, name
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.slow
 def test_a_number_shows_its_rows(built, browser):
     """Oracle: the committed rows."""
     frame = page.load(PAGES["table1"], RESULTS, "cpu")

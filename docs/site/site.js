@@ -7,7 +7,7 @@ const numberOf = text => {
 const compare = (a, b) => {
   const [x, y] = [numberOf(a), numberOf(b)];
   if (x !== null && y !== null) return x - y;
-  return (x === null) - (y === null) || a.localeCompare(b);
+  return (x === null) - (y === null) || a.localeCompare(b, undefined, { numeric: true });
 };
 
 const sortBy = (head, column) => {
@@ -19,6 +19,8 @@ const sortBy = (head, column) => {
   head.setAttribute("aria-sort", down ? "descending" : "ascending");
   body.append(...lines);
 };
+
+for (const cell of document.querySelectorAll("article td")) cell.classList.toggle("sentence", cell.textContent.length > 40);
 
 for (const table of document.querySelectorAll("article table")) {
   if (!table.tHead || !table.tBodies.length || table.tBodies[0].rows.length < 2) continue;
