@@ -20,6 +20,7 @@ JUDGE ?= gpt-4
 PRICE ?=
 
 # What is said wrongly is refused before any work.
+$(if $(wildcard requirements.txt),,$(error make works in the repository's own folder: make -C FOLDER $(MAKECMDGOALS)))
 SEEDED = decide table1 table1-protocol-1 table2 table3 table4 table5 table6 table7 table8 figure1 figure2 adaptivity ablations departures rounds
 SEEDLESS = figure3 bench cost theory mode-collapse
 given := $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(word)))
@@ -31,7 +32,7 @@ $(if $(filter-out smoke cpu gpu paper,$(SCALE))$(filter-out 1,$(words $(SCALE)))
 $(if $(filter-out 1,$(words $(RESULTS))),$(error RESULTS=$(RESULTS): one folder without blanks in its name))
 $(if $(filter mt-bench,$(MAKECMDGOALS)),$(if $(MODEL),,$(error mt-bench needs MODEL=folder, the student to be judged)))
 ifeq ($(SCALE),smoke)
-$(if $(filter $(abspath results) $(abspath results)/%,$(abspath $(RESULTS))),$(error SCALE=smoke RESULTS=$(RESULTS): smoke rows mean nothing and never go among the reference rows))
+$(if $(filter results results/%,$(subst $(CURDIR)/,,$(abspath $(RESULTS)))),$(error SCALE=smoke RESULTS=$(RESULTS): smoke rows mean nothing and never go among the reference rows))
 endif
 $(if $(filter-out any,$(TORCH)),$(error TORCH=$(TORCH): any takes the PyTorch for CUDA also where no NVIDIA GPU is))
 ifneq ($(TUNE),)

@@ -1,7 +1,10 @@
 """The command `taid`, as one who has a folder of a student, one of a teacher, and a file of chats."""
 
+import copy
 import csv
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +14,7 @@ import torch
 from conftest import tiny_model, tiny_tokenizer
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 from taid.command import runs
 from taid.command.cli import main
@@ -91,6 +94,24 @@ def test_distill_leaves_a_student_that_loads_with_its_card_and_curves(here, caps
         "eval_loss",
     ):
         assert said in page
+
+
+def test_the_examples_of_the_readme_run_as_they_are_printed(here):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    [command] = re.findall(r"^    taid (distill .*)$", text, re.MULTILINE)
+    assert main([*shlex.split(command), "--use_cpu", "--steps", "1"]) == 0
+    assert AutoModelForCausalLM.from_pretrained("distilled")
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    given = {
+        "student": AutoModelForCausalLM.from_pretrained("student"),
+        "teacher": AutoModelForCausalLM.from_pretrained("teacher"),
+        "tokenizer": AutoTokenizer.from_pretrained("student"),
+        "dataset": Dataset.from_list([{"messages": CHAT}]),
+        "training_arguments": TrainingArguments("three-lines", max_steps=1, use_cpu=True, report_to="none"),
+    }
+    before = copy.deepcopy(given["student"].state_dict())
+    exec(compile(code, "README.md", "exec"), given)  # noqa: S102
+    assert any((before[name] != tensor).any() for name, tensor in given["student"].state_dict().items())
 
 
 def test_a_finished_run_is_not_repeated_and_another_not_mixed_in(here, capsys):

@@ -2,7 +2,9 @@
 
 import os
 import re
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from test_architecture import ROOT
@@ -36,11 +38,11 @@ SETTINGS = (
 )  # of make, which exports what its command line sets
 
 
-def make(*words: str) -> subprocess.CompletedProcess:
+def make(*words: str, folder: Path = ROOT) -> subprocess.CompletedProcess:
     """What make would run (-n): commands on stdout, a refusal on stderr; as from a shell, not from `make test`."""
     outer = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", *SETTINGS}
     shell = {name: value for name, value in os.environ.items() if name not in outer}
-    return subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, env=shell)
+    return subprocess.run(["make", "-n", *words], cwd=folder, capture_output=True, text=True, env=shell)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,7 @@ def make(*words: str) -> subprocess.CompletedProcess:
         ("SCALE=smoke cpu", "one of smoke, cpu"),
         ("RESULTS=", "one folder"),
         ("RESULTS=my rows", "without blanks"),
+        ("TORCH=cpu", "any takes the PyTorch for CUDA"),
         ("SEED=4", "SEED=4: no such setting"),
         ("seeds=4", "seeds=4: no such setting"),
     ],
@@ -70,6 +73,17 @@ def test_smoke_rows_never_go_among_the_reference_rows(folder):
     assert "reference rows" in make("table1", "SCALE=smoke", f"RESULTS={folder}").stderr
     assert not make("table1", "SCALE=cpu", f"RESULTS={folder}").stderr
     assert not make("table1", "SCALE=smoke", "RESULTS=results2").stderr
+
+
+def test_a_folder_with_blanks_in_its_name_is_a_folder(tmp_path):
+    """In it results and runs are told apart as elsewhere; from another one make is sent there."""
+    here = tmp_path / "my own taid"
+    here.mkdir()
+    for name in ("Makefile", "requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, here)
+    assert not make("theory", "SCALE=smoke", folder=here).stderr
+    assert "reference rows" in make("theory", "SCALE=smoke", "RESULTS=results", folder=here).stderr
+    assert "make -C FOLDER theory" in make("-f", str(here / "Makefile"), "theory", folder=tmp_path).stderr
 
 
 @pytest.mark.parametrize("target", STUDIES)

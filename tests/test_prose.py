@@ -58,6 +58,14 @@ def test_a_number_in_prose_is_what_its_page_says(place, words, name, there):
     assert there in page_text, f"results/{name}.md says something else now: correct {place}"
 
 
+def test_the_readme_promises_the_minutes_of_make_help():
+    [line] = re.findall(r"^table1:.* \| (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    smoke, cpu = line.split()[0], line.split()[2]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert smoke == "2" and "shows in two minutes" in " ".join(readme.split())
+    assert 90 < int(cpu) <= 120 and "two hours" in readme
+
+
 def test_the_readme_is_short():
     words = [
         word for word in (ROOT / "README.md").read_text(encoding="utf-8").split() if re.search(r"\w", word)

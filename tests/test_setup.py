@@ -1,6 +1,5 @@
 """What `make setup` downloads, and what it says where it does not: by stand-ins for Python, pip, `uname` and `nvidia-smi`."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -79,7 +78,9 @@ def test_downloads_are_named_with_their_sizes(setup, machine, size):
 def test_cuda_does_not_come_by_accident(setup):
     code, said, asked = setup()
     assert code == 1 and not asked
-    assert "no NVIDIA GPU" in said and "export PIP_EXTRA_INDEX_URL=" in said and "make setup TORCH=any" in said
+    assert (
+        "no NVIDIA GPU" in said and "export PIP_EXTRA_INDEX_URL=" in said and "make setup TORCH=any" in said
+    )
 
 
 def test_files_known_by_their_digests_are_the_registry_s_own(setup):
@@ -91,7 +92,11 @@ def test_files_known_by_their_digests_are_the_registry_s_own(setup):
     locked = "install --require-hashes --no-deps -r requirements.lock"
     assert (code, asked) == (0, [locked, "install --no-deps -e ."])
     code, _, asked = setup(HASHES="1", TORCH="any")
-    assert code == 0 and asked[2:] == [locked, locked.replace(".lock", "-cuda.lock"), "install --no-deps -e ."]
+    assert code == 0 and asked[2:] == [
+        locked,
+        locked.replace(".lock", "-cuda.lock"),
+        "install --no-deps -e .",
+    ]
 
 
 @pytest.mark.parametrize(
