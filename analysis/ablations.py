@@ -114,9 +114,7 @@ def comparisons(frame: pd.DataFrame) -> list[Comparison]:
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    methods = [method for group in GROUPS.values() for method in group if method != "taid"]
-    present = [method for method in methods if method in measured(frame, "ablations", "score")]
-    return variants.draw(frame, "ablations", present, height=1.4 + 0.24 * len(present))
+    return variants.draw(frame, "ablations", GROUPS)
 
 
 PAGE = Page(

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from analysis.claims import DECIDE
-from analysis.figures import REFERENCE, band, legend, lines
+from analysis.figures import BANDS, REFERENCE, band, canvas, legend, lines
 from analysis.measures import MEASURES
 from analysis.page import Comparison, Page
 from analysis.rows import REFERENCES, Pair, Scores, scores
@@ -162,8 +162,9 @@ def comparisons(frame: pd.DataFrame) -> list[Comparison]:
 def draw(frame: pd.DataFrame) -> Figure:
     """A panel per measure: TAID − KL over the number of updates, a line per pair."""
     pairs = trained(frame)
-    figure = Figure(figsize=(3.1 * (1 + len(OTHERS)), 3.4), dpi=110, layout="constrained")
-    for ax, metric in zip(figure.subplots(1, 1 + len(OTHERS)), (PRIMARY, *OTHERS), strict=True):
+    figure = canvas(5.6)
+    grid = figure.subplots(2, 3)
+    for ax, metric in zip(grid.flat, (PRIMARY, *OTHERS), strict=True):
         measure = MEASURES[metric]
         if metric == PRIMARY:
             ax.axhspan(0, MARGIN, color="#eeeeee", linewidth=0, label=f"below {MARGIN} points")
@@ -174,16 +175,18 @@ def draw(frame: pd.DataFrame) -> Figure:
             over(ax, {n: e for n, e in found.items() if e}, pair_name(pair), COLOURS["taid"], form)
         ax.axhline(0, color=REFERENCE, linewidth=1)
         ax.set(xscale="log", xlabel="updates")
-        ax.set_title(f"{measure.title} [{measure.unit}]", fontsize=10)
-    figure.axes[0].set_ylabel("TAID − KL, up is better for TAID")
-    return legend(figure)
+        ax.set_title(f"{measure.title} [{measure.unit}]", fontsize=9)
+    for ax in grid[:, 0]:
+        ax.set_ylabel("TAID − KL, better ↑")
+    legend(figure, BANDS)
+    return figure
 
 
 def draw_curves(frame: pd.DataFrame) -> Figure:
     """A line of panels per pair: measures over the share of updates done, at the largest number of updates."""
     pairs = trained(frame)
     height = max(1, len(pairs))
-    figure = Figure(figsize=(3.6 * len(CURVES), 0.5 + 2.8 * height), dpi=110, layout="constrained")
+    figure = canvas(0.7 + 2.4 * height)
     grid = figure.subplots(height, len(CURVES), squeeze=False)
     for axes, (pair, numbers) in zip(grid, pairs.items(), strict=False):
         for ax, metric in zip(axes, CURVES, strict=True):
@@ -191,10 +194,11 @@ def draw_curves(frame: pd.DataFrame) -> Figure:
                 over(ax, on_the_way(frame, pair, numbers[-1], metric, method), name(method), COLOURS[method])
             reference(ax, at(frame, pair, numbers[-1], metric).get("teacher"))
             measure = MEASURES[metric]
-            ax.set_title(f"{measure.title} [{measure.unit}]", fontsize=10)
+            ax.set_title(f"{measure.title}\n[{measure.unit}]", fontsize=9)
             ax.set(xlabel="share of updates", xlim=(0, 1.02))
         axes[0].set_ylabel(f"{pair_name(pair)}\n{numbers[-1]:,} updates", fontsize=9)
-    return legend(figure)
+    legend(figure, BANDS)
+    return figure
 
 
 def on_the_way(

@@ -76,15 +76,13 @@ def comparisons(frame: pd.DataFrame) -> list[Comparison]:
 
 def draw(frame: pd.DataFrame) -> Figure:
     """Official − as named, a panel per measure."""
-    panels: dict[str, dict[str, Estimate]] = {}
+    panels: dict[Measure, dict[str, Estimate]] = {}
     for metric in JUDGED:
         measure = MEASURES[metric]
         better = measure.oriented(measured(frame, "departures", metric))
         each = {method: difference(better, method + OFFICIAL, method) for method in DEPARTING}
-        less = "less " if measure.sign < 0 else ""
-        panels[f"{less}{measure.title} [{measure.unit}]"] = {m: e for m, e in each.items() if e}
-    figure = Figure(figsize=(12, 2.8), dpi=110, layout="constrained")
-    return figures.differences(figure, panels, DEPARTING, to="the method as named")
+        panels[measure] = {m: e for m, e in each.items() if e}
+    return figures.differences({"": panels}, {"": DEPARTING}, to="the method as named")
 
 
 PAGE = Page(

@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.claims import FIGURE1
-from analysis.figures import REFERENCE, band, legend, lines
+from analysis.figures import BANDS, REFERENCE, band, canvas, legend, lines
 from analysis.measures import Measure
 from analysis.page import Comparison, Page
 from analysis.rows import Pair, Scores, scores, seeds
@@ -28,7 +28,7 @@ def preamble(frame: pd.DataFrame, scale: str) -> str:
         " tokens of the test split, looked at before the first update, on the way, and at the end.\n\n"
         "![A teacher that stands still, and a bridge that moves](figure1.png)\n\n"
         "*Left*: how far the student is from what it learns from at that moment, KL(target ‖ student): from the"
-        " teacher itself (KL), or from TAID's intermediate teacher. *Second*: how far from the teacher. *Right*:"
+        " teacher itself (KL), or from TAID's intermediate teacher. *Second*: how far from the teacher. *Below*:"
         " where student, target and teacher have their mass in TAID's runs, by the teacher's ranking of the tokens."
         " Lines are means over seeds, bands their 95% intervals.\n"
     )
@@ -84,24 +84,26 @@ def at(frame: pd.DataFrame, metric: str, task: str) -> Scores:
 
 def draw(frame: pd.DataFrame) -> Figure:
     """The two distances over training, and TAID's three distributions at some moments."""
-    figure = Figure(figsize=(15, 3.8), dpi=110, layout="constrained")
-    grid = figure.add_gridspec(1, 2 + len(SNAPSHOTS), width_ratios=[2, 2, *[1.1] * len(SNAPSHOTS)])
-    for column, (metric, measure) in enumerate(DISTANCES.items()):
-        ax = figure.add_subplot(grid[column])
+    figure = canvas(6)
+    grid = figure.add_gridspec(2, 4)
+    for row, (metric, measure) in enumerate(DISTANCES.items()):
+        ax = figure.add_subplot(grid[0, 2 * row : 2 * row + 2])
         for method in METHODS:
             over_training(ax, frame, metric, method)
-        ax.set(xlabel="share of updates", ylim=(0, None))
-        ax.set_title(f"{measure.title} [{measure.unit}]", fontsize=10)
+        ax.set(xlabel="share of updates", ylabel=f"KL [{measure.unit}]", ylim=(0, None))
+        ax.set_title(measure.title, fontsize=10)
     first: Axes | None = None
-    for column, share in enumerate(SNAPSHOTS, start=2):
-        ax = figure.add_subplot(grid[column], sharey=first)
+    for column, share in enumerate(SNAPSHOTS):
+        ax = figure.add_subplot(grid[1, column], sharey=first)
         for who, colour in SIDES.items():
             distribution(ax, frame, who, share, colour)
-        ax.set_title(f"{float(share):.0%} of the updates", fontsize=10)
-        ax.set(xlabel="teacher's rank", yscale="log")
+        ax.set_title(f"after {float(share):.0%}", fontsize=10)
+        ax.set(xlabel="teacher's rank", yscale="log", ylabel="" if first else "mean probability")
+        ax.set_xticks([1, 5, 10])
         ax.tick_params(labelleft=first is None, which="both")
         first = first or ax
-    return legend(figure)
+    legend(figure, BANDS)
+    return figure
 
 
 def over_training(ax: Axes, frame: pd.DataFrame, metric: str, method: str) -> Axes:
@@ -114,7 +116,7 @@ def distribution(ax: Axes, frame: pd.DataFrame, who: str, share: str, colour: st
     """The mean probability of the teacher's r-th likeliest token, over r."""
     chosen = frame[(frame.metric == who) & (frame.method == "taid") & frame.task.str.startswith(f"{share} ")]
     found = {int(task.split()[-1]): mean_interval(list(rows.value)) for task, rows in chosen.groupby("task")}
-    label = {"target": "TAID's target"}.get(who, who)
+    label = {"target": "TAID's target", "student": "TAID's student"}.get(who, who)
     return curve(ax, dict(sorted(found.items())), label, colour)
 
 

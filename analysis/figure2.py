@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from analysis.claims import ALPHA, VARIANCE
-from analysis.figures import REFERENCE, SHADES, band, legend, lines
+from analysis.figures import BANDS, REFERENCE, SHADES, band, canvas, legend, lines
 from analysis.measures import Measure
 from analysis.page import Comparison, Page
 from analysis.rows import Pair, Scores, mapped, scores, seeds
@@ -31,6 +32,7 @@ VARIANCES = {  # metric → what it is: KL's over TAID's
     "total_variance": "all steps of the run [nats²]",
     "relative_total_variance": "all steps, of the mean squared",
 }
+MEASURED = "under measured losses"
 EARLY = "0.2000"  # of the run, where curves of t are compared
 
 
@@ -43,10 +45,10 @@ def preamble(frame: pd.DataFrame, scale: str) -> str:
         f"{pair_name(PAIR)}, scale {scale}, {plural(seeds(frame, 'figure2'), 'seed')}. The x axis is the share"
         " of updates done.\n\n"
         "![t and the objective over training](figure2.png)\n\n"
-        "*Left*: t in a run of the paper's length (the updates that we assume of it) for its α and a quarter,"
+        "*Above*, left: t in a run of the paper's length (the updates that we assume of it) for its α and a quarter,"
         " two and four times of it; lines: under a constant loss; dots: under the losses that our runs measured,"
-        " trend stretched and noise drawn again; dashed: the linear floor. *Second*: t in our own runs, α · N as"
-        " in the paper. *Third*: the objective, mean in a window of a tenth of the run. *Right*: the variance of"
+        " trend stretched and noise drawn again; dashed: the linear floor. Right: t in our own runs, α · N as"
+        " in the paper. *Below*, left: the objective, mean in a window of a tenth of the run. Right: the variance of"
         " its noise: about a straight line within the window. Lines are means over seeds, bands their 95%"
         " intervals.\n\n"
         "The paper's figure has the objective of KL vary more than TAID's. What varies, and relative to"
@@ -84,11 +86,11 @@ def comparisons(frame: pd.DataFrame) -> list[Comparison]:
 
 def draw(frame: pd.DataFrame) -> Figure:
     """t at the paper's length, t in our runs, the objective, its noise."""
-    figure = Figure(figsize=(14, 4), dpi=110, layout="constrained")
-    paper, own, objective, noise = figure.subplots(1, 4)
+    figure = canvas(6.5)
+    paper, own, objective, noise = figure.subplots(2, 2).flat
     for method, colour in ALPHAS.items():
         over_seeds(paper, frame, "t_paper_constant", method, colour, "-")
-        over_seeds(paper, frame, "t_paper_measured", method, colour, ".", "_")
+        over_seeds(paper, frame, "t_paper_measured", method, colour, ".", MEASURED)
         over_seeds(own, frame, "t", method, colour, "-")
     for ax in (paper, own):
         over_seeds(ax, frame, "t", "taid_no_adaptive", REFERENCE, "--", "linear floor")
@@ -101,7 +103,9 @@ def draw(frame: pd.DataFrame) -> Figure:
         ax.set_title(title, fontsize=10)
         ax.set(xlabel="share of updates")
     noise.set(yscale="log")
-    return legend(figure)
+    dots = Line2D([], [], color=REFERENCE, marker=".", linestyle="", label=MEASURED)
+    legend(figure, dots, BANDS)
+    return figure
 
 
 def over_seeds(

@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.claims import FIGURE3, IMAGES, LANGUAGE
-from analysis.figures import legend, lines
+from analysis.figures import canvas, legend, lines
 from analysis.measures import Measure
 from analysis.page import Comparison, Page
 from analysis.rows import Scores
-from analysis.style import name
+from analysis.style import COLOURS, name
 from analysis.tables import Table, number
 
 MEASURES = {
@@ -21,7 +21,7 @@ MEASURES = {
     "target_probability": Measure("probability of what is right", "", 3),
 }
 SPLITS = {"test": "held-out", "train": "what students learn from"}  # the primary one first
-SIDES = {LANGUAGE: "#D55E00", IMAGES: "#0072B2"}
+SIDES = {LANGUAGE: COLOURS["language"], IMAGES: COLOURS["images"]}
 
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
@@ -89,12 +89,13 @@ def sections(frame: pd.DataFrame, scale: str) -> dict[str, str]:
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    figure = Figure(figsize=(13, 3.8), dpi=110, layout="constrained")
+    figure = canvas(3.4)
     for ax, (metric, measure) in zip(figure.subplots(1, 3, sharey=True), MEASURES.items(), strict=True):
         shares(ax, frame, metric)
         ax.set(xlabel=measure.heading)
     figure.axes[0].set_ylabel("share of predictions below")
-    return legend(figure)
+    legend(figure)
+    return figure
 
 
 def shares(ax: Axes, frame: pd.DataFrame, metric: str) -> Axes:
@@ -104,7 +105,7 @@ def shares(ax: Axes, frame: pd.DataFrame, metric: str) -> Axes:
         for _, rows in chosen[chosen.method == modality].groupby("teacher"):
             rows = rows.sort_values("value")
             share = np.sort(rows.task.str.split().str[-1].astype(float).to_numpy())
-            lines(ax, rows.value.to_numpy(), {modality: (share, colour, "-")})
+            lines(ax, rows.value.to_numpy(), {f"a teacher of {modality}": (share, colour, "-")})
     return ax
 
 

@@ -55,7 +55,8 @@ class ImagesPage:
             " the student's initialisation and the order of the data; there is one teacher of each kind. *Student"
             " alone*: trained on the labels, without a teacher. What the study is: `docs/vision.md`.\n\n"
             f"![Difference to KL: the paper's and ours]({self.table}.png)\n\n"
-            "*Figure*: accuracy less KL's; hollow the paper's, filled ours, paired by seed, with 95% intervals.\n"
+            "*Figure*: difference to KL's accuracy; hollow the paper's, filled ours, paired by seed, with 95% intervals."
+            " What lies far out is cut, with an arrow.\n"
         )
 
     def headline(self, frame: pd.DataFrame, scale: str) -> Table:
@@ -95,7 +96,7 @@ class ImagesPage:
         }
 
     def likelihoods(self, frame: pd.DataFrame) -> Table:
-        """Pair and method × the other measures."""
+        """Pair and method × the other measures; TAID − KL last for each pair."""
         body = []
         for pair in self.paper:
             found = {metric: self.of(frame, pair, metric) for metric in MEASURES if metric != "accuracy"}
@@ -117,6 +118,9 @@ class ImagesPage:
                 for m in (*METHODS, ALONE)
                 if any(m in by for by in found.values())
             ]
+            if any({"taid", "kl"} <= by.keys() for by in found.values()):
+                gaps = versus(*((by, MEASURES[metric].digits) for metric, by in found.items()))
+                body.append([pair_name(pair), *gaps])
         header = ["pair", "method", *(m.heading for key, m in MEASURES.items() if key != "accuracy")]
         return Table(header, body, text_columns=2)
 
@@ -174,14 +178,14 @@ class ImagesPage:
         panels = []
         for pair, paper in self.paper.items():
             found = self.of(frame, pair)
-            theirs = {m: mean_interval([paper[m] - paper["kl"]]) for m in METHODS}
+            theirs = {m: mean_interval([paper[m] - paper["kl"]]) for m in METHODS if m != "kl"}
             ours: dict[str, Estimate] = {
-                m: gap for m in (*METHODS, ALONE) if (gap := difference(found, m, "kl")) is not None
+                m: gap for m in (*METHODS, ALONE) if m != "kl" and (gap := difference(found, m, "kl"))
             }
             kl = [*found.get("kl", {}).values()]
-            note = f"KL {np.mean(kl):.1f}" if kl else ""
-            panels.append(Panel(pair_name(pair), theirs, ours, note))
-        return figures.paper_beside_ours(panels, COLOURS, "paper − KL", f"ours ({scale}) − KL")
+            note = f"ours ({scale}): KL {np.mean(kl):.1f}" if kl else ""
+            panels.append(Panel(pair_name(pair), theirs, ours, note, "percent", "percent"))
+        return figures.paper_beside_ours(panels, COLOURS, "kl")
 
 
 def label(method: str) -> str:

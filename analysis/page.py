@@ -1,5 +1,6 @@
 """What all pages share: from the rows of one item to its page, its figures and its judged claims."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -8,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from PIL import Image
 
 from analysis import rows
 from analysis.measures import Measure
@@ -16,6 +18,8 @@ from analysis.rows import Scores
 from analysis.tables import Table, effect, provenance
 
 UNSAID = {"png": "Software", "svg": "Date"}  # what a figure's file would hold of the day and of matplotlib
+DPI = 200
+PICTURE = re.compile(r"(!\[[^\]]*\]\((\w+)\.png\))")
 SMOKE = "**Scale smoke: the numbers mean nothing. They show that everything runs, and no more.**\n\n"
 
 
@@ -107,30 +111,45 @@ def unfilled(page: Page, reason: NoRows, scale: str) -> str:
 
 
 def document(title: str, scale: str, preamble: str, sections: Mapping[str, str]) -> str:
-    """Title, at the scale smoke a warning, preamble, and the sections that are not empty."""
+    """Title, at the scale smoke a warning, preamble, and the sections that are not empty; every figure leads to
+    its drawing in lines, which lies beside it."""
     body = "".join(f"\n## {heading}\n\n{text}" for heading, text in sections.items() if text)
-    return f"# {title}\n\n{SMOKE if scale == 'smoke' else ''}{preamble}{body}"
+    text = f"# {title}\n\n{SMOKE if scale == 'smoke' else ''}{preamble}{body}"
+    return PICTURE.sub(r"[\1](\2.svg)", text)
 
 
 def write(page: Page, frame: pd.DataFrame, folder: Path, scale: str) -> list[Path]:
     """Render the rows of one scale to `folder`/name.md and its figures; the files written."""
-    figures = {f"{name}.png": figure for name, figure in page.figures(frame, scale).items()}
-    return save(folder, {f"{page.name}.md": render(page, frame, scale, folder)}, figures)
+    text = {f"{page.name}.md": render(page, frame, scale, folder)}
+    return save(folder, text, both(page.figures(frame, scale)))
+
+
+def both(figures: Mapping[str, Figure]) -> dict[str, Figure]:
+    """A file of pixels and one of lines for each figure, by the file's stem."""
+    return {f"{stem}.{form}": figure for stem, figure in figures.items() for form in ("png", "svg")}
 
 
 def save(folder: Path, texts: Mapping[str, str], figures: Mapping[str, Figure]) -> list[Path]:
-    """Each file whole or not at all: a temporary one, then renamed."""
+    """Each file whole or not at all: a temporary one, then renamed. Figures by the file's name."""
     contents = {name: text.encode() for name, text in texts.items()}
     for name, figure in figures.items():
         image, form = BytesIO(), name.rpartition(".")[2]
         with rc_context({"svg.hashsalt": name}):  # equal rows give equal bytes
-            figure.savefig(image, format=form, metadata={UNSAID[form]: None})
-        contents[name] = image.getvalue()
+            figure.savefig(image, format=form, dpi=DPI, metadata={UNSAID[form]: None})
+        contents[name] = few_colours(image) if form == "png" else image.getvalue()
     for name, content in contents.items():
         part = folder / f".{name}.part"
         part.write_bytes(content)
         part.replace(folder / name)
     return [folder / name for name in contents]
+
+
+def few_colours(image: BytesIO) -> bytes:
+    """The PNG in 256 colours, as many as a drawing has but for the edges of its letters: a third of the bytes."""
+    small = BytesIO()
+    drawn = Image.open(image).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE)
+    drawn.save(small, "png", optimize=True)
+    return small.getvalue()
 
 
 def findings(comparisons: Sequence[Comparison]) -> list[Finding]:

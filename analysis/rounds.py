@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures import legend, lines
+from analysis.figures import BANDS, canvas, legend, lines
 from analysis.measures import Measure
 from analysis.page import Comparison, Page
 from analysis.questions import ROUNDS
@@ -122,7 +122,7 @@ def ends(frame: pd.DataFrame, metric: str) -> Scores:
 
 def draw(frame: pd.DataFrame) -> Figure:
     """Metrics over rounds: a line per variant, the untrained student's level in grey."""
-    figure = Figure(figsize=(11, 6), dpi=110, layout="constrained")
+    figure = canvas(5.6)
     x = np.arange(len(rounds(frame)))
     for ax, metric in zip(figure.subplots(2, 3).flat, DRAWN, strict=True):
         curves = {}
@@ -135,8 +135,10 @@ def draw(frame: pd.DataFrame) -> Figure:
         untrained = at(frame, metric, "untrained")
         level = mean_interval([v for values in untrained.values() for v in values.values()]).mean
         ax.axhline(level, color=COLOURS["untrained"], linestyle="--", linewidth=1.2, label="untrained")
-        lines(ax, x, curves, title=METRICS[metric].heading, xlabel="round")
-    return legend(figure, columns=7)
+        lines(ax, x, curves, xlabel="round")
+        ax.set_title(METRICS[metric].heading, fontsize=9)
+    legend(figure, BANDS)
+    return figure
 
 
 def estimates(frame: pd.DataFrame, metric: str, method: str) -> np.ndarray:

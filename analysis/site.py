@@ -125,7 +125,8 @@ def first_page(frames: verdicts.Frames) -> str:
         "The paper's claims, judged by 95% intervals over seeds: how many are supported, contradicted or open, and on"
         f" which side TAID − KL lies by each measure. [Every claim](results/README.md). [Start here]({START}).\n\n"
         f"{verdicts.brief(frames).markdown()}\n"
-        f"![TAID − KL in every table, right is better for TAID](results/forest.png)\n\n**How far to trust it**{trust}\n"
+        "[![TAID − KL in every table, right is better for TAID](results/forest.png)](results/forest.svg)\n\n"
+        f"**How far to trust it**{trust}\n"
     )
 
 

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.cost import METHODS, label, ratios
-from analysis.figures import legend, plain
+from analysis.figures import BARS, canvas, legend, logarithmic, plain
 from analysis.speed_rows import CONTENDERS, FLOOR, curve, digits, measured, median, settings
 from analysis.style import COLOURS
 
@@ -14,16 +14,20 @@ METRICS = {"time": "seconds", "memory": "bytes beyond the inputs"}
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """TAID's time and memory over V and N; its contenders at the first shape; training steps over KL's."""
+    """TAID's time and memory over V and N, a row of panels for each that has rows; below them its contenders at the
+    first shape, and training steps over KL's."""
     sides = [experiment for experiment in SIDES if (frame.experiment == experiment).any()]
-    figure = Figure(figsize=(5.6 + 4.2 * len(sides), 7.5), dpi=110, layout="constrained")
-    axes = figure.subplots(2, len(sides) + 1, width_ratios=(*(1 for _ in sides), 1.35), squeeze=False)
-    for column, experiment in enumerate(sides):
-        for row, metric in enumerate(METRICS):
-            over_size(axes[row, column], frame, experiment, metric)
-    legend(figure, columns=2 * axes.shape[1])
-    bars(axes[0, -1], frame)
-    training_steps(axes[1, -1], frame)
+    figure = canvas(0.6 + 2.6 * len(sides) + 4)
+    parts = figure.subfigures(2, 1, height_ratios=[0.6 + 2.6 * len(sides), 4]) if sides else [figure]
+    if sides:
+        for experiment, axes in zip(sides, parts[0].subplots(len(sides), 2, squeeze=False), strict=True):
+            for ax, metric in zip(axes, METRICS, strict=True):
+                over_size(ax, frame, experiment, metric)
+        legend(parts[0])
+    left, right = parts[-1].subplots(1, 2)
+    bars(left, frame)
+    training_steps(right, frame)
+    legend(parts[-1], BARS)
     return figure
 
 
@@ -39,8 +43,8 @@ def over_size(ax: Axes, frame: pd.DataFrame, experiment: str, metric: str) -> Ax
             ax.plot(values.index, values, form, color=colour, label=name, linewidth=1.6, markersize=4)
             sizes |= set(values.index)
     side = SIDES[experiment]
-    title = f"TAID: {metric} over {side}"
-    ax.set(xscale="log", yscale="log", xlabel=side, ylabel=METRICS[metric], title=title)
+    ax.set(xscale="log", yscale="log", xlabel=side, ylabel=METRICS[metric])
+    ax.set_title(f"TAID: {metric} over {side}", fontsize=10)
     ax.set_xticks(sorted(sizes), [short(size) for size in sorted(sizes)])
     ax.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     return plain(ax)
@@ -61,35 +65,38 @@ def bars(ax: Axes, frame: pd.DataFrame) -> Axes:
         names, colours = zip(*(CONTENDERS[key] for key in present), strict=True)
         drawn = ax.barh(names, values, color=colours)
         ax.bar_label(drawn, [digits(value) for value in values], padding=3, fontsize=8)
-        ax.set(title=task.replace("taid", "TAID"), xlabel="ns/element, forward and backward")
-        ax.margins(x=0.12)
+        ax.set_title(task.replace("taid", "TAID"), fontsize=10)
+        ax.set_xlabel("ns/element, forward and backward", fontsize=9)
+        ax.tick_params(labelsize=8)
+        ax.locator_params(axis="x", nbins=4)
+        ax.margins(x=0.2)
     return plain(ax)
 
 
 def training_steps(ax: Axes, frame: pd.DataFrame) -> Axes:
-    """Steps over KL's, a group of bars per condition, with their intervals."""
-    cells, config, width = measured(frame, "cost", "step"), settings(frame, "cost"), 0.8 / len(METHODS)
+    """Steps over KL's, dots per condition with their intervals."""
+    cells, config = measured(frame, "cost", "step"), settings(frame, "cost")
     for offset, method in enumerate(METHODS):
-        found = [(at, each) for at, steps in enumerate(cells.values()) if (each := ratios(steps, method))]
         base = method.removesuffix("_sampling")
-        ax.bar(
-            [at + offset * width for at, _ in found],
-            [estimate.mean for _, estimate in found],
-            width,
-            align="edge",
-            color=COLOURS[base],
-            hatch=None if base == method else "//",
-            edgecolor="white",
-            label=label(method),
-        )
+        found = [(at, each) for at, steps in enumerate(cells.values()) if (each := ratios(steps, method))]
         for at, estimate in found:
+            height, colour = at + 0.18 * (offset - 1.5), COLOURS[base]
             if estimate.n > 1:
-                middle = at + (offset + 0.5) * width
-                ax.plot([middle, middle], [estimate.low, estimate.high], color="black", linewidth=0.9)
+                ax.plot(
+                    [estimate.low, estimate.high], [height, height], color=colour, linewidth=2.5, alpha=0.5
+                )
+            face = colour if base == method else "white"
+            ax.plot(estimate.mean, height, "o", color=colour, mfc=face, markersize=5, label=label(method))
     if cells:
-        names = ["{batch}×({prompt}+{response}), {probability:g}".format(**config[task]) for task in cells]
-        ax.set_xticks([at + 0.4 for at in range(len(names))], names, rotation=30, ha="right", fontsize=8)
-        ax.axhline(1, color=COLOURS["kl"], linewidth=1, linestyle=":")
-        ax.legend(frameon=False, fontsize=8)
-    ax.set(title="Training step over KL's", xlabel="batch × (prompt + response), GKD samples")
+        names = [
+            "{batch} × ({prompt} + {response}), {probability:g}".format(**config[task]) for task in cells
+        ]
+        ax.set_yticks(range(len(names)), names, fontsize=8)
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.axvline(1, color=COLOURS["kl"], linewidth=1, linestyle=":", label="KL")
+        ax.set(xscale="log")
+        logarithmic(ax.xaxis)
+        ax.set_ylabel("batch × (prompt + response), GKD's probability", fontsize=8)
+        ax.set_xlabel("seconds, over KL's", fontsize=9)
+    ax.set_title("Training step over KL's", fontsize=10)
     return plain(ax)

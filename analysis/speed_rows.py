@@ -6,25 +6,26 @@ from collections.abc import Mapping
 import pandas as pd
 from scipy import stats
 
+from analysis.figures import SHADES
 from analysis.rows import Scores
 from analysis.statistics import Estimate
 from analysis.tables import MISSING, number
 
 FLOOR = "floor"
-CONTENDERS = {  # contender → name, colour
-    "official": ("official formulas", "#332288"),
-    "official_compiled": ("official formulas, torch.compile", "#88CCEE"),
-    "trl": ("TRL", "#882255"),
-    "torchtune": ("torchtune", "#AA4499"),
-    "liger": ("Liger, fused linear JSD", "#CC6677"),
-    "plain": ("taid.losses", "#999999"),
-    "eager": ("taid.fused, eager", "#DDCC77"),
-    "compiled": ("taid.fused, compiled", "#44AA99"),
-    "cpp": ("taid.fused, C++", "#E69F00"),
-    "cpp_inplace": ("taid.fused, C++ in place", "#D55E00"),
-    "triton": ("taid.fused, Triton", "#E69F00"),
-    "triton_inplace": ("taid.fused, Triton in place", "#D55E00"),
-    "fused_head": ("taid.fused.head", "#117733"),
+CONTENDERS = {  # contender → name, colour: no method's; others' in greys and greens, ours darker as they get faster
+    "official": ("official formulas", "#444444"),
+    "official_compiled": ("official formulas, compiled", "#888888"),
+    "trl": ("TRL", "#99BBAA"),
+    "torchtune": ("torchtune", "#669977"),
+    "liger": ("Liger, fused linear JSD", "#335544"),
+    "plain": ("taid.losses", "#BBBBBB"),
+    "eager": ("taid.fused, eager", SHADES[0]),
+    "compiled": ("taid.fused, compiled", SHADES[1]),
+    "cpp": ("taid.fused, C++", SHADES[2]),
+    "cpp_inplace": ("taid.fused, C++ in place", SHADES[3]),
+    "triton": ("taid.fused, Triton", SHADES[2]),
+    "triton_inplace": ("taid.fused, Triton in place", SHADES[3]),
+    "fused_head": ("taid.fused.head", "#8C2D04"),
     FLOOR: ("read both, write one", "#000000"),
 }
 ITEMSIZE = {"bf16": 2, "fp32": 4}

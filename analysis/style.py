@@ -56,6 +56,8 @@ NAMES = {
     "dkd_official": "DKD, official",
     "teacher": "teacher",
     "untrained": "student before distillation",
+    "language": "language",
+    "images": "images",
     "phi-3-mini": "Phi-3-mini",
     "llama-2": "Llama-2",
     "llama-2-13b": "Llama-2-13B",
@@ -95,6 +97,8 @@ COLOURS = {  # P. Tol's "muted" scheme; TAID's two and the references from Okabe
     "amid": "#F0E442",
     "teacher": "#000000",
     "untrained": "#AAAAAA",
+    "language": "#004488",  # whose teachers, in Figure 3
+    "images": "#BB5566",
 }
 
 

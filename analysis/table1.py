@@ -56,7 +56,8 @@ def preamble(frame: pd.DataFrame, scale: str) -> str:
         f" {cells} of {len(METHODS) * len(reference.table1())} cells have rows."
         " The held-out loss is the mean over examples of each one's mean over its tokens.\n\n"
         "![Differences to KL, the paper's beside ours](table1.png)\n\n"
-        "*Figure*: score less KL's, the paper's (hollow) beside ours, paired by seed, with 95% intervals.\n"
+        "*Figure*: difference to KL's score, the paper's (hollow) beside ours, paired by seed, with 95% intervals;"
+        " above each pair our levels, right is better.\n"
     )
 
 
@@ -233,14 +234,14 @@ def draw(frame: pd.DataFrame, scale: str) -> Figure:
             title=pair_name(pair),
             paper={m: mean_interval([s - theirs["kl"]]) for m, s in theirs.items() if m != "kl"},
             ours=to_kl(ours.get(pair, {})),
-            note=levels(ours.get(pair, {})),
+            note=levels(ours.get(pair, {}), scale),
+            paper_unit="MT-Bench",
+            unit="points of 10",
         )
         for pair in pairs(ours)
         for theirs in [paper.get(pair, {})]
     ]
-    return figures.paper_beside_ours(
-        panels, COLOURS, "paper − KL\nMT-Bench", f"ours ({scale}) − KL\npoints of 10"
-    )
+    return figures.paper_beside_ours(panels, COLOURS, "kl")
 
 
 def category_gaps(frame: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
@@ -253,11 +254,12 @@ def category_gaps(frame: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]
     return panels
 
 
-def levels(ours: Scores) -> str:
+def levels(ours: Scores, scale: str) -> str:
     """The scores between which the methods lie, as far as they have rows."""
     words = {"kl": "KL", "teacher": "teacher"}
     found = estimates(ours)
-    return ", ".join(f"{word} {number(found[m].mean, 1)}" for m, word in words.items() if m in found)
+    shown = [f"{word} {number(found[m].mean, 1)}" for m, word in words.items() if m in found]
+    return f"ours ({scale}): {', '.join(shown)}" if shown else ""
 
 
 def draw_all(frame: pd.DataFrame, scale: str) -> dict[str, Figure]:

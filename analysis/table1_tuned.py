@@ -207,18 +207,14 @@ def draw_all(frame: pd.DataFrame, scale: str) -> dict[str, Figure]:
     }
     if not shown:
         return drawn
-    listed = [m for m in methods(found["knowledge"]) if m != "kl"]
-    figure = Figure(figsize=(9.5, (1.1 + 0.26 * len(listed)) * len(shown)), dpi=200, layout="constrained")
-    for part, pair in zip(figure.subfigures(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
-        panels = {
-            f"{MEASURES[m].title} [{MEASURES[m].unit}], better →": to_kl(
-                MEASURES[m].oriented(by_pair.get(pair, {}))
-            )
-            for m, by_pair in found.items()
+    parts = {
+        pair_name(pair): {
+            MEASURES[m]: to_kl(MEASURES[m].oriented(by_pair.get(pair, {}))) for m, by_pair in found.items()
         }
-        part.suptitle(pair_name(pair), fontsize=11, fontweight="bold")
-        figures.differences(part, panels, listed, "kl")
-    return {"table1_tuned": figure} | drawn
+        for pair in shown
+    }
+    listed = [m for m in methods(found["knowledge"]) if m != "kl"]
+    return {"table1_tuned": figures.differences(parts, {"": listed}, "kl")} | drawn
 
 
 def samples(folder: Path) -> dict[str, str]:

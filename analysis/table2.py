@@ -192,17 +192,25 @@ def draw(frame: pd.DataFrame, scale: str) -> Figure:
     """The paper's average, ours, and the two main measures, a method on one line; right is better."""
     paper = {m: mean_interval([score]) for m, score in reference.table2()["average"].items()}
     panels = {
-        "paper, average of six tasks [percent]": paper,
-        f"ours ({scale}), average of tasks [percent]": estimates(without_references(average(frame))),
-        **{MEASURES[m].heading: estimates(without_references(at(frame, m))) for m in MAIN},
+        ("paper: average\nof six tasks", "percent"): paper,
+        (f"ours ({scale}):\naverage of tasks", "percent"): estimates(without_references(average(frame))),
+        **{
+            (f"ours ({scale}):\n{MEASURES[m].title}", MEASURES[m].unit): estimates(
+                without_references(at(frame, m))
+            )
+            for m in MAIN
+        },
     }
-    figure = Figure(figsize=(12.5, 3.4), dpi=110, layout="constrained")
-    for i, (ax, (label, found)) in enumerate(zip(figure.subplots(1, 4), panels.items(), strict=True)):
+    figure = figures.canvas(3.2)
+    for i, (ax, ((title, unit), found)) in enumerate(zip(figure.subplots(1, 4), panels.items(), strict=True)):
         figures.dots(ax, found, TABLE2_METHODS, COLOURS, hollow=i == 0)
-        ax.set_xlabel(label, fontsize=9)
+        ax.set_title(title, fontsize=9)
+        ax.set_xlabel(f"[{unit}]\nbetter →", fontsize=9)
+        ax.locator_params(axis="x", nbins=3)
         ax.tick_params(labelleft=i == 0)
         if i > 1:
             ax.invert_xaxis()  # less is better
+    figures.legend(figure, figures.PAPER, figures.OURS, figures.BARS)
     return figure
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import figures, reference
@@ -14,7 +15,7 @@ from analysis.reference import METHODS
 from analysis.rows import Pair, Scores, mapped, scores, seeds
 from analysis.statistics import difference, mean_interval
 from analysis.style import COLOURS, name, pair_name
-from analysis.tables import MISSING, Table, effect, number, plural, value, versus
+from analysis.tables import MISSING, Table, effect, exponential, number, plural, value, versus
 
 PAIR = Pair("phi-3-mini", "tinyllama")
 READINGS = {  # suffix of the metric → whose ranking
@@ -45,9 +46,9 @@ def preamble(frame: pd.DataFrame, scale: str) -> str:
         " differ, so compare the order within a column, not numbers across columns."
         f" Seeds: {seeds(frame, 'table3')}; ± is half of the 95% t-interval over them; the tail's mean and"
         " interval are taken of its logarithm. A dash means no rows.\n\n"
-        "![Mean probability by rank](table3.png)\n\n"
-        "*Figure*: mean probability at the ranks of the teacher, who ranks anew at every token; right, the same"
-        " over KL's, where methods part.\n"
+        "![Mass over KL's: by rank, and of head and tail](table3.png)\n\n"
+        "*Figure*: above, the mean probability at the ranks of the teacher, who ranks anew at every token, over"
+        " KL's; the teacher's own leaves the panel in the tail. Below, the masses of head and tail over KL's, with 95% intervals of ours, paired by seed.\n"
     )
 
 
@@ -111,19 +112,46 @@ def comparisons(frame: pd.DataFrame) -> list[Comparison]:
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    """Mean probability by the teacher's rank, and over KL's: a line per method, the teacher's own in black."""
+    """Over KL's: the mean probability at the teacher's ranks, a line per method, the teacher's own in black; and the
+    masses of head and tail, the paper's beside ours."""
     last, curves = vocabulary(frame), by_rank(frame)
-    figure = Figure(figsize=(12, 4.4), dpi=110, layout="constrained")
-    bands = {"head": (1, 10), "tail": (round(0.8 * last), last)}
-    left, right = figure.subplots(1, 2)
-    figures.mass_by_rank(left, curves, COLOURS, bands)
+    figure = figures.canvas(7.2)
+    top, below = figure.subfigures(2, 1, height_ratios=[1.2, 1])
     kl = curves.get("kl", {})
     over_kl = {m: {r: v / kl[r] for r, v in by.items() if r in kl} for m, by in curves.items() if kl}
-    figures.mass_by_rank(right, over_kl, COLOURS, bands)
-    right.set(ylabel="mean probability over KL's")
-    for ax in (left, right):
-        ax.set_xlabel("rank of the token by the teacher")
-    return figures.legend(figure, columns=7)
+    bands = {"head": (1, 10), "tail": (round(0.8 * last), last)}
+    ax = figures.mass_by_rank(top.subplots(), over_kl, COLOURS, bands)
+    shown = [v for m, by in over_kl.items() if m != "teacher" for v in by.values()]
+    if shown:  # the teacher's own leaves the panel
+        ax.set_ylim(min(shown) / 1.2, max(shown) * 1.2)
+        figures.logarithmic(ax.yaxis)
+    ax.set(xlabel="rank of the token by the teacher", ylabel="mean probability, over KL's")
+    figures.legend(top)
+    for ax, part in zip(below.subplots(1, 2, sharey=True), reference.table3(), strict=True):
+        over_kls(ax, frame, part)
+    figures.legend(below, figures.PAPER, figures.OURS, figures.BARS)
+    return figure
+
+
+def over_kls(ax: Axes, frame: pd.DataFrame, part: str) -> Axes:
+    """The mass of a part over KL's, the paper's and ours, paired by seed."""
+    paper, own = reference.table3()[part], mapped(ours(frame, part), math.log)
+    listed = [m for m in METHODS if m != "kl" and m in {*paper, *own}]
+    found = {m: exponential(gap) for m in listed if (gap := difference(own, m, "kl"))}
+    figures.dots(
+        ax,
+        {m: mean_interval([mass / paper["kl"]]) for m, mass in paper.items()},
+        listed,
+        COLOURS,
+        hollow=True,
+    )
+    figures.dots(ax, found, listed, COLOURS)
+    ax.axvline(1, color=figures.REFERENCE, linewidth=1)
+    if part == "tail":  # masses of other orders
+        ax.set(xscale="log")
+        figures.logarithmic(ax.xaxis)
+    ax.set_title(f"mass of the {part}, over KL's", fontsize=10)
+    return ax
 
 
 def by_rank(frame: pd.DataFrame) -> dict[str, dict[int, float]]:

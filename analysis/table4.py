@@ -175,17 +175,15 @@ def comparisons(frame: pd.DataFrame) -> list[Comparison]:
 
 def draw(frame: pd.DataFrame) -> Figure:
     """Each method's difference to the student before training, a panel per arm and measure."""
-    panels = {}
+    parts: dict[str, dict[Measure, figures.Estimates]] = {}
     for arm, words in ARMS.items():
         for measure, found in measured(frame, arm):
             better = measure.oriented(found)
             each = {method: difference(better, method, "untrained") for method in METHODS}
-            less = "less " if measure.sign < 0 else ""
-            title = f"{words}:\n{less}{measure.title} [{measure.unit}]"
-            panels[title] = {method: estimate for method, estimate in each.items() if estimate}
-    measured_panels = {title: found for title, found in panels.items() if found} or panels
-    figure = Figure(figsize=(1 + 3 * len(measured_panels), 2.6), dpi=110, layout="constrained")
-    return figures.differences(figure, measured_panels, METHODS, to="untrained")
+            there = {method: estimate for method, estimate in each.items() if estimate}
+            parts.setdefault(words, {})[measure] = there
+    filled = {words: panels for words, panels in parts.items() if any(panels.values())}
+    return figures.differences(filled or parts, {"": METHODS}, to="untrained")
 
 
 PAGE = Page(

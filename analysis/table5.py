@@ -49,7 +49,7 @@ def preamble(frame: pd.DataFrame, scale: str) -> str:
         " teacher. A dash means no rows, or no such model in the paper. What the scale model is:"
         " `docs/table5.md`.\n\n"
         "![The paper's models, ours, and ours by family](table5.png)\n\n"
-        "*Figure*: left the paper's models, in the middle ours; right ours by family, where a grey line marks"
+        "*Figure*: above the paper's models, and ours; below ours by family, where a grey line marks"
         " chance: what can be had by reading the question alone.\n"
     )
 
@@ -174,16 +174,18 @@ def count(frame: pd.DataFrame, method: str) -> int:
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    figure = Figure(figsize=(14, 3.6), dpi=110, layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=[1, 1, 2])
+    figure = figures.canvas(6)
+    top, below = figure.subfigures(2, 1, height_ratios=[1, 1.4])
+    left, right = top.subplots(1, 2)
     paper = {model: mean_interval([score]) for model, score in reference.table5().items()}
     figures.dots(left, paper, [*paper], {"TAID-VLM-2B": COLOURS["taid"]}, hollow=True)
-    left.set_xlabel("paper: Open VLM Leaderboard [percent]")
+    left.set_xlabel("paper: Open VLM Leaderboard [percent]", fontsize=9)
     ours = at(frame, "accuracy")
-    figures.dots(middle, estimates(ours), [m for m in METHODS if m in ours], COLOURS)
-    middle.set_xlabel("ours: accuracy, mean of eight families [percent]")
-    families(right, frame)
-    return figures.legend(figure)
+    figures.dots(right, estimates(ours), [m for m in METHODS if m in ours], COLOURS)
+    right.set_xlabel("ours: mean of eight families [percent]", fontsize=9)
+    families(below.subplots(), frame)
+    figures.legend(below, figures.BARS)
+    return figure
 
 
 def families(ax: Axes, frame: pd.DataFrame) -> Axes:
@@ -191,7 +193,8 @@ def families(ax: Axes, frame: pd.DataFrame) -> Axes:
     for place, family in enumerate(ASKED):
         guess = at(frame, "chance", family).get("untrained", {})
         if guess:
-            ax.hlines(min(guess.values()), place - 0.4, place + 0.4, color=figures.REFERENCE, linewidth=1)
+            level = min(guess.values())
+            ax.hlines(level, place - 0.4, place + 0.4, color=figures.REFERENCE, linewidth=1, label="chance")
         for method, estimate in estimates(at(frame, "accuracy", family)).items():
             x = place + 0.15 * (METHODS.index(method) - (len(METHODS) - 1) / 2)
             label = name(method) if place == 0 else None

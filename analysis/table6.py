@@ -197,7 +197,8 @@ def map_table(frame: pd.DataFrame) -> str:
     """Variant × method: the gain from the smallest to the largest teacher, on each judged metric."""
     if not variants(frame):
         return ""
-    drawn = [m for m in METHODS if any(m in by for v, by in gaps(frame, JUDGED[0]).items() if v != "base")]
+    found = gaps(frame, JUDGED[0])
+    drawn = [m for m in METHODS if any(m in by for by in found.values())]
     parts = []
     for metric in JUDGED:
         body = [
@@ -207,12 +208,12 @@ def map_table(frame: pd.DataFrame) -> str:
         parts.append(
             f"**{MEASURES[metric].heading}**\n\n" + Table(["changed", *map(name, drawn)], body).markdown()
         )
-    absent = ", ".join(name(method) for method in METHODS if method not in drawn)
+    alone = ", ".join(name(m) for m in drawn if not any(m in by for v, by in found.items() if v != "base"))
     note = (
         "![Map](table6_map.png)\n\nWhat a student gains (negative: loses) when its teacher grows from the"
         " smallest to the largest, one thing changed at a time from Table 6 (*base*); mean [95% interval] and"
         " seeds. Learning rates are Table 6's. τ divides the teacher's logits: below 1 it is more peaked,"
-        f" above 1 flatter.{f' Not in the map: {absent}.' if absent else ''}\n\n"
+        f" above 1 flatter.{f' At the base alone: {alone}.' if alone else ''}\n\n"
     )
     return note + "\n".join(parts) + peakedness(frame)
 

@@ -7,24 +7,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import reference
-from analysis.figures import REFERENCE, band, legend, plain
+from analysis.figures import BANDS, BARS, PAPER, REFERENCE, band, canvas, legend, plain
 from analysis.measures import MEASURES
 from analysis.statistics import Estimate, estimates, mean_interval
 from analysis.style import COLOURS, MARKERS, name
 from analysis.table6_rows import JUDGED, METHODS, SIZES, by_teacher, gaps, label, without_teacher
 
+SMALLEST, *_, LARGEST = (teacher.removeprefix("pythia-").upper() for teacher in SIZES)
+
 
 def draw(frame: pd.DataFrame, scale: str) -> Figure:
     """The paper's scores, then ours on each judged metric, against the teacher's size."""
-    figure = Figure(figsize=(13, 4), dpi=110, layout="constrained")
-    first, *others = figure.subplots(1, 1 + len(JUDGED))
+    figure = canvas(7)
+    first, *others = figure.subplots(2, 2).flat
     for method, by in reference.table6().items():
         curve(first, method, {t: mean_interval([score]) for t, score in by.items()}, hollow=True)
     level, error = reference.PYTHIA_70M
-    first.axhline(
-        level, color=REFERENCE, linestyle="-.", linewidth=1.2, label="released student, not distilled"
+    first.axhline(level, color=REFERENCE, linestyle="-.", linewidth=1.2, label="Pythia 70M, not distilled")
+    first.axhspan(
+        level - error, level + error, color=REFERENCE, alpha=0.13, linewidth=0, label="its standard error"
     )
-    first.axhspan(level - error, level + error, color=REFERENCE, alpha=0.13, linewidth=0)
+    beside = SIZES["pythia-1b"], level + 1.15 * error
+    first.text(*beside, f"not distilled: {level} ± {error}", fontsize=8, va="bottom")
     sizes_axis(first, "paper: LAMBADA accuracy [percent]")
     for ax, metric in zip(others, JUDGED, strict=True):
         ours, alone = by_teacher(frame, metric), without_teacher(frame, metric)
@@ -37,27 +41,28 @@ def draw(frame: pd.DataFrame, scale: str) -> Figure:
         sizes_axis(ax, f"ours ({scale}): {MEASURES[metric].heading}")
         if MEASURES[metric].sign < 0:
             ax.invert_yaxis()  # up is better
-    return legend(figure)
+    legend(figure, BANDS, PAPER)
+    return figure
 
 
 def draw_map(frame: pd.DataFrame) -> Figure:
     """Per metric: for each variant and method the gain from the smallest to the largest teacher."""
-    figure = Figure(figsize=(13, 4.2), dpi=110, layout="constrained")
+    figure = canvas(4.6)
     for ax, metric in zip(figure.subplots(1, len(JUDGED), sharey=True), JUDGED, strict=True):
         found = gaps(frame, metric)
-        drawn = [m for m in METHODS if any(m in by for v, by in found.items() if v != "base")]
         for height, by in enumerate(found.values()):
+            drawn = [method for method in METHODS if method in by]
             for offset, method in enumerate(drawn):
-                if method in by:
-                    at = height + 0.22 * (offset - (len(drawn) - 1) / 2)
-                    point(ax, at, estimates(by)[method], method)
+                at = height + 0.16 * (offset - (len(drawn) - 1) / 2)
+                point(ax, at, estimates(by)[method], method)
         ax.axvline(0, color="#555555", linewidth=1)
         ax.set_yticks(range(len(found)), [label(variant) for variant in found])
         ax.set_ylim(len(found) - 0.5, -0.5)
-        ax.set_title(f"gain: {MEASURES[metric].title} [{MEASURES[metric].unit}]", fontsize=9)
-        ax.set_xlabel("← worse   with the largest teacher   better →", fontsize=8)
+        ax.set_title(MEASURES[metric].title, fontsize=9)
+        ax.set_xlabel(f"difference, {LARGEST} − {SMALLEST}\n[{MEASURES[metric].unit}], better →", fontsize=8)
         plain(ax)
-    return legend(figure)
+    legend(figure, BARS)
+    return figure
 
 
 def curve(ax: Axes, method: str, found: Mapping[str, Estimate], hollow: bool = False) -> None:

@@ -1,6 +1,6 @@
 """What the pages of ablations and adaptivity share: variants of TAID on one pair, compared with TAID."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -52,14 +52,15 @@ def minus_taid(found: Scores, method: str, digits: int) -> str:
     return interval(None if method == "taid" else difference(found, method, "taid"), digits)
 
 
-def draw(frame: pd.DataFrame, experiment: str, methods: Sequence[str], height: float) -> Figure:
-    """Differences to TAID, a panel per measure, turned so that better is to the right."""
-    figure = Figure(figsize=(12, height), dpi=110, layout="constrained")
+def draw(frame: pd.DataFrame, experiment: str, groups: Mapping[str, Sequence[str]]) -> Figure:
+    """Differences to TAID of the variants that have rows, a panel per measure, turned so that better is to the right."""
     panels = {}
     for metric in JUDGED:
         better = MEASURES[metric].oriented(measured(frame, experiment, metric))
-        each = {method: difference(better, method, "taid") for method in methods}
-        less = "less " if MEASURES[metric].sign < 0 else ""
-        title = f"{less}{MEASURES[metric].title} [{MEASURES[metric].unit}]"
-        panels[title] = {method: estimate for method, estimate in each.items() if estimate}
-    return figures.differences(figure, panels, methods, to="taid")
+        each = {m: difference(better, m, "taid") for group in groups.values() for m in group if m != "taid"}
+        panels[MEASURES[metric]] = {method: estimate for method, estimate in each.items() if estimate}
+    there = {
+        group: [m for m in methods if any(m in by for by in panels.values())]
+        for group, methods in groups.items()
+    }
+    return figures.differences({"": panels}, {g: found for g, found in there.items() if found}, to="taid")

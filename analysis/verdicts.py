@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from analysis import figures, reference
 from analysis.measures import Measure
-from analysis.page import Finding, Page, by_claim, document, findings, save
+from analysis.page import Finding, Page, both, by_claim, document, findings, save
 from analysis.rows import without_references
 from analysis.statistics import Estimate, difference, holm, rank_agreement, rank_stability
 from analysis.tables import MISSING, Table, counted, effect, interval, number, plural
@@ -28,7 +28,8 @@ PREAMBLE = (
     " elsewhere; else *inconclusive*. *After Holm*: corrected for the number of claims on the page, where that"
     " changes the verdict. *Others*: how many of the other measures (readings, settings) agree. *Paper*: the same"
     " difference in the paper's own numbers and measure; a dash where it prints none. Of the cost *ours* is the"
-    " measured time over the claimed one.\n\n"
+    " measured time over the claimed one. *Minutes*: of all the cells on the claim's page, one after the other, their"
+    " search for learning rates among them.\n\n"
     "Primary measures were named on 2026-11-25, when these rows were known: in Table 1 the score, in Table 2 KL to"
     " the teacher, in Table 3 the teacher's ranking per token, in Table 6 the log-likelihood (accuracy is too"
     " coarse there), in Figure 2 the noise within a window, for the cost the first setting.\n"
@@ -36,11 +37,13 @@ PREAMBLE = (
 
 
 class Line(NamedTuple):
-    """A claim in one place: by the primary measure first, then by the others; p after Holm's correction."""
+    """A claim in one place: by the primary measure first, then by the others; p after Holm's correction; and what
+    the cells of its page took."""
 
     page: Page
     found: list[Finding]
     p: float
+    minutes: float
 
     @property
     def outcome(self) -> str:
@@ -65,13 +68,20 @@ def judged(frames: Frames) -> list[Line]:
     for page, frame in frames:
         groups = by_claim(findings(page.comparisons(frame)))
         corrected = holm([group[0].verdict.p for group in groups])
-        lines += [Line(page, group, p) for group, p in zip(groups, corrected, strict=True)]
+        took = minutes(frame)
+        lines += [Line(page, group, p, took) for group, p in zip(groups, corrected, strict=True)]
     return lines
+
+
+def minutes(frame: pd.DataFrame) -> float:
+    """What all cells of the rows took, one after the other."""
+    return frame.drop_duplicates(["experiment", "config_hash"]).seconds.sum() / 60
 
 
 def table(lines: Sequence[Line]) -> Table:
     """The verdicts; the item links to its page."""
-    header = ["item", "claim", "where", "paper", "ours", "n", "measure", "verdict", "after Holm", "others"]
+    shown = ("item", "claim", "where", "paper", "ours", "n", "measure", "verdict", "after Holm", "others")
+    header = [*shown, "minutes"]
     return Table(header, [cells(line) for line in lines], text_columns=len(header))
 
 
@@ -91,6 +101,7 @@ def cells(line: Line) -> list[str]:
         f"**{line.outcome}**",
         "" if holm_says == line.outcome else holm_says,
         f"{agree} of {len(others)}" if others else MISSING,
+        number(line.minutes, 0),
     ]
 
 
@@ -198,7 +209,7 @@ def write(frames: Frames, folder: Path, scale: str) -> str:
     """Write README.md and the forest to `folder`, and the brief to a README.md above it that has a place for it; what
     to say on the terminal: the paper's claims in brief."""
     found, paper = contrasts(frames), [line for line in judged(frames) if line.of_the_paper]
-    drawn = dict.fromkeys(("forest.png", "forest.svg"), forest(found)) if found else {}
+    drawn = both({"forest": forest(found)}) if found else {}
     text, *images = save(folder, {"README.md": render(frames, scale)}, drawn)
     above = folder.resolve().parent / "README.md"
     if above.exists() and BEGIN in above.read_text(encoding="utf-8"):

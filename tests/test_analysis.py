@@ -293,21 +293,6 @@ def test_a_ratio_is_shown_as_one():
 # Figures
 
 
-def test_what_lies_far_out_is_cut_with_its_number():
-    found = {
-        m: mean_interval([v - 0.1, v + 0.1])
-        for m, v in {"kl": 0.1, "rkl": -0.2, "sft": 0.3, "gkd": -90.0}.items()
-    }
-    ax = figures.differences(figures.Figure(), {"score": found}, list(found), to="taid").axes[0]
-    assert max(map(abs, ax.get_xlim())) < 3 and "−90.00" in [text.get_text() for text in ax.texts]
-    spans = [
-        line.get_xdata()
-        for line in ax.get_lines()
-        if len(line.get_xdata()) == 2 and list(line.get_xdata()) != [0, 0]
-    ]
-    assert len(spans) == 3 and all(ax.get_xlim()[0] <= x <= ax.get_xlim()[1] for span in spans for x in span)
-
-
 def test_every_method_has_a_name_and_a_colour_of_its_own():
     assert {*METHODS, *REFERENCES} <= set(style.COLOURS) <= set(style.NAMES)
     assert len(set(style.COLOURS.values())) == len(style.COLOURS)

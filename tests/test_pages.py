@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from page_rows import frame_of as by_hand
+from page_rows import row
 
 from analysis import page, reference, rows, verdicts
 from analysis.__main__ import MODULES, PAGES, main, render
@@ -55,6 +57,14 @@ def test_the_verdicts_in_brief_are_those_of_the_page():
         assert int(seeds) >= 3 and command.startswith("`make ")
 
 
+def test_minutes_count_every_cell_once(tmp_path):
+    """By hand: cells of 30 and 60 s, the first with two rows, and one of 90 s of a search; 3 minutes."""
+    cells = [row(1.0, metric=m, config_hash="a", seconds=30.0) for m in ("score", "held_out_loss")]
+    cells.append(row(1.0, seed=1, config_hash="b", seconds=60.0))
+    cells.append(row(1.0, experiment="table1_search", config_hash="b", seconds=90.0))
+    assert verdicts.minutes(by_hand(tmp_path, cells)) == 3
+
+
 def test_a_readme_above_the_rows_takes_up_their_verdicts(tmp_path, monkeypatch, capsys):
     """As make claims runs it; one without markers, somebody else's, is left alone."""
     folder = tmp_path / "results"
@@ -71,10 +81,11 @@ def test_a_readme_above_the_rows_takes_up_their_verdicts(tmp_path, monkeypatch, 
 @pytest.mark.slow
 def test_the_committed_figures_are_what_the_rows_say(tmp_path):
     for name, frame in every():
-        page.save(tmp_path, {}, {f"{stem}.png": drawn for stem, drawn in name.figures(frame, "cpu").items()})
+        page.save(tmp_path, {}, page.both(name.figures(frame, "cpu")))
     verdicts.write(every(), tmp_path, "cpu")
     for path in [*tmp_path.glob("*.png"), *tmp_path.glob("*.svg")]:
         assert path.read_bytes() == (RESULTS / path.name).read_bytes(), path.name
+    assert {path.name for path in RESULTS.glob("*.png")} == {path.name for path in tmp_path.glob("*.png")}
 
 
 UNFILLED = [name for name, each in PAGES.items() if each.numbers and name not in FILLED]
@@ -160,9 +171,15 @@ def test_smoke_is_never_mistaken_for_a_result():
     assert "mean nothing" not in page.render(PAGES["adaptivity"], frame, "cpu")
 
 
-@pytest.mark.parametrize("name", ["table1", "table2", "table3", "table5", "table6", "ablations"])
+@pytest.mark.parametrize("name", ["ablations", *(n for n in FILLED if n.startswith("table"))])
 def test_every_table_has_a_line_for_the_difference_between_taid_and_kl(name):
-    assert "| **TAID − KL**, n = " in (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+    """But for claims, and for tables of learning rates, which differences of chosen rates would not be."""
+    text = page.render(PAGES[name], frame_of(RESULTS, name, "cpu"), "cpu")
+    assert "| **TAID − KL**, n = " in text
+    for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        for table in re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE):
+            if re.search(r"\| KL \|", table) and re.search(r"\| TAID \|", table):
+                assert "TAID − KL" in table or section.startswith(("Learning rates", "Claims")), section[:60]
 
 
 def test_pages_do_not_import_pages():
