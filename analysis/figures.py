@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.figure import Figure, FigureBase
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -51,6 +51,11 @@ def canvas(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
 
 
+def stacked(figure: Figure, *heights: float) -> list[SubFigure]:
+    """Parts of a figure, one below the other; the heights are relative."""
+    return list(figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
+
+
 def plain(ax: Axes) -> Axes:
     ax.spines[["top", "right"]].set_visible(False)
     return ax
@@ -80,7 +85,7 @@ def band(ax: Axes, x: Sequence[float], found: Sequence[Estimate], colour: str) -
     return ax
 
 
-def legend(figure: FigureBase, *more: Artist) -> FigureBase:
+def legend(figure: Figure | SubFigure, *more: Artist) -> None:
     """One for all axes below them, each label once, and `more`; as many columns as the width has room for."""
     handles: dict = {}
     for ax in figure.axes:
@@ -97,7 +102,6 @@ def legend(figure: FigureBase, *more: Artist) -> FigureBase:
         figure.legend(
             handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9
         )
-    return figure
 
 
 def dots(
@@ -205,11 +209,9 @@ def differences(
     Methods stand in groups below their headings; a group or a part called "" has none.
     """
     listed = [each for group, methods in groups.items() for each in (*([group] if group else []), *methods)]
-    heights = [1.0 + 0.22 * len(listed)] * len(parts)
-    heights[-1] += 0.4  # for the legend
-    figure = canvas(sum(heights))
-    rows = figure.subfigures(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for row, (part, panels) in zip(rows, parts.items(), strict=True):
+    height = 1.2 + 0.22 * len(listed)
+    figure = canvas(0.4 + height * len(parts))
+    for row, (part, panels) in zip(stacked(figure, *[height] * len(parts)), parts.items(), strict=True):
         if part:
             row.suptitle(part, fontsize=10, fontweight="bold")
         axes = row.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -219,7 +221,7 @@ def differences(
             ax.set_xlabel(f"difference to {name(to)}\n[{measure.unit}], better →", fontsize=8)
         for label in axes[0].get_yticklabels():
             label.set_fontweight("bold" if label.get_text() in groups else "normal")
-    legend(rows[-1], BARS)
+    legend(figure, BARS)
     return figure
 
 

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.cost import METHODS, label, ratios
-from analysis.figures import BARS, canvas, legend, logarithmic, plain
+from analysis.figures import BARS, canvas, legend, logarithmic, plain, stacked
 from analysis.speed_rows import CONTENDERS, FLOOR, curve, digits, measured, median, settings
 from analysis.style import COLOURS
 
@@ -17,17 +17,18 @@ def draw(frame: pd.DataFrame) -> Figure:
     """TAID's time and memory over V and N, a row of panels for each that has rows; below them its contenders at the
     first shape, and training steps over KL's."""
     sides = [experiment for experiment in SIDES if (frame.experiment == experiment).any()]
-    figure = canvas(0.6 + 2.6 * len(sides) + 4)
-    parts = figure.subfigures(2, 1, height_ratios=[0.6 + 2.6 * len(sides), 4]) if sides else [figure]
-    if sides:
-        for experiment, axes in zip(sides, parts[0].subplots(len(sides), 2, squeeze=False), strict=True):
+    growth = 0.6 + 2.6 * len(sides)
+    figure = canvas(growth + 4)
+    *above, below = stacked(figure, *[growth] * bool(sides), 4)
+    for part in above:
+        for experiment, axes in zip(sides, part.subplots(len(sides), 2, squeeze=False), strict=True):
             for ax, metric in zip(axes, METRICS, strict=True):
                 over_size(ax, frame, experiment, metric)
-        legend(parts[0])
-    left, right = parts[-1].subplots(1, 2)
+        legend(part)
+    left, right = below.subplots(1, 2)
     bars(left, frame)
     training_steps(right, frame)
-    legend(parts[-1], BARS)
+    legend(below, BARS)
     return figure
 
 

@@ -116,7 +116,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     masses of head and tail, the paper's beside ours."""
     last, curves = vocabulary(frame), by_rank(frame)
     figure = figures.canvas(7.2)
-    top, below = figure.subfigures(2, 1, height_ratios=[1.2, 1])
+    top, below = figures.stacked(figure, 1.2, 1)
     kl = curves.get("kl", {})
     over_kl = {m: {r: v / kl[r] for r, v in by.items() if r in kl} for m, by in curves.items() if kl}
     bands = {"head": (1, 10), "tail": (round(0.8 * last), last)}

@@ -175,7 +175,7 @@ def count(frame: pd.DataFrame, method: str) -> int:
 
 def draw(frame: pd.DataFrame) -> Figure:
     figure = figures.canvas(6)
-    top, below = figure.subfigures(2, 1, height_ratios=[1, 1.4])
+    top, below = figures.stacked(figure, 1, 1.4)
     left, right = top.subplots(1, 2)
     paper = {model: mean_interval([score]) for model, score in reference.table5().items()}
     figures.dots(left, paper, [*paper], {"TAID-VLM-2B": COLOURS["taid"]}, hollow=True)

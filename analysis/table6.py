@@ -202,11 +202,16 @@ def map_table(frame: pd.DataFrame) -> str:
     parts = []
     for metric in JUDGED:
         body = [
-            [label(variant), *(counted(estimates(by).get(m), MEASURES[metric].digits) for m in drawn)]
+            [
+                label(variant),
+                *(counted(estimates(by).get(m), MEASURES[metric].digits) for m in drawn),
+                interval(difference(by, "taid", "kl"), MEASURES[metric].digits),
+            ]
             for variant, by in gaps(frame, metric).items()
         ]
         parts.append(
-            f"**{MEASURES[metric].heading}**\n\n" + Table(["changed", *map(name, drawn)], body).markdown()
+            f"**{MEASURES[metric].heading}**\n\n"
+            + Table(["changed", *map(name, drawn), "TAID − KL"], body).markdown()
         )
     alone = ", ".join(name(m) for m in drawn if not any(m in by for v, by in found.items() if v != "base"))
     note = (
