@@ -20,6 +20,7 @@ METHODS = ("sft", "kl", "taid")
 ARMS = {"text": "running text", "instructions": "instructions"}
 AVERAGE = Measure("average of the tasks", "percent", 2, 1)  # the primary measure, as in the paper
 LIKELIHOODS = ("held_out_loss", "kl_to_teacher")
+PAPERS_STUDENT = "qwen2-1.5b"  # of rows at its own scale, where there is no other arm than the text
 ARROW = " ⟶ "  # in a sample's task: what is given, what is written
 RELEASED, START = "TAID-LLM-1.5B", "Qwen2-1.5B"  # the paper's student, and what it was before
 COUNTERPARTS = {START: "untrained", RELEASED: "taid"}  # the paper's model → ours
@@ -27,6 +28,10 @@ COUNTERPARTS = {START: "untrained", RELEASED: "taid"}  # the paper's model → o
 
 def experiment(arm: str) -> str:
     return f"table4_{arm}"
+
+
+def arms(frame: pd.DataFrame) -> dict[str, str]:
+    return {"text": ARMS["text"]} if PAPERS_STUDENT in set(frame.student) else ARMS
 
 
 def sections(frame: pd.DataFrame, scale: str) -> dict[str, str]:
@@ -38,7 +43,7 @@ def sections(frame: pd.DataFrame, scale: str) -> dict[str, str]:
         },
         "Likelihoods": likelihoods(frame),
         "What they write": samples(frame),
-        **{f"Learning rates: {words}": learning_rates(frame, arm) for arm, words in ARMS.items()},
+        **{f"Learning rates: {words}": learning_rates(frame, arm) for arm, words in arms(frame).items()},
     }
 
 
@@ -51,8 +56,7 @@ def preamble(frame: pd.DataFrame, scale: str) -> str:
     runs = plural(max(seeds(frame, experiment(arm)) for arm in ARMS), "seed")
     return (
         "*Paper*: Qwen2-72B-Instruct → Qwen2-1.5B by TAID, LightEval, beside other small models, one run."
-        f" *Ours ({scale})*: SmolLM2-135M-Instruct → {name('smollm2-135m-4-layers')}, healed once, then trained further in"
-        " two arms, each by itself: on running text, as the released model's tag says, or on instructions. The controls"
+        f" *Ours ({scale})*: {trained_on(frame)} The controls"
         " that reviewers missed: KL, cross-entropy alone (SFT), no training. Compare differences, not numbers across"
         f" columns. {runs}, which differ in what they read and in its order; all start from one student, so intervals say"
         " nothing of other students. ± is half of the 95% t-interval; a dash means no rows. What the study is:"
@@ -62,10 +66,19 @@ def preamble(frame: pd.DataFrame, scale: str) -> str:
     )
 
 
+def trained_on(frame: pd.DataFrame) -> str:
+    if arms(frame) != ARMS:
+        return "the same pair, trained on running text, with the assumptions of `docs/paper_scale.md`."
+    return (
+        f"SmolLM2-135M-Instruct → {name('smollm2-135m-4-layers')}, healed once, then trained further in two arms, each by"
+        " itself: on running text, as the released model's tag says, or on instructions."
+    )
+
+
 def headline(frame: pd.DataFrame, scale: str) -> Table:
     """The paper's models beside ours: its average of LightEval, our average of the tasks by arm."""
     paper = reference.table4()
-    ours = {arm: average(frame, experiment(arm)) for arm in ARMS}
+    ours = {arm: average(frame, experiment(arm)) for arm in arms(frame)}
 
     def cells(method: str | None) -> Iterator[str]:
         for arm, found in ours.items():
@@ -84,7 +97,7 @@ def headline(frame: pd.DataFrame, scale: str) -> Table:
         for model, score in paper.items()
         for own in [COUNTERPARTS.get(model)]
     ]
-    body.append(["chance", MISSING, *(guessing(frame, arm) for arm in ARMS)])
+    body.append(["chance", MISSING, *(guessing(frame, arm) for arm in ours)])
     gains = number(paper[RELEASED] - paper[START])
     body.append(["**TAID − before**", gains, *gap("taid", "untrained")])
     label, *gaps = versus(*((found, 2) for found in ours.values()))
@@ -93,12 +106,12 @@ def headline(frame: pd.DataFrame, scale: str) -> Table:
         f"{words}: {average_note(frame, experiment(arm))}"
         if arm in trained(frame)
         else f"{words}: no student has rows yet, `make table4` goes on and writes them."
-        for arm, words in ARMS.items()
+        for arm, words in arms(frame).items()
     ]
     alone_in_paper = "The paper's Table 9 has the single tasks; of its numbers we have no transcription."
     note = " ".join([alone_in_paper, *(notes if len(frame) else [])])
     header = ["model", "paper: LightEval ↑ [percent]"]
-    header += [f"ours ({scale}): {words} ↑ [percent]" for words in ARMS.values()]
+    header += [f"ours ({scale}): {words} ↑ [percent]" for words in arms(frame).values()]
     return Table(header, body, note)
 
 
@@ -116,7 +129,7 @@ def with_start(found: Scores) -> Scores:
 
 def likelihoods(frame: pd.DataFrame) -> str:
     """Arm and method × measure on the test examples of both arms."""
-    columns = [(metric, task) for task in ARMS for metric in LIKELIHOODS]
+    columns = [(metric, task) for task in arms(frame) for metric in LIKELIHOODS]
     body = []
     for arm, words in trained(frame).items():
         found = {(m, task): at(frame, m, task, experiment(arm)) for m, task in columns}
@@ -168,7 +181,7 @@ def comparisons(frame: pd.DataFrame) -> list[Comparison]:
     printed = {own: reference.table4()[model] for model, own in COUNTERPARTS.items()}
     return [
         Comparison(words, measure, found, TABLE4, printed if measure is AVERAGE else None)
-        for arm, words in ARMS.items()
+        for arm, words in arms(frame).items()
         for measure, found in measured(frame, arm)
     ]
 
@@ -176,7 +189,7 @@ def comparisons(frame: pd.DataFrame) -> list[Comparison]:
 def draw(frame: pd.DataFrame) -> Figure:
     """Each method's difference to the student before training, a panel per arm and measure."""
     parts: dict[str, dict[Measure, figures.Estimates]] = {}
-    for arm, words in ARMS.items():
+    for arm, words in arms(frame).items():
         for measure, found in measured(frame, arm):
             better = measure.oriented(found)
             each = {method: difference(better, method, "untrained") for method in METHODS}

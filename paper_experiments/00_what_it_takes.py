@@ -16,9 +16,21 @@ from taid.studies.study import REFERENCES
 SCRIPTS = {
     "Table 1": "01_table1_instruction_tuning.py",
     "Table 2": "02_table2_continued_pretraining.py",
+    "Table 4": "04_table4_taid_llm.py",
+    "Table 5": "05_table5_image_text.py",
     "Table 6 and its map": "06_table6_capacity_gap.py",
+    "Table 7": "07_table7_cifar100.py",
+    "Table 8": "08_table8_imagenet.py",
 }
-HEADER = ("item", "student ← teacher", "runs", "10⁹ tokens, all", "FLOPs, all", *cost.PARTS, "hours, all")
+HEADER = (
+    "item",
+    "student ← teacher",
+    "runs",
+    "10⁹ tokens or images, all",
+    "FLOPs, all",
+    *cost.PARTS,
+    "hours, all",
+)
 
 
 def students(script: str) -> list:
@@ -30,17 +42,17 @@ def students(script: str) -> list:
 
 def lines(item: str, runs: list) -> list[list[str]]:
     """One for each pair; memory of its largest run [GiB]."""
-    pairs: dict[tuple[str, str], list[cost.Load]] = {}
+    pairs: dict[tuple[str, str], list[cost.Bill]] = {}
     for run in runs:
         teacher = run.teacher if run.objective().uses_teacher else "no teacher"
-        pairs.setdefault((run.student, teacher), []).append(run.setting.load(run))
+        pairs.setdefault((run.student, teacher), []).append(run.setting.bill(run))
     found = []
-    for (student, teacher), loads in pairs.items():
-        flops, hours = cost.summed(loads)
-        largest = max((cost.memory(load) for load in loads), key=lambda parts: parts["total"])
-        tokens = sum(map(cost.tokens, loads)) / 1e9
-        parts = [f"{largest[part] / cost.GIB:.1f}" for part in cost.PARTS]
-        amounts = [str(len(loads)), f"{tokens:.1f}", f"{flops:.1e}"]
+    for (student, teacher), bills in pairs.items():
+        flops, hours = cost.summed(bills)
+        largest = max((each.memory for each in bills), key=lambda parts: parts["total"])
+        read = sum(each.read for each in bills) / 1e9
+        parts = [f"{largest[part] / cost.GIB:.1f}" if part in largest else "—" for part in cost.PARTS]
+        amounts = [str(len(bills)), f"{read:.1f}", f"{flops:.1e}"]
         found.append([item, f"{student} ← {teacher}", *amounts, *parts, f"{hours:,.0f}"])
     return found
 

@@ -2,19 +2,34 @@
 classes and chat templates, and tiny data sets in the hub's format. What is written is random."""
 
 import hashlib
+import io
 import json
 import os
 import random
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from conftest import tiny_model
+from datasets import Dataset, Features, Image, Value
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
-from transformers import GPTNeoXTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    GPTNeoXTokenizer,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    LlamaTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen2Tokenizer,
+)
 
-from taid.studies import hub
+from taid.studies import hub, mantis
+from taid.studies.vision_data import HubImages
+from taid.studies.vision_models import classifier
 
 TEXT = "the model of a small language learns from its teacher what people say when they ask and answer"
 PHI3 = (
@@ -28,6 +43,10 @@ LLAMA2 = (
 ZEPHYR = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 PHI3_TOKENS = ["<|endoftext|>", "<|assistant|>", *(f"<|placeholder{i}|>" for i in range(1, 5)), "<|system|>", "<|end|>",
                "<|placeholder5|>", "<|placeholder6|>", "<|user|>"]  # fmt: skip
@@ -76,6 +95,23 @@ def neox_tokenizer() -> GPTNeoXTokenizer:
     return GPTNeoXTokenizer(vocab=vocabulary, merges=merges, pad_token=None)
 
 
+def qwen2_tokenizer() -> Qwen2Tokenizer:
+    """Padding is what ends a document, and the end of a turn what ends a sequence."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary, merges = bpe(330, special, byte_level=True)
+    made = Qwen2Tokenizer(vocab=vocabulary, merges=merges, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    made.add_special_tokens({"extra_special_tokens": special[1:2]})
+    return with_template(made, CHATML)
+
+
+def internvl_tokenizer() -> LlamaTokenizer:
+    """InternLM2's is Llama's, with ChatML's tokens and those around images."""
+    made = llama_tokenizer()
+    added = ["<|im_start|>", "<|im_end|>", mantis.OPEN, mantis.PATCH, mantis.CLOSE]
+    made.add_special_tokens({"extra_special_tokens": added})
+    return with_template(made, CHATML)
+
+
 def with_template(made: PreTrainedTokenizerBase, template: str) -> PreTrainedTokenizerBase:
     made.chat_template = template
     return made
@@ -100,9 +136,87 @@ def write_model(
     publish(root, f"models--{name.replace('/', '--')}", name, folder)
 
 
-def write_rows(root: Path, name: str, parts: dict[str, list[dict]], readme: str):
-    """A data set as the snapshot of `name`: parts are file → rows."""
+def write_internvl(root: Path, name: str, hidden: int):
+    """An InternVL in transformers' format: pictures of 28 × 28, of 4 × 4 patches, are four tokens each."""
+    tokenizer, folder = internvl_tokenizer(), root / "made"
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "image_size": (28, 28), "patch_size": (7, 7)}  # fmt: skip
+    language = {"model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": hidden, "intermediate_size": 32,
+                "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.1,
+                "max_position_embeddings": 256, "tie_word_embeddings": False}  # fmt: skip
+    config = InternVLConfig(
+        vision_config=tower,
+        text_config=language,
+        image_token_id=tokenizer.convert_tokens_to_ids(mantis.PATCH),
+        image_seq_length=4,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(hidden)
+        InternVLForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    publish(root, f"models--{name.replace('/', '--')}", name, folder)
+
+
+def write_mantis(root: Path, parts: Sequence[str], count: int = 8):
+    """InternVL2's pair, and parts of Mantis-Instruct: images in an archive, those of the last part in its rows."""
+    for name, hidden in zip(mantis.HUB.values(), (32, 16), strict=True):
+        write_internvl(root, name, hidden)
+    rng, rows, files = random.Random(5), {}, {}
+    readme = "configs:\n"
+    for part in parts:
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            rows[f"{part}/train-0.parquet"] = [
+                conversation_about(i, part == parts[-1], archive, rng) for i in range(count)
+            ]
+        files[f"{part}/train_images.zip"] = packed.getvalue()
+        readme += f"- config_name: {part}\n  data_files:\n  - split: train\n    path: {part}/train-*\n"
+    write_rows(root, mantis.MANTIS, rows, readme, files)
+
+
+def conversation_about(number: int, inline: bool, archive: zipfile.ZipFile, rng: random.Random) -> dict:
+    """A row of one or two images, asked about in two turns."""
+    images = []
+    for i in range(1 + number % 2):
+        pixels = np.array([rng.randrange(256) for _ in range(3 * 20 * 24)], np.uint8).reshape(20, 24, 3)
+        PIL.Image.fromarray(pixels).save(data := io.BytesIO(), "png")
+        path = f"{number}_{i}.png"
+        archive.writestr(path, data.getvalue())
+        images.append({"bytes": data.getvalue() if inline else None, "path": path})
+    asked = [f"{'<image>' * len(images)} {prose(3, rng)}", prose(2, rng), prose(2, rng), prose(2, rng)]
+    roles = ("user", "assistant")
+    said = [{"role": roles[i % 2], "content": text} for i, text in enumerate(asked)]
+    return {"id": str(number), "images": images, "conversation": said, "source": "made"}
+
+
+def write_images(root: Path, images: HubImages, pixels: dict[str, np.ndarray], labels: dict[str, list[int]]):
+    """A data set of images as the snapshot of its name: split → [n, height, width, 3] and numbers of classes."""
     folder = root / "made"
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in pixels:
+        columns = {images.image: [PIL.Image.fromarray(image) for image in pixels[split]]}
+        columns[images.label] = labels[split]
+        features = Features({images.image: Image(), images.label: Value("int64")})
+        Dataset.from_dict(columns, features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    publish(root, f"datasets--{images.name.replace('/', '--')}", images.name, folder)
+
+
+def write_classifiers(root: Path, teachers: Iterable[tuple[str, str]], classes: int):
+    """Narrow networks under the names that their teachers have on the hub."""
+    for network, name in teachers:
+        classifier(network, classes, 3, narrow=True).save_pretrained(root / "made")
+        publish(root, f"models--{name.replace('/', '--')}", name, root / "made")
+
+
+def write_rows(
+    root: Path, name: str, parts: dict[str, list[dict]], readme: str, files: dict[str, bytes] | None = None
+):
+    """A data set as the snapshot of `name`: parts are file → rows, beside files as they are."""
+    folder = root / "made"
+    for file, data in (files or {}).items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(data)
     for file, rows in parts.items():
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,8 +275,13 @@ def write_table1(root: Path) -> None:
 
 
 def write_corpus(root: Path) -> None:
-    """The further models and data of Tables 2 and 6; Pythia's tables of 6.9b are longer, as they are on the hub."""
+    """The further models and data of Tables 2, 4 and 6; the tables of Pythia 6.9b and of Qwen2-72B are longer, as they
+    are on the hub."""
     write_texts(root)
+    write_model(root, "Qwen/Qwen2-72B-Instruct", "qwen2", qwen2_tokenizer(), padding=20)
+    write_model(
+        root, "Qwen/Qwen2-1.5B-Instruct", "qwen2", qwen2_tokenizer(), padding=6, tie_word_embeddings=True
+    )
     write_model(root, "microsoft/Phi-3-medium-4k-instruct", "phi3", phi3_tokenizer(), padding=5)
     for size in ("31m", "70m", "160m", "410m", "1b", "2.8b", "6.9b"):
         padding = 20 if size == "6.9b" else 6

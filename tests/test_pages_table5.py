@@ -9,8 +9,9 @@ from page_rows import row as any_row
 from analysis import page, reference, table5
 from analysis.claims import TABLE5
 from taid.results import Row
-from taid.studies.image_text import PAPER, STUDENT, TEACHER
+from taid.studies.image_text import STUDENT, TEACHER
 from taid.studies.image_text_data import FAMILIES
+from taid.studies.mantis import HUB
 
 MEANS = {"teacher": 80.0, "untrained": 50.0, "sft": 60.0, "kl": 64.0, "taid": 65.0}
 
@@ -102,4 +103,4 @@ def test_equal_rows_give_equal_files(tmp_path):
 
 
 def test_the_paper_s_models_are_named_as_the_study_names_them():
-    assert PAPER["student"].rpartition("/")[2] == table5.PLACES["untrained"]
+    assert HUB[STUDENT].rpartition("/")[2] == table5.PLACES["untrained"]

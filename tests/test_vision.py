@@ -3,12 +3,10 @@
 from dataclasses import replace
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 from conftest import tiny_model
-from datasets import Dataset, Features, Image, Value
-from mirror import publish
+from mirror import write_images
 from transformers import AutoModelForImageClassification, default_data_collator
 
 from analysis import reference
@@ -144,15 +142,9 @@ def mirror(tmp_path, monkeypatch):
     """A data set of a hub: 10 training and 4 test images, 8 × 8, of three classes, in PNG as CIFAR-100's."""
     pixels = np.random.default_rng(0).integers(256, size=(14, 8, 8, 3), dtype=np.uint8)
     labels = [i % 3 for i in range(14)]
-    for split, part in {"train": slice(10), "test": slice(10, 14)}.items():
-        columns = {
-            TINY.image: [PIL.Image.fromarray(image) for image in pixels[part]],
-            TINY.label: labels[part],
-        }
-        found = Dataset.from_dict(columns, Features({TINY.image: Image(), TINY.label: Value("int64")}))
-        (tmp_path / "made").mkdir(exist_ok=True)
-        found.to_parquet(tmp_path / "made" / f"{split}-00000-of-00001.parquet")
-    publish(tmp_path / "hub", f"datasets--{TINY.name.replace('/', '--')}", TINY.name, tmp_path / "made")
+    parts = {"train": slice(10), "test": slice(10, 14)}
+    of = [{split: whole[part] for split, part in parts.items()} for whole in (pixels, labels)]
+    write_images(tmp_path / "hub", TINY, *of)
     monkeypatch.setenv("TAID_HUB", str(tmp_path / "hub"))
     monkeypatch.setenv("TAID_CACHE", str(tmp_path / "cache"))
     return pixels, labels

@@ -103,7 +103,8 @@ class _Mean(torch.autograd.Function):
         total = torch.zeros((), dtype=wide, device=hidden.device)
         with torch.autocast("cpu", enabled=False):
             for rows in _chunks(n, hidden.dtype.itemsize):
-                s, z = head_logits(Head(hidden, weight, bias), rows), targets.logits(rows)
+                s = head_logits(Head(hidden, weight, bias), rows)
+                z = targets.logits(rows).to(s.device)  # a teacher may have GPUs of its own
                 own = parameters | ({"labels": parameters["labels"][rows]} if "labels" in parameters else {})
                 w = None if weights is None else weights[rows]
                 slope = None if of_temperature is None else total.new_zeros(len(s))

@@ -14,16 +14,20 @@ b is 2 under autocast and else 4. A layer's own and the logits are never there a
     FLOPs of a token  2 (P − tables) + 2 s h L, s the length of an example, and 2 V h where it is learned: once for the
                       teacher; for the student three times, four with checkpointing
     hours             FLOPs / (peak · utilisation), and for every token sampled 4 P / bandwidth a micro-batch
+
+A model of images and text is two of these, the language and the tower, whose tokens are patches; added (`joined`).
+Classifiers of images: `taid.studies.cost_images`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, InternVLConfig, InternVLModel
 
+PATCHES = 32 * 32 + 1  # that InternVL's tower sees of an image, with one for the whole
 CHUNK = 64  # rows of the fused head's, see `taid.fused.head`
 
 
@@ -67,6 +71,8 @@ PUBLISHED = {  # as their configurations on the hub have it
     "EleutherAI/pythia-1b": Published("gpt_neox", 2048, 8192, 16, 8, 8, 50_304),
     "EleutherAI/pythia-2.8b": Published("gpt_neox", 2560, 10_240, 32, 32, 32, 50_304),
     "EleutherAI/pythia-6.9b": Published("gpt_neox", 4096, 16_384, 32, 32, 32, 50_432),
+    "OpenGVLab/InternVL2-8B": Published("llama", 4096, 14_336, 32, 32, 8, 92_553),  # without the tower
+    "OpenGVLab/InternVL2-2B": Published("llama", 2048, 8192, 24, 16, 8, 92_553),
     "Qwen/Qwen2-72B-Instruct": Published("qwen2", 8192, 29_568, 80, 64, 8, 152_064),
     "Qwen/Qwen2-1.5B-Instruct": Published("qwen2", 1536, 8960, 28, 12, 2, 151_936, tied=True),
 }
@@ -103,6 +109,18 @@ def of_shape(shape: Published) -> Net:
         options["num_key_value_heads"] = shape.key_value_heads
     with torch.device("meta"):
         return of_model(AutoModelForCausalLM.from_config(CONFIG_MAPPING[shape.model_type](**options)))
+
+
+@cache
+def tower(name: str) -> Net:
+    """The vision tower of an InternVL of the hub, with the projector to its language."""
+    language = {"model_type": "llama", "hidden_size": PUBLISHED[name].hidden, "num_hidden_layers": 0}
+    with torch.device("meta"):
+        model: Any = InternVLModel(InternVLConfig(text_config=language))
+    parts = model.vision_tower, model.multi_modal_projector
+    shape = model.config.vision_config
+    size = sum(p.numel() for part in parts for p in part.parameters())
+    return Net(size, 0, shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers, 0)
 
 
 def of_model(model) -> Net:
@@ -199,21 +217,60 @@ PARTS = (
 GIB = 2**30
 
 
-def described(load: Load, gpu: Gpu = H100) -> str:
+class Bill(NamedTuple):
+    """What one run takes."""
+
+    student: int  # parameters
+    teacher: int  # 0: none
+    unit: str  # of what it reads
+    read: int
+    memory: Mapping[str, float]  # bytes by part; without "logits, head fused" where there is no such head
+    flops: float
+    hours: float  # on one GPU
+
+
+def bill(load: Load, gpu: Gpu = H100) -> Bill:
+    teacher = load.teacher.parameters if load.teacher else 0
+    spent = flops(load), hours(load, gpu)
+    return Bill(load.student.parameters, teacher, "tokens", tokens(load), memory(load), *spent)
+
+
+def joined(first: Bill, second: Bill) -> Bill:
+    """Both at once, as the language and the tower of one run; what is read is the first one's."""
+    memory = {part: first.memory[part] + second.memory[part] for part in PARTS}
+    flops, hours = first.flops + second.flops, first.hours + second.hours
+    student, teacher = first.student + second.student, first.teacher + second.teacher
+    return Bill(student, teacher, first.unit, first.read, memory, flops, hours)
+
+
+def described(found: Bill, gpu: Gpu = H100) -> str:
     """One run, a line a part."""
-    found = memory(load)
     largest = " (the larger of one layer's own and the logits counts)"
     lines = [
-        f"    {part:20} {found[part] / GIB:8.1f} GiB{largest if part == 'total' else ''}" for part in PARTS
+        f"    {part:20} {size / GIB:8.1f} GiB{largest if part == 'total' else ''}"
+        for part, size in found.memory.items()
     ]
-    student, teacher = load.student, load.teacher
-    size = f"student {student.parameters / 1e9:.2f}B" + (
-        f", teacher {teacher.parameters / 1e9:.2f}B" if teacher else ""
+    size = f"student {found.student / 1e9:.2f}B" + (
+        f", teacher {found.teacher / 1e9:.2f}B" if found.teacher else ""
     )
-    took = f"{tokens(load) / 1e9:.2f}B tokens, {flops(load):.2e} FLOPs, {hours(load, gpu):,.0f} hours on one {gpu.name}"
-    return "\n".join([f"  {size}: {took}", *lines])
+    took = f"{found.read / 1e9:.2f}B {found.unit}, {found.flops:.2e} FLOPs, {found.hours:,.0f} hours on one {gpu.name}"
+    return "\n".join([f"  {size}: {took}", *lines, *_gpus(found, gpu)])
 
 
-def summed(loads: Sequence[Load], gpu: Gpu = H100) -> tuple[float, float]:
+def _gpus(found: Bill, gpu: Gpu) -> list[str]:
+    """Where one GPU does not hold it: how many a job needs, the student's and the teacher's (`hub.spread`)."""
+    if found.memory["total"] <= gpu.memory:
+        return []
+    own = found.memory["total"] - found.memory["teacher"]
+    theirs = -int(-found.memory["teacher"] // gpu.memory)
+    if own > gpu.memory:
+        return [f"    the student alone takes more than one {gpu.name}: a smaller micro_batch"]
+    return [
+        f"    more than one {gpu.name} holds: show a job {1 + theirs}, of which the teacher takes {theirs}"
+    ]
+
+
+def summed(bills: Iterable[Bill]) -> tuple[float, float]:
     """(FLOPs, hours) of several runs."""
-    return sum(map(flops, loads)), sum(hours(load, gpu) for load in loads)
+    listed = list(bills)
+    return sum(each.flops for each in listed), sum(each.hours for each in listed)

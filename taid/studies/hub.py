@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from taid.files import cache_dir
 from taid.studies import cost, jobs
 from taid.studies.training import device, on_device
+from taid.teacher import auto_class
 from taid.vocabulary import tokens
 
 # Commits that public records of others name; what is not listed is taken as it is today ("main").
@@ -37,7 +38,12 @@ REVISIONS = {
     "HuggingFaceH4/ultrachat_200k": "8049631c405ae6576f93f445c6b8166f76f5505a",
     "HuggingFaceTB/smollm-corpus": "3ba9d605774198c5868892d7a8deda78031a781f",
 }
-GATED = ("meta-llama/Llama-2-7b-chat-hf",)  # whose licence a person accepts on the model's page first
+GATED = (
+    "meta-llama/Llama-2-7b-chat-hf",
+    "ILSVRC/imagenet-1k",
+)  # whose terms a person accepts on their page first
+# Published with code of their own, which is not run: transformers' own classes read them once they are converted.
+CONVERTED = ("OpenGVLab/InternVL2-8B", "OpenGVLab/InternVL2-2B")
 
 
 def mirror() -> Path | None:
@@ -84,6 +90,11 @@ def _causes(error: BaseException):
 
 def _advice(name: str, causes: list[BaseException]) -> str:
     folder, revision = mirror(), REVISIONS.get(name, "main")
+    if name in CONVERTED and folder is None:
+        return (
+            "the hub has it with code of its own, which is not run: convert it for transformers' InternVL and put it "
+            "into a mirror, TAID_HUB (docs/paper_scale.md)"
+        )
     if folder is not None:
         return f"in the mirror {folder} look for revision {revision} of it, with safetensors if it is a model"
     if any(isinstance(cause, GatedRepoError) for cause in causes):
@@ -96,20 +107,36 @@ def _advice(name: str, causes: list[BaseException]) -> str:
 # --- Models and tokenizers ----------------------------------------------------------------------------------
 
 
-def model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A causal language model on this machine's device: safetensors alone, no code of the hub."""
+def model(name: str, dtype: torch.dtype = torch.float32, **options: Any) -> PreTrainedModel:
+    """A model for language, with or without images, or a classifier of images, as its configuration says, on this
+    machine's device: safetensors alone, no code of the hub. `options`: further ones of from_pretrained."""
 
     def load() -> PreTrainedModel:
-        options = where(name) | {"use_safetensors": True, "trust_remote_code": False}
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **options)
+        given = options | where(name) | {"use_safetensors": True, "trust_remote_code": False}
+        return auto_class(config(name)).from_pretrained(name, dtype=dtype, **given)
 
-    return on_device(fetched(name, "model", load))
+    found = fetched(name, "model", load)
+    return found if options else on_device(found)
 
 
 @lru_cache(maxsize=1)
 def teacher(name: str) -> PreTrainedModel:
-    """A model to learn from, in bf16; the one before it is let go."""
-    return model(name, torch.bfloat16).eval().requires_grad_(False)
+    """A model to learn from, in bf16, where `spread` puts it; the one before it is let go."""
+    gpus = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+    return model(name, torch.bfloat16, **spread(name, gpus)).eval().requires_grad_(False)
+
+
+def spread(name: str, gpus: Sequence[int]) -> dict[str, Any]:
+    """Where a teacher goes, as from_pretrained is told, on GPUs of so many bytes: of several the first is the student's,
+    and the teacher's layers are spread over the others. Raises jobs.Refused for one known to be larger than these."""
+    room = dict(enumerate(gpus)) if len(gpus) < 2 else dict([*enumerate(gpus)][1:])
+    size = 2 * cost.published(name).parameters if name in cost.PUBLISHED else 0
+    if gpus and size > sum(room.values()):
+        raise jobs.Refused(
+            f"{name} takes {size / cost.GIB:.0f} GiB in bf16, and its GPUs have {sum(room.values()) / cost.GIB:.0f}: show "
+            "this job more of them (CUDA_VISIBLE_DEVICES=0,1,2); the first is the student's, the others the teacher's"
+        )
+    return {} if len(gpus) < 2 else {"device_map": "auto", "max_memory": room}
 
 
 def config(name: str):
@@ -218,13 +245,13 @@ def mirrored() -> Iterator[None]:
 PACKAGES = ("datasets", "lm_eval", "openai", "rouge_score")
 
 
-def takes(names: Iterable[str], loads: Sequence[cost.Load]) -> str:
+def takes(names: Iterable[str], bills: Sequence[cost.Bill]) -> str:
     """What runs take, each distinct one once, all together, on disk, and what is missing here."""
-    lines = [f"{count} × one run:\n{cost.described(load)}" for load, count in Counter(loads).items()]
-    spent, hours = cost.summed(loads)
+    lines = [f"{count} × one run:\n{text}" for text, count in Counter(map(cost.described, bills)).items()]
+    spent, hours = cost.summed(bills)
     nets = [cost.published(name) for name in names if name in cost.PUBLISHED]
-    disk = sum(2 * net.parameters for net in nets) + sum(4 * load.student.parameters for load in loads)
-    working = max((16 * load.student.parameters for load in loads), default=0)  # two checkpoints and the best
+    disk = sum(2 * net.parameters for net in nets) + sum(4 * each.student for each in bills)
+    working = max((16 * each.student for each in bills), default=0)  # two checkpoints and the best
     lines.append(
         f"together: {spent:.2e} FLOPs, {hours:,.0f} hours on one {cost.H100.name}; on disk {disk / 1e9:,.0f} GB of "
         f"models, {working / 1e9:,.0f} GB of a run that goes on"

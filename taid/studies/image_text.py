@@ -3,10 +3,11 @@
 Both models are transformers' InternVL: a vision tower, whose 2 × 2 neighbouring patches become one token, a
 projector, and a Llama. As in the paper's pair the tower is of one size in both, and the teacher has about four
 times the student's parameters. The student is trained on some questions, as the paper's has been before it is
-distilled, then distilled on others. Eight families of questions stand in the place of eight benchmarks.
+distilled, then distilled on others. Eight families of questions stand in the place of eight benchmarks. The paper's
+own scale: `taid.studies.mantis`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from transformers import (
 from taid import objectives, schedule
 from taid.data import batches
 from taid.evaluation.likelihood import whole_responses
-from taid.studies import image_text_data, jobs, study
+from taid.studies import image_text_data, mantis, study
 from taid.studies.capacity import text_scores
 from taid.studies.image_text_data import FAMILIES, IMAGE, IMAGE_TOKENS, SIDE, PictureCollator
 from taid.studies.study import PAPER_ALPHA, PAPER_UPDATES, REFERENCES, named
@@ -38,12 +39,6 @@ PATCH = 14  # pixels, as InternVL's; four patches to a token
 T_START = 0.4  # the paper's for a ratio of parameters of 3.5 (Table 1); what it used here we do not know
 LONGEST_ANSWER = 3  # tokens, its end included
 TUNING_SEED = 100  # the learning rates are chosen on it; it is never tested
-PAPER = {  # for machines with accelerators; not run here
-    "teacher": "OpenGVLab/InternVL2-8B",
-    "student": "OpenGVLab/InternVL2-2B",
-    "data": "TIGER-Lab/Mantis-Instruct",
-    "tasks": "Open VLM Leaderboard",
-}
 
 
 @dataclass(frozen=True)
@@ -61,6 +56,7 @@ class Setting(study.Setting):
     pretrain_student: Training
     distil: Training
     learning_rates: tuple[float, ...]
+    chances: ClassVar[Mapping[str, float]] = {name: 100 * family.chance for name, family in FAMILIES.items()}
 
     @property
     def alpha(self) -> float:
@@ -98,16 +94,11 @@ SMOKE = replace(
     distil=Training(4, 4, 3e-3, warmup_steps=1),
     learning_rates=(3e-3, 1e-2),
 )
-SETTINGS = {setting.scale: setting for setting in (SMOKE, CPU)}
+SETTINGS: dict[str, Any] = {setting.scale: setting for setting in (SMOKE, CPU, mantis.PAPER)}
 
 
-def setting(scale: str) -> Setting:
-    """The setting of a scale. Raises ValueError that names the known ones; for "paper", what it would be."""
-    if scale == "paper":
-        raise jobs.Refused(
-            f"the paper's scale of Table 5 is not run here: it needs accelerators, {', '.join(PAPER.values())}. "
-            "Choose --scale cpu, the scale model"
-        )
+def setting(scale: str) -> Any:
+    """The setting of a scale. Raises ValueError that names the known ones."""
     return named(SETTINGS, scale, "scale")
 
 
@@ -245,35 +236,36 @@ class ImageText(study.Study[Run]):
     """Tables 5 and 10."""
 
     name = "image_text"
-    settings: ClassVar[Mapping[str, Setting]] = SETTINGS
+    settings: ClassVar[Mapping[str, Any]] = SETTINGS
     training_split = "distil"
 
     @cached_property
-    def collator(self) -> PictureCollator:  # type: ignore[override]  # batches as of the base's, with pictures
+    def collator(self) -> Any:  # type: ignore[override]  # batches as of the base's, with pictures
         return self.source.collator
 
     def values(self, model: PreTrainedModel, run: Run, split: str) -> dict[tuple[str, str], float]:
         """The task "average" is the mean over families; validation only chooses: there it is all that is kept."""
         logits_of = LiveTeacher(model)
         teacher = None if run.method == "teacher" else self.teacher_logits(run.teacher, split)
+        examples = self.source.examples(split)
+
+        def in_batches(some: Sequence[dict]) -> Iterator[dict]:
+            return batches(some, self.collator, self.setting.together, device())
+
         right = {
-            family: 100.0
-            * mean(
-                whole_responses(logits_of, batches(asked, self.collator, self.setting.together, device()))[0]
-            )
-            for family, asked in by_family(self.source.examples(split)).items()
+            family: 100.0 * mean(whole_responses(logits_of, in_batches(asked))[0])
+            for family, asked in by_family(examples).items()
         }
         values = {("accuracy", "average"): mean(right.values())}
         values |= {
             (metric, "average"): value
-            for metric, value in text_scores(logits_of, teacher, self.batches(split)).items()
+            for metric, value in text_scores(logits_of, teacher, in_batches(examples)).items()
         }
         if split != "validation":
             values |= {("accuracy", family): value for family, value in right.items()}
-        if run.method == "untrained":
-            chances = {family: 100 * FAMILIES[family].chance for family in right}
-            values |= {("chance", family): value for family, value in chances.items()}
-            values["chance", "average"] = mean(chances.values())
+        if run.method == "untrained" and (chances := self.setting.chances):
+            values |= {("chance", family): chances[family] for family in right}
+            values["chance", "average"] = mean(chances[family] for family in right)
         return values
 
 

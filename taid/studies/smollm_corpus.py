@@ -1,4 +1,4 @@
-"""Tables 2 and 6 at the paper's scale: SmolLM-Corpus, streamed and packed into windows, and models of the hub.
+"""Tables 2, 4 and 6 at the paper's scale: SmolLM-Corpus, streamed and packed into windows, and models of the hub.
 
 The corpus is its largest part, deduplicated FineWeb-Edu, of which a tenth is about 20B tokens (our reading of "the
 first 10%"; the part of Python files holds no text on the hub). Students are trained on its first tenth, held-out
@@ -29,10 +29,13 @@ LAMBADA = "EleutherAI/lambada_openai"
 TENTHS = 10
 SHUFFLED = 10_000  # documents among which the next one is drawn
 PACKED = 1000  # documents that are packed with one another
-HUB = {"phi-3-medium": "microsoft/Phi-3-medium-4k-instruct", "tinyllama": "TinyLlama/TinyLlama_v1.1"} | {
-    f"pythia-{size}": f"EleutherAI/pythia-{size}"
-    for size in ("31m", "70m", "160m", "410m", "1b", "2.8b", "6.9b")
-}
+HUB = {
+    "phi-3-medium": "microsoft/Phi-3-medium-4k-instruct",
+    "tinyllama": "TinyLlama/TinyLlama_v1.1",
+    "qwen2-72b": "Qwen/Qwen2-72B-Instruct",
+    "qwen2-1.5b": "Qwen/Qwen2-1.5B-Instruct",
+} | {f"pythia-{size}": f"EleutherAI/pythia-{size}" for size in
+     ("31m", "70m", "160m", "410m", "1b", "2.8b", "6.9b")}  # fmt: skip
 FOLDERS = (
     "arc",
     "hellaswag",
@@ -111,22 +114,21 @@ class Corpus(study.Source):
         return hub.student_for(HUB[name], self.tokenizer)
 
 
-def load_of(setting: Any, run: Any) -> cost.Load:
+def bill_of(setting: Any, run: Any) -> cost.Bill:
     """What the training of one student on windows takes."""
     objective = run.objective()
     teacher = cost.published(HUB[run.teacher]) if objective.uses_teacher else None
     window, training = (setting.window, setting.window - 1), run.training
     student, micro_batch = cost.published(HUB[run.student]), setting.micro_batch
-    return cost.Load(
-        student, teacher, training.steps, training.batch_size, micro_batch, *window, window, objective.fusable
-    )
+    size = training.steps, training.batch_size, micro_batch
+    return cost.bill(cost.Load(student, teacher, *size, *window, window, objective.fusable))
 
 
 def takes(setting: Any, runs: Sequence[Any], data: Sequence[str]) -> str:
     """`hub.takes` of runs on windows."""
     names = {HUB[name]: None for run in runs for name in (run.teacher, run.student) if name in HUB}
     return hub.takes(
-        [*names, *data], [load_of(setting, run) for run in runs if run.method not in study.REFERENCES]
+        [*names, *data], [bill_of(setting, run) for run in runs if run.method not in study.REFERENCES]
     )
 
 
@@ -156,8 +158,8 @@ class PretrainingSetting(study.Setting):
     def source(self, folder: Path) -> "Leaderboard":
         return Leaderboard(self, self.teacher)
 
-    def load(self, run: Any) -> cost.Load:
-        return load_of(self, run)
+    def bill(self, run: Any) -> cost.Bill:
+        return bill_of(self, run)
 
     def takes(self, runs: Sequence[Any]) -> str:
         return takes(self, runs, [CORPUS])
@@ -194,6 +196,40 @@ def _task_manager() -> TaskManager:
     return TaskManager(include_path=[str(folder / name) for name in FOLDERS], include_defaults=False)
 
 
+# --- Table 4 ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TaidLlmSetting(PretrainingSetting):
+    """Everything that decides Table 4 at the paper's scale: its models, and all else as in Table 2, which is an
+    assumption, the tasks too, for LightEval's single ones were not at hand."""
+
+    teacher: str = "qwen2-72b"
+    student: str = "qwen2-1.5b"
+    arms: ClassVar[Mapping[str, str]] = {"text": CORPUS}
+
+    @property
+    def steps(self) -> int:
+        return self.distil.steps
+
+    def phase(self, arm: str) -> Training:
+        return self.distil
+
+    def source(self, folder: Path) -> "OneArm":
+        return OneArm(self, self.teacher)
+
+
+class OneArm(Leaderboard):
+    """The corpus under the names that Table 4 gives its splits, "text-validation" and so on."""
+
+    def examples(self, split: str) -> Any:
+        return super().examples(split.removeprefix("text-"))
+
+    def read(self, run: Any) -> Windows:
+        """What a run's seed reads."""
+        return self.training("train", run.seed)
+
+
 # --- Table 6 ------------------------------------------------------------------------------------------------
 
 
@@ -215,8 +251,8 @@ class CapacitySetting(study.Setting):
     def source(self, folder: Path) -> "Lambada":
         return Lambada(self, "pythia-70m")
 
-    def load(self, run: Any) -> cost.Load:
-        return load_of(self, run)
+    def bill(self, run: Any) -> cost.Bill:
+        return bill_of(self, run)
 
     def takes(self, runs: Sequence[Any]) -> str:
         return takes(self, runs, [CORPUS, LAMBADA])
@@ -245,4 +281,8 @@ class Lambada(Corpus):
         return 100 * max(words.values()) / len(self.items)
 
 
-PAPER: Mapping[str, study.Setting] = {"table2": PretrainingSetting(), "table6": CapacitySetting()}
+PAPER: Mapping[str, study.Setting] = {
+    "table2": PretrainingSetting(),
+    "table4": TaidLlmSetting(),
+    "table6": CapacitySetting(),
+}

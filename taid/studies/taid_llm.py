@@ -6,7 +6,8 @@ stand the controls that the paper's reviewers missed: KL, cross-entropy alone, a
 half of a pool of examples they read and in what order, not in the student.
 
 Data, models and tasks are those of Table 2, cut anew. The instructions ask nothing that a task asks: WordNet's
-categories, synonyms and opposites, and the sentence that follows one in a training document.
+categories, synonyms and opposites, and the sentence that follows one in a training document. At the paper's scale there
+is one arm, its text, and all seeds start from the hub's student (`taid.studies.smollm_corpus`).
 """
 
 import itertools
@@ -20,18 +21,17 @@ from typing import Any, ClassVar
 from transformers import PreTrainedModel
 
 import taid
-from taid import objectives, results
+from taid import results
 from taid.command.card import card
 from taid.command.runs import METRICS, Settings
 from taid.data import encode
 from taid.evaluation import likelihood
 from taid.evaluation.generation import generate
 from taid.files import write_whole
-from taid.studies import continued_pretraining, instructions, jobs, lm_tasks, study
+from taid.studies import continued_pretraining, instructions, lm_tasks, smollm_corpus, study
 from taid.studies.continued_pretraining import BATCH, ContinuedPretraining, Prose, numbered
 from taid.studies.study import REFERENCES, Logits, named
 from taid.studies.training import Training, save_whole
-from taid.trainer import DistillationTrainer
 
 METHODS = ("sft", "kl", "taid")
 PROSE = "public-domain prose (Austen, Melville, the State of the Union)"
@@ -46,13 +46,6 @@ OPENING, WRITTEN = 16, 24  # tokens of a sample: given, and written at most
 SAMPLES = 2  # of each arm
 ARROW = " ⟶ "  # between what is given and what is written
 
-PAPER = {  # for machines with accelerators; not run here
-    "teacher": "Qwen/Qwen2-72B-Instruct",
-    "student": "Qwen/Qwen2-1.5B-Instruct",
-    "data": "HuggingFaceTB/smollm-corpus",
-    "tasks": "LightEval",
-}
-
 
 @dataclass(frozen=True)
 class Setting(continued_pretraining.Setting):
@@ -62,6 +55,7 @@ class Setting(continued_pretraining.Setting):
     instruct: Training
     steps: int
     words: int  # asked about, in each kind of question
+    arms: ClassVar[Mapping[str, str]] = ARMS
 
     def source(self, folder: Path) -> "Texts":
         return Texts(self, folder)
@@ -103,15 +97,11 @@ SMOKE = replace(
     items=12,
     words=20,
 )
-SETTINGS = {setting.scale: setting for setting in (SMOKE, CPU)}
+SETTINGS: dict[str, Any] = {s.scale: s for s in (SMOKE, CPU, smollm_corpus.PAPER["table4"])}
 
 
-def setting(scale: str) -> Setting:
-    """The setting of a scale. Raises ValueError that names the known ones; for "paper", what it would be."""
-    if scale == "paper":
-        raise jobs.Refused(
-            f"the paper's scale needs accelerators and its models, and is not run here: {PAPER}"
-        )
+def setting(scale: str) -> Any:
+    """The setting of a scale. Raises ValueError that names the known ones."""
     return named(SETTINGS, scale, "scale")
 
 
@@ -127,7 +117,7 @@ class Run(continued_pretraining.Run):
     def __post_init__(self) -> None:
         setting(self.scale)
         named(dict.fromkeys((*METHODS, *REFERENCES)), self.method, "method")
-        arms = (BOTH,) if self.method in REFERENCES else ARMS
+        arms = (BOTH,) if self.method in REFERENCES else self.setting.arms
         named(dict.fromkeys(arms), self.arm, f"arm of {self.method}")
 
     def __str__(self) -> str:
@@ -153,6 +143,13 @@ class Texts(Prose):
         super().__init__(setting, folder)
         self._examples = {f"text-{split}": windows for split, windows in self._examples.items()}
         self._examples |= {f"instructions-{split}": pairs for split, pairs in self._instructions().items()}
+
+    def read(self, run: Run) -> list[dict]:
+        """The examples of the pool that a run's seed draws, numbered as in the pool."""
+        phase = run.training
+        return random.Random(run.seed).sample(
+            self.examples(f"{run.arm}-train"), phase.steps * phase.batch_size
+        )
 
     def student(self, name: str, seed: int) -> PreTrainedModel:
         """The one student, whatever the seed."""
@@ -190,32 +187,17 @@ class TaidLlm(ContinuedPretraining):
     """Tables 4 and 9: likelihoods on both arms' test examples, scores of the tasks, and samples."""
 
     name = "taid_llm"
-    settings: ClassVar[Mapping[str, Setting]] = SETTINGS  # type: ignore[assignment]
-    source: Texts
+    settings: ClassVar[Mapping[str, Any]] = SETTINGS
 
-    def read(self, run: Run) -> list[dict]:
-        """The examples of the pool that a run's seed draws, numbered as in the pool."""
-        phase = run.training
-        return random.Random(run.seed).sample(
-            self.source.examples(f"{run.arm}-train"), phase.steps * phase.batch_size
-        )
+    def training_examples(self, run: Run) -> Any:  # type: ignore[override]
+        return self.source.read(run)
 
     def target(self, run: Run) -> Logits:  # type: ignore[override]
         return self.teacher_logits(run.teacher, f"{run.arm}-train")
 
-    def fit(
-        self,
-        student: PreTrainedModel,
-        run: Run,  # type: ignore[override]
-        objective: objectives.Objective,
-        teacher: Logits | None,
-        examples: list[dict] | None = None,
-    ) -> DistillationTrainer:
-        return super().fit(student, run, objective, teacher, examples or self.read(run))
-
     def values(self, model: PreTrainedModel, run: Run, split: str) -> dict[tuple[str, str], float]:  # type: ignore[override]
         """Likelihoods with the arm as task, on "validation" of the run's own alone; scores and samples on "test"."""
-        arms = ARMS if split == "test" else (run.arm,)
+        arms = self.setting.arms if split == "test" else (run.arm,)
         values = {
             key: value for arm in arms for key, value in self.likelihoods(model, run, arm, split).items()
         }
@@ -235,8 +217,11 @@ class TaidLlm(ContinuedPretraining):
         """What the model writes, greedily, after the first test examples of each arm, as the task of its rows;
         the value is the teacher's loss on it [nats/token]."""
         tokenizer = self.source.tokenizer
-        text, asked = (self.source.examples(f"{arm}-test")[:SAMPLES] for arm in ARMS)
-        given = [(e["prompt_ids"] + e["response_ids"])[:OPENING] for e in text]
+        first = {arm: self.source.examples(f"{arm}-test")[:SAMPLES] for arm in self.setting.arms}
+        given, asked = (
+            [(e["prompt_ids"] + e["response_ids"])[:OPENING] for e in first["text"]],
+            first.get("instructions", []),
+        )
         shown = [tokenizer.decode(ids) for ids in given]
         shown += [question(str(tokenizer.decode(e["prompt_ids"], skip_special_tokens=True))) for e in asked]
         prompts = [{"prompt_ids": ids} for ids in [*given, *(e["prompt_ids"] for e in asked)]]
@@ -272,7 +257,7 @@ class TaidLlm(ContinuedPretraining):
         measured = {"eval_loss": found["held_out_loss", run.arm], "eval_kl": found["kl_to_teacher", run.arm]}
         settings = Settings(
             student=run.student,
-            dataset=ARMS[run.arm],
+            dataset=self.setting.arms[run.arm],
             teacher=run.teacher if run.objective().uses_teacher else None,
             method=run.method,
             method_options=run.options or None,
@@ -285,7 +270,10 @@ class TaidLlm(ContinuedPretraining):
         return {
             "settings": asdict(settings),
             "taid": taid.__version__,
-            "rows": [len(self.read(run)), len(self.source.examples(f"{run.arm}-validation"))],
+            "rows": [
+                training.steps * training.batch_size,
+                len(self.source.examples(f"{run.arm}-validation")),
+            ],
             "steps": run.steps,
             "seconds": record["seconds"],
             "metrics": {METRICS[name]: value for name, value in measured.items()},

@@ -21,6 +21,8 @@ from taid.studies.progress import Progress
 from taid.teacher import auto_class
 from taid.trainer import DistillationTrainer, last_checkpoint
 
+READERS = 8  # processes that read images of a hub: always as many, for each has random numbers of its own
+
 
 @dataclass(frozen=True)
 class Training:
@@ -99,10 +101,12 @@ def fit(
     fuse_head: bool = False,
     gradient_checkpointing: bool = False,
     callback: TrainerCallback | None = None,
+    readers: int = 0,
 ) -> DistillationTrainer:
     """Train `model` in place for one phase; with `checkpoints`, a killed run resumes from there; with a
     `title`, it tells its progress; `bf16` is mixed precision. A batch is read in parts of
-    `micro_batch` examples, at once unless given; ValueError where it is no multiple of them."""
+    `micro_batch` examples, at once unless given, by so many processes as `readers`; ValueError where it is no multiple
+    of them."""
     micro_batch = micro_batch or training.batch_size
     if training.batch_size % micro_batch:
         raise ValueError(f"a batch of {training.batch_size} is no multiple of {micro_batch} examples")
@@ -127,10 +131,12 @@ def fit(
             report_to="none",
             disable_tqdm=True,
             remove_unused_columns=False,
+            dataloader_num_workers=readers,
             use_cpu=device() == "cpu",
             bf16=bf16,
             **training.arguments,
         )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # the others, if any, are a large teacher's: `hub.spread`
         trainer = training.trainer(
             model,
             teacher,

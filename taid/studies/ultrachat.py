@@ -67,9 +67,12 @@ class Setting(study.Setting):
 
     def takes(self, runs: Sequence[Any]) -> str:
         names = {zoo.MODELS[name].hub: None for run in runs for name in (run.teacher, run.student)}
-        loads = [self.load(run) for run in runs if run.method not in study.REFERENCES]
+        bills = [self.bill(run) for run in runs if run.method not in study.REFERENCES]
         judge = "" if os.environ.get("TAID_JUDGE") else "\nmissing: a judge for MT-Bench (TAID_JUDGE)"
-        return hub.takes([*names, ULTRACHAT], loads) + judge
+        return hub.takes([*names, ULTRACHAT], bills) + judge
+
+    def bill(self, run: Any) -> cost.Bill:
+        return cost.bill(self.load(run))
 
     def load(self, run: Any) -> cost.Load:
         """What the training of one student takes; half of the batches are sampled where a method samples."""

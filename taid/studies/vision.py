@@ -13,11 +13,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForImageClassification, PreTrainedModel, default_data_collator
+from transformers import PreTrainedModel, default_data_collator
 
 from taid import losses, schedule
 from taid.data import batches
-from taid.studies import hub, jobs, study
+from taid.studies import cost, cost_images, hub, jobs, study, training
+from taid.studies.cost_images import counted
 from taid.studies.study import PAPER_ALPHA, PAPER_UPDATES, REFERENCES, Logits, named
 from taid.studies.training import StepDecay, Training, device, pretrained
 from taid.studies.vision_data import FashionMNIST, HubImages
@@ -89,8 +90,30 @@ class Setting(study.Setting):
         return isinstance(self.images, HubImages)
 
     def fit_options(self, here: Any, run: Any) -> dict[str, Any]:
-        """Long runs go on after a kill."""
-        return {"checkpoints": here.work_folder(run)} if self.live else {}
+        """Long runs go on after a kill, and images that are drawn anew are read beside the training."""
+        return {"checkpoints": here.work_folder(run), "readers": self.readers} if self.live else {}
+
+    @property
+    def readers(self) -> int:
+        return training.READERS if self.live else 0
+
+    def bill(self, run: Any) -> cost.Bill:
+        """What one student of the paper's scale takes."""
+        images: Any = self.images
+        shape, steps = (images.classes, images.side), run.training.steps
+        teacher = counted(run.teacher, *shape) if run.objective().uses_teacher else None
+        return cost_images.bill(
+            counted(run.student, *shape), teacher, images.classes, steps, run.training.batch_size
+        )
+
+    def takes(self, runs: Sequence[Any]) -> str:
+        if not self.live:
+            return super().takes(runs)
+        known = dict(self.hub_teachers)
+        here = sorted({run.teacher for run in runs} - known.keys())
+        trained = f"\nteachers trained first, as long as a student each: {', '.join(here)}" if here else ""
+        bills = [self.bill(run) for run in runs if run.method not in REFERENCES]
+        return hub.takes([*known.values(), self.images.name], bills) + trained
 
     def source(self, folder: Path) -> "Classifiers":
         return Classifiers(self, folder)
@@ -245,13 +268,11 @@ class Classifiers(study.Source):
 
     def teacher(self, name: str) -> PreTrainedModel:
         if name in dict(self.setting.hub_teachers):
-            hubs = dict(self.setting.hub_teachers)[name]
-            options = hub.where(hubs) | {"use_safetensors": True, "trust_remote_code": False}
-            load = partial(AutoModelForImageClassification.from_pretrained, hubs, **options)
-            return hub.fetched(hubs, "model", load).to(device())
+            return hub.model(dict(self.setting.hub_teachers)[name])
         phases = [(self.setting.pretrain_teacher, lambda: self.examples("train"))]
         fresh = partial(self.student, name, 0)
-        made = pretrained(self.folder, name, 0, fresh, phases, collator=default_data_collator)
+        options = {"collator": default_data_collator, "readers": self.setting.readers}
+        made = pretrained(self.folder, name, 0, fresh, phases, **options)
         return made.to(device())  # type: ignore[arg-type]  # as transformers has it wrapped
 
 

@@ -109,9 +109,18 @@ class HubImages:
 
     def _pixels(self, crop: Callable[[Tensor, int], Tensor], image) -> Tensor:
         """[3, side, side], standardised."""
-        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
-        mean, deviation = (torch.tensor(values)[:, None, None] for values in (self.mean, self.deviation))
-        return (crop(pixels, self.side) - mean) / deviation
+        return standardised(crop(rgb(image), self.side), self.mean, self.deviation)
+
+
+def rgb(image) -> Tensor:
+    """[3, height, width] in [0, 1] of an image of PIL."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+
+
+def standardised(pixels: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
+    """(pixels − mean) / deviation, of each channel."""
+    centre, scale = (torch.tensor(values)[:, None, None] for values in (mean, deviation))
+    return (pixels - centre) / scale
 
 
 def padded_crop(image: Tensor, side: int) -> Tensor:
