@@ -51,10 +51,15 @@ def lines(item: str, runs: list) -> list[list[str]]:
         flops, hours = cost.summed(bills)
         largest = max((each.memory for each in bills), key=lambda parts: parts["total"])
         read = sum(each.read for each in bills) / 1e9
-        parts = [f"{largest[part] / cost.GIB:.1f}" if part in largest else "—" for part in cost.PARTS]
-        amounts = [str(len(bills)), f"{read:.1f}", f"{flops:.1e}"]
-        found.append([item, f"{student} ← {teacher}", *amounts, *parts, f"{hours:,.0f}"])
+        parts = [short(largest[part] / cost.GIB, 1) if part in largest else "—" for part in cost.PARTS]
+        amounts = [str(len(bills)), short(read, 1), f"{flops:.1e}"]
+        found.append([item, f"{student} ← {teacher}", *amounts, *parts, short(hours, 0)])
     return found
+
+
+def short(value: float, digits: int) -> str:
+    """So many digits after the point, but one that counts of what would be 0."""
+    return f"{value:,.{digits}f}" if value == 0 or value >= 0.5 * 10**-digits else f"{value:.1g}"
 
 
 def table() -> str:

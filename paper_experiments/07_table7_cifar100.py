@@ -4,6 +4,7 @@ Claim of the paper: TAID is best where teacher and student differ least (ResNet5
 
     python paper_experiments/07_table7_cifar100.py --scale smoke           # a minute
     python paper_experiments/07_table7_cifar100.py --scale cpu --seeds 3   # see `make help`
+    python paper_experiments/07_table7_cifar100.py --scale paper --seeds 1 # GPUs: docs/paper_scale.md
     python -m analysis table7
 
 `table7_search`: the learning rate of every method and pair is chosen from one grid by its accuracy on validation
@@ -16,6 +17,7 @@ from functools import partial
 
 from taid.studies import jobs, vision
 
+main = partial(vision.evaluate, "table7")
+
 if __name__ == "__main__":
-    main = partial(vision.evaluate, "table7")
     jobs.command(main, "Table 7: image classification, small images.", vision.SETTINGS["table7"], seeds=3)

@@ -10,11 +10,13 @@ import torch
 from conftest import tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import InternVLConfig, InternVLModel, default_data_collator
 
 from taid.data import Collator
-from taid.studies import cost, jobs, ultrachat
+from taid.studies import cost, cost_images, jobs, ultrachat, vision
 from taid.studies.instruction_tuning import Run
-from taid.studies.training import Training, fit
+from taid.studies.training import StepDecay, Training, fit
+from taid.studies.vision_models import classifier
 
 ROOT = Path(__file__).parents[1]
 BILLIONS = {  # of the models' cards and papers
@@ -29,11 +31,40 @@ BILLIONS = {  # of the models' cards and papers
     "Qwen/Qwen2-72B-Instruct": 72.7,
     "Qwen/Qwen2-1.5B-Instruct": 1.54,
 }
+SEEING = {"OpenGVLab/InternVL2-8B": 8.08, "OpenGVLab/InternVL2-2B": 2.21}  # of their own page, tower and all
+# Multiplications of one image [10⁹]: He et al. 2016 by torchvision's count, Howard et al. 2017.
+MULTIPLICATIONS = {"ResNet18": 1.81, "ResNet50": 4.09, "MobileNet-V1": 0.569}
 
 
 @pytest.mark.parametrize("name", BILLIONS)
 def test_parameters_are_those_published(name):
     assert cost.published(name).parameters / 1e9 == pytest.approx(BILLIONS[name], rel=0.01)
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_a_model_that_sees_is_its_language_and_its_tower(name):
+    """FLOPs of the tower: oracle, PyTorch's counter on the meta device, of an image of 448 × 448."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    tower = cost.tower(name)
+    assert (cost.published(name).parameters + tower.parameters) / 1e9 == pytest.approx(SEEING[name], rel=0.01)
+    with torch.device("meta"):
+        model = InternVLModel(InternVLConfig(text_config={"model_type": "llama", "num_hidden_layers": 0}))
+        images = torch.empty(1, 3, 448, 448)
+    model.vision_tower.set_attn_implementation("eager")  # whose products the counter sees
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.vision_tower(images)
+    seen = cost.Load(tower, None, 1, 1, 1, cost.PATCHES, 0, (cost.PATCHES, 0), causal=False)
+    projector = (
+        2 * cost.PATCHES * (tower.parameters - sum(p.numel() for p in model.vision_tower.parameters()))
+    )
+    assert cost.pass_flops(tower, seen) - projector == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
+@pytest.mark.parametrize("name", MULTIPLICATIONS)
+def test_a_classifier_multiplies_as_published(name):
+    found = cost_images.counted(name, 1000, 224)
+    assert found.flops / 2e9 == pytest.approx(MULTIPLICATIONS[name], rel=0.01)
 
 
 class Peak(TorchDispatchMode):
@@ -84,6 +115,30 @@ def test_memory_is_within_a_tenth_of_what_a_run_holds(fused, width):
     assert peak.peak == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("teacher", "student"), [("ResNet56", "ResNet20"), ("VGG13", "VGG8")])
+def test_memory_of_a_classifier_is_within_a_tenth_too(teacher, student):
+    """Oracle: as above, in two steps of batches of 64."""
+    size, classes = 64, 10
+    nets = [classifier(name, classes, 3, True, seed) for seed, name in enumerate((student, teacher))]
+    rows = [{"pixel_values": torch.randn(3, 16, 16), "labels": i % classes} for i in range(2 * size)]
+    with Peak(*nets) as peak:
+        fit(
+            nets[0],
+            rows,
+            default_data_collator,
+            StepDecay(2, size, 0.05),
+            seed=0,
+            objective="kl",
+            teacher=nets[1],
+        )
+    counted = (cost_images.counted(name, classes, 16, narrow=True) for name in (student, teacher))
+    found = cost_images.bill(*counted, classes, 2, size)
+    expected = found.memory["total"] - found.memory["weights"] - found.memory["teacher"]
+    images = 4 * size * 3 * 16 * 16 * len(rows) / size  # all rows are in memory here, and were before
+    assert peak.peak == pytest.approx(expected, rel=0.1), (peak.peak, expected, images)
+
+
 def test_flops_are_those_of_the_matrices():
     """Oracle: PyTorch's own counter of a forward pass, less what masks leave out of attention."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -115,6 +170,27 @@ def test_a_paper_run_takes_what_its_setting_says():
 def test_the_table_in_the_docs_is_what_the_command_prints():
     found = runpy.run_path(str(ROOT / "paper_experiments/00_what_it_takes.py"))["table"]()
     assert found in (ROOT / "docs/paper_scale.md").read_text()
+
+
+def test_what_no_gpu_holds_is_said_with_what_does(monkeypatch):
+    """Of Table 4 the teacher takes 135 GiB: two GPUs of 80 GB beside the student's own."""
+    run = next(run for run in students_of("04_table4_taid_llm.py") if run.method == "taid")
+    assert "show a job 3, of which the teacher takes 2" in cost.described(run.setting.bill(run))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "Qwen" in run.setting.takes([run]) and "missing: a GPU" in run.setting.takes([run])
+
+
+def test_what_tables_of_images_take_is_said():
+    [run, *_] = students_of("07_table7_cifar100.py")
+    text = run.setting.takes([run])
+    assert "images" in text and "teachers trained first, as long as a student each: ResNet56" in text
+    assert vision.SMOKE.takes([]) == "what this scale takes stands in `make help`"
+    [run, *_] = students_of("05_table5_image_text.py")
+    assert "student 2.2" in run.setting.takes([run])
+
+
+def students_of(script: str) -> list:
+    return runpy.run_path(str(ROOT / "paper_experiments/00_what_it_takes.py"))["students"](script)
 
 
 def test_a_plan_has_every_cell_and_runs_none(monkeypatch, tmp_path):

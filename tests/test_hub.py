@@ -6,9 +6,11 @@ import mirror
 import pytest
 import torch
 from conftest import tiny_model
+from transformers import TrainingArguments
 
 from taid.data import Collator
 from taid.studies import hub, jobs, ultrachat
+from taid.studies.training import Training, fit
 from taid.studies.ultrachat import Encode, Setting
 
 PHI3, TINY = "microsoft/Phi-3-mini-4k-instruct", "TinyLlama/TinyLlama_v1.1"
@@ -124,6 +126,34 @@ def test_what_is_missing_is_said(hub_folder, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(jobs.Refused, match="cannot be had"):
         hub.tokenizer("taid/of-no-one")
+
+
+def test_a_teacher_is_spread_over_the_gpus_that_its_student_leaves():
+    """And one that they do not hold is refused; of a name without a known size nothing is known."""
+    gib = 2**30
+    assert hub.spread(PHI3, []) == hub.spread(PHI3, [80 * gib]) == hub.spread("a/b", [gib]) == {}
+    found = hub.spread("Qwen/Qwen2-72B-Instruct", [80 * gib] * 3)
+    assert found == {"device_map": "auto", "max_memory": {1: 80 * gib, 2: 80 * gib}}
+    for gpus in ([80 * gib], [80 * gib] * 2):
+        with pytest.raises(
+            jobs.Refused, match="takes 135 GiB in bf16, and its GPUs have 80: show this job more"
+        ):
+            hub.spread("Qwen/Qwen2-72B-Instruct", gpus)
+
+
+def test_of_several_gpus_a_run_takes_the_first(tmp_path, monkeypatch):
+    """The trainer refuses a process that would train on several: the others are a teacher's."""
+
+    class OfFour(TrainingArguments):
+        def __post_init__(self):
+            super().__post_init__()
+            self._n_gpu = 4
+
+    monkeypatch.setattr("taid.studies.training.TrainingArguments", OfFour)
+    student = tiny_model()
+    rows = [{"index": i, "prompt_ids": [3], "response_ids": [4, 5]} for i in range(4)]
+    trainer = fit(student, rows, Collator(0), Training(1, 2, 1e-3), seed=0)
+    assert trainer.args._n_gpu == 1
 
 
 def test_teachers_are_in_bfloat16_and_learn_nothing(hub_folder):

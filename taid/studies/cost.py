@@ -153,6 +153,7 @@ class Load:
     autocast: bool = True
     sampled: float = 0.0  # micro-batches whose responses the student samples
     new_tokens: int = 0  # of such a response
+    causal: bool = True  # attention sees what comes before; a tower's sees all, at twice the FLOPs
 
 
 def memory(load: Load) -> dict[str, float]:
@@ -189,7 +190,7 @@ def flops(load: Load) -> float:
 def pass_flops(net: Net, load: Load) -> float:
     """Of one example, forward."""
     body = 2 * (net.parameters - net.tables) * load.length
-    attention = 2 * load.length**2 * net.hidden * net.layers
+    attention = (2 if load.causal else 4) * load.length**2 * net.hidden * net.layers
     return body + attention + 2 * load.learned * net.vocab_size * net.hidden
 
 

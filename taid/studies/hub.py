@@ -38,10 +38,8 @@ REVISIONS = {
     "HuggingFaceH4/ultrachat_200k": "8049631c405ae6576f93f445c6b8166f76f5505a",
     "HuggingFaceTB/smollm-corpus": "3ba9d605774198c5868892d7a8deda78031a781f",
 }
-GATED = (
-    "meta-llama/Llama-2-7b-chat-hf",
-    "ILSVRC/imagenet-1k",
-)  # whose terms a person accepts on their page first
+GATED_DATA = ("ILSVRC/imagenet-1k",)
+GATED = ("meta-llama/Llama-2-7b-chat-hf", *GATED_DATA)  # whose terms a person accepts on their page first
 # Published with code of their own, which is not run: transformers' own classes read them once they are converted.
 CONVERTED = ("OpenGVLab/InternVL2-8B", "OpenGVLab/InternVL2-2B")
 
@@ -83,6 +81,11 @@ def fetched(name: str, kind: str, load):
         raise jobs.Refused(f"the {kind} {name} cannot be had: {_advice(name, causes)} ({said})") from error
 
 
+def page(name: str) -> str:
+    """Of a model, or of a data set, on the hub."""
+    return f"https://huggingface.co/{'datasets/' if name in GATED_DATA else ''}{name}"
+
+
 def _causes(error: BaseException):
     while error := error.__cause__ or error.__context__:  # type: ignore[assignment]
         yield error
@@ -98,7 +101,7 @@ def _advice(name: str, causes: list[BaseException]) -> str:
     if folder is not None:
         return f"in the mirror {folder} look for revision {revision} of it, with safetensors if it is a model"
     if any(isinstance(cause, GatedRepoError) for cause in causes):
-        return f"accept its licence on https://huggingface.co/{name}, then `hf auth login`"
+        return f"accept its licence on {page(name)}, then `hf auth login`"
     if os.environ.get("HF_HUB_OFFLINE") == "1" or any(isinstance(c, LocalEntryNotFoundError) for c in causes):
         return "set TAID_HUB to a mirror, or HF_HUB_OFFLINE=0 on a machine with the network"
     return "it needs the network, its own name and, of a model, weights as safetensors"
@@ -269,8 +272,10 @@ def missing(names: Iterable[str]) -> list[str]:
         caches = [] if folder is None else [*folder.glob(f"*--{name.replace('/', '--')}")]
         if folder is not None and not caches:
             found.append(f"{name} in the mirror {folder}")
+        elif folder is None and name in CONVERTED:
+            found.append(f"{name} converted for transformers' InternVL, in a mirror (TAID_HUB)")
         elif folder is None and name in GATED:
-            found.append(f"maybe access to {name}: accept its licence on https://huggingface.co/{name}")
+            found.append(f"maybe access to {name}: accept its licence on {page(name)}")
     if folder is None and os.environ.get("HF_HUB_OFFLINE") == "1":
         found.append("the network (HF_HUB_OFFLINE=1) or a mirror (TAID_HUB)")
     return found

@@ -93,12 +93,10 @@ class Setting(study.Setting):
         language, tower = ([name and net(name) for name in names] for net in (cost.published, cost.tower))
         (length, learned, images), longest = TYPICAL, (self.longest, self.longest_response)
         steps, batch, parts = self.distil.steps, self.distil.batch_size, self.micro_batch
-        return cost.joined(
-            cost.bill(cost.Load(*language, steps, batch, parts, length, learned, longest, objective.fusable)),
-            cost.bill(
-                cost.Load(*tower, steps, batch * images, parts * MOST, cost.PATCHES, 0, (cost.PATCHES, 0))
-            ),
-        )
+        seen = steps, batch * images, parts * MOST, cost.PATCHES, 0, (cost.PATCHES, 0)
+        read = steps, batch, parts, length, learned, longest, objective.fusable
+        both = cost.Load(*language, *read), cost.Load(*tower, *seen, causal=False)
+        return cost.joined(*map(cost.bill, both))
 
 
 class Mantis(study.Source):
