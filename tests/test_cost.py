@@ -177,7 +177,8 @@ def test_what_no_gpu_holds_is_said_with_what_does(monkeypatch):
     run = next(run for run in students_of("04_table4_taid_llm.py") if run.method == "taid")
     assert "show a job 3, of which the teacher takes 2" in cost.described(run.setting.bill(run))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert "Qwen" in run.setting.takes([run]) and "missing: a GPU" in run.setting.takes([run])
+    text = run.setting.takes([run])
+    assert "teacher 72.7" in text and "missing: a GPU" in text and "missing: the network" in text
 
 
 def test_what_tables_of_images_take_is_said():
