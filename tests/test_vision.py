@@ -348,6 +348,7 @@ def test_the_papers_scale_runs_on_a_tiny_mirror(mirror, monkeypatch):
         distil=StepDecay(4, 4, 0.05),
     )  # fmt: skip
     monkeypatch.setitem(SETTINGS["table7"], "paper", setting)
+    monkeypatch.setattr("taid.studies.training.READERS", 0)
     study.at.cache_clear()
     run = replace(RUN, scale="paper", steps=4)
     values, _ = vision.measure(run, "test")
