@@ -3,7 +3,11 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from analysis import cost, page, rows, speed_rows
+from analysis.__main__ import PAGES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -45,6 +49,39 @@ QUOTED = [  # where, words there, the committed page, and what it has: if rows c
     ("docs/official_code.md", "is 0.69 [0.05, 1.34] points against the method and 1.47 [0.77, 2.16]", "departures", "0.69 [0.05, 1.34] | 1.47 [0.77, 2.16]"),
     ("docs/official_code.md", "over CTKD 1.17 and 1.69", "departures", "1.17 [0.67, 1.67] | 1.69 [1.35, 2.04]"),
     ("docs/official_code.md", "0.29 [−0.32, 0.89]", "departures", "KL | 0.29 [−0.32, 0.89]"),
+    ("docs/findings.md", "DKD (4.83) have", "table1", "4.83 ± 0.89"),
+    ("docs/findings.md", "TAID (4.65)", "table1", "4.65 ± 0.98"),
+    ("docs/findings.md", "inconclusive on the other two (+0.10, −0.01)", "table1", "**inconclusive** −0.01 [−0.28, 0.26]"),
+    ("docs/findings.md", "inconclusive on the other two (+0.10", "table1", "**inconclusive** 0.10 [−0.16, 0.37]"),
+    ("docs/findings.md", "by 0.08 nats per token at least in KL to the teacher and in held-out loss", "table2", "**supported** 0.079 [0.029, 0.129]"),
+    ("docs/findings.md", "by 0.08 nats per token at least in KL to the teacher", "table2", "**supported** 0.079 [0.072, 0.087]"),
+    ("docs/findings.md", "the difference to KL is 0.003 nats per token", "table2", "−0.003 [−0.008, 0.001]"),
+    ("docs/findings.md", "0.003 nats per token and 0.02 percent of the tasks", "table2", "**inconclusive** 0.02 [−0.33, 0.37]"),
+    ("docs/findings.md", "The 0.02 percent come from *arithmetic*", "table2", "**inconclusive** 0.02 [−0.33, 0.37]"),
+    ("docs/findings.md", "it does by accuracy, 1.4 percent here", "table6", "20.82 \\| 1.41 ± 0.07"),
+    ("docs/findings.md", "t is within 0.001 of a closed form", "adaptivity", "largest size | 0.0010 ± 0.0003"),
+    ("docs/findings.md", "C++ on one AVX2 thread is 6 to 25 times", "speed", "TAID C++, bf16: × official | ≥ 12 | 11.5 – 25.3"),
+    ("docs/findings.md", "C++ on one AVX2 thread is 6 to", "speed", "TAID C++, fp32: × official | ≥ 7 | 6.21 – 17.5"),
+    ("docs/findings.md", "with 1.00 logit tensors of extra memory instead of 5 to 10", "speed", "| taid.fused, C++ | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 | 1.00 |"),
+    ("docs/findings.md", "extra memory instead of 5 to 10", "speed", "| official formulas | 9.50 | 5.25 | 9.50 | 5.25 | 9.50 | 5.25 |"),
+    ("docs/findings.md", "eager chunks 4.3 to 6 times", "speed", "TAID eager: × official | ≥ 4 | 4.33 – 5.99"),
+    ("docs/table2.md", "a *higher* held-out loss (5.35)", "table2", "| 5.358 ± 0.024 |"),
+    ("docs/table2.md", "before distillation (5.22)", "table2", "| 5.223 ± 0.053 |"),
+    ("docs/table2.md", "40.1 before, 42.9 with KL", "table2", "40.13 ± 0.82"),
+    ("docs/table2.md", "42.9 with KL or TAID, 73.5 the teacher", "table2", "| 73.53 (1 seed) |"),
+    ("docs/table4.md", "three students score 30.17", "table4", "TAID-LLM-1.5B; ours: TAID | 52.27 | 30.17 ± 0.00 |"),
+    ("docs/table4.md", "chance is 29.17, the teacher has 72.50", "table4", "| chance | — | 29.17 | 29.17 |"),
+    ("docs/table4.md", "7.82 against 8.24", "table4", "| KL | 8.124 | 7.821 |"),
+    ("docs/table5.md", "The teacher answers 56.6% right", "table5", "| teacher | — | 56.6 (1 seed) |"),
+    ("docs/table5.md", "the student before distillation 32.3%", "table5", "53.96 | 32.3 ± 4.7 |"),
+    ("docs/table5.md", "At *compare* it is at chance itself (48.2%)", "table5", "| 50.0 | 48.2 (1 seed) |"),
+    ("docs/table5.md", "at *exists* hardly above (56.0%", "table5", "| 50.0 | 56.0 (1 seed) |"),
+    ("docs/capacity.md", "where always the same word has 0.85", "table6", "always the most frequent word 0.85"),
+    ("docs/capacity.md", "half the steps 0.02, base 0.05", "table6", "3 seeds | −0.024 [−0.037, −0.012]"),
+    ("docs/adaptivity.md", r"$|m| \le 0.017$ where 0.41 would", "adaptivity", "m, largest size (downwards) | 0.0166 ± 0.0037"),
+    ("docs/adaptivity.md", "where 0.41 would be needed to move $t$ by 0.05", "adaptivity", "m, size that would move t by 0.05 | 0.4096 ± 0.0000"),
+    ("docs/adaptivity.md", "the teacher 0.705 against 0.763", "ablations", "0.705 ± 0.109"),
+    ("docs/adaptivity.md", "(5.73 against 4.93 with k = 50)", "ablations", "| TAID, top 50 logits, renormalised | 5.73 ± 0.97 |"),
     ("docs/findings.md", "Adaptive KL loses 0.78 points and its CTKD 0.53", "departures", "**supported** 0.78 [0.32, 1.24]"),
 ]  # fmt: skip
 
@@ -64,6 +101,129 @@ def test_the_readme_promises_the_minutes_of_make_help():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert smoke == "2" and "shows in two minutes" in " ".join(readme.split())
     assert 90 < int(cpu) <= 120 and "two hours" in readme
+
+
+COUNTS = ("none", "one", "two", "three", "four", "five", "six", "seven")
+
+
+def means(name: str, experiment: str, metric: str) -> list[dict[str, float]]:
+    """Method → mean over seeds, of each pair."""
+    found = rows.scores(page.load(PAGES[name], RESULTS, "cpu"), experiment, metric)
+    return [{m: float(np.mean([*by.values()])) for m, by in each.items()} for each in found.values()]
+
+
+def gkds_time() -> list[str]:
+    ratios = [each["gkd"] / each["kl"] for each in means("table1", "table1", "train_seconds")]
+    return [f"{edge:.1f}" for edge in (min(ratios), max(ratios))]
+
+
+def mode_seekers() -> list[str]:
+    found = means("table1", "table1", "held_out_loss")
+    gaps = [each[m] - each["kl"] for each in found for m in ("rkl", "tvd", "distillm")]
+    return [f"{edge:.1f}" for edge in (min(gaps), max(gaps))]
+
+
+def momentum() -> list[str]:
+    needed, largest = (
+        means("adaptivity", "adaptivity", f"momentum_{m}")[0]["taid"] for m in ("needed", "largest")
+    )
+    return [f"{needed / largest:.0f}"]
+
+
+def outcomes_of(claim: str, outcome: str) -> int:
+    found = page.findings(PAGES["speed"].comparisons(page.load(PAGES["speed"], RESULTS, "cpu")))
+    return sum(f.claim.name == claim and f.verdict.outcome == outcome for f in found)
+
+
+def cost_supported() -> list[str]:
+    settings = len(speed_rows.measured(page.load(PAGES["speed"], RESULTS, "cpu"), "cost", "step"))
+    return [COUNTS[outcomes_of("TAID costs what KL costs", "supported")], COUNTS[settings]]
+
+
+def cost_twice() -> list[str]:
+    return [COUNTS[outcomes_of("DistiLLM costs twice as much", "contradicted")]]
+
+
+def cost_tenfold() -> list[str]:
+    return [COUNTS[outcomes_of("GKD costs ten times as much", "contradicted")]]
+
+
+def gkds_step() -> list[str]:
+    steps = speed_rows.measured(page.load(PAGES["speed"], RESULTS, "cpu"), "cost", "step").values()
+    found = [estimate.mean for each in steps if (estimate := cost.ratios(each, "gkd"))]
+    return [f"{min(found):.1f}", f"{max(found):.0f}"]
+
+
+def triton() -> list[str]:
+    """Of all TAID cells on the GPU: times the official formulas, and times those compiled."""
+    frame = page.load(PAGES["speed"], RESULTS / "gpu", "gpu")
+    config, times = speed_rows.settings(frame, "losses"), speed_rows.measured(frame, "losses", "time")
+    of_taid = [by for task, by in times.items() if config[task]["loss"] == "taid"]
+    edges = []
+    for other in ("official", "official_compiled"):
+        found = [speed_rows.median(by[other]) / speed_rows.median(by["triton"]) for by in of_taid]
+        edges += [min(found), max(found)]
+    return [f"{edges[0]:.0f}", f"{edges[1]:.0f}", f"{edges[2]:.1f}", f"{edges[3]:.1f}"]
+
+
+COMPUTED = [  # where, words with places for numbers, and what the rows give for them
+    ("docs/findings.md", "GKD costs {} to {} times KL's training time", gkds_time),
+    ("docs/findings.md", "the held-out loss of all three is {} to {} nats above KL's", mode_seekers),
+    ("docs/findings.md", "the momentum is {} times too small to move t by 0.05", momentum),
+    ("docs/findings.md", "*supported* in {} of {} settings", cost_supported),
+    ("docs/findings.md", "is *contradicted* in all {})", cost_twice),
+    ("docs/findings.md", "GKD costs {} to {} times KL, by how full the machine is", gkds_step),
+    ("docs/findings.md", "(ten times TAID: *contradicted* in {}, else inconclusive)", cost_tenfold),
+    (
+        "docs/findings.md",
+        "the Triton engine is {} to {} times as fast as they are, and {} to {} times as fast as torch.compile",
+        triton,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("place", "words", "numbers"), COMPUTED, ids=lambda value: getattr(value, "__name__", "")
+)
+def test_a_number_in_prose_is_what_its_rows_give(place, words, numbers):
+    assert words.format(*numbers()) in prose(place)
+
+
+def prose(place: str) -> str:
+    return " ".join((ROOT / place).read_text(encoding="utf-8").split())
+
+
+PLACES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+SPREAD = re.compile(r"\[(−?\d+\.\d+), (−?\d+\.\d+)\]|(−?\d+\.\d+) ± (\d+\.\d+)")
+
+
+def turned(number: str) -> str:
+    return number[1:] if number.startswith("−") else f"−{number}"
+
+
+def test_every_interval_in_prose_is_on_a_page():
+    """As it stands there, or of the difference the other way round."""
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in RESULTS.rglob("*.md"))
+    seen = 0
+    for place in PLACES:
+        for low, high, mean, half in SPREAD.findall(prose(place)):
+            shown = [f"[{low}, {high}]", f"[{turned(high)}, {turned(low)}]"]
+            if mean:
+                shown = [f"{mean} ± {half}", f"{turned(mean)} ± {half}"]
+            assert any(text in pages for text in shown), f"{place}: {shown[0]} is on no page of results/"
+            seen += 1
+    assert seen > 40
+
+
+def test_every_decimal_of_the_findings_is_tested():
+    said = prose("docs/findings.md")
+    patterns = [re.escape(words) for place, words, *_ in QUOTED if place == "docs/findings.md"]
+    patterns += [re.escape(words).replace(r"\{\}", r"[\w.]+") for place, words, _ in COMPUTED]
+    patterns.append(SPREAD.pattern)
+    held = [found.span() for pattern in patterns for found in re.finditer(pattern, said)]
+    for number in re.finditer(r"(?<![\w.])\d+\.\d+(?![\w.])", said):
+        inside = any(low <= number.start() < high for low, high in held)
+        assert inside, f"add to QUOTED or COMPUTED: …{said[number.start() - 40 : number.end() + 20]}…"
 
 
 def test_the_readme_is_short():
