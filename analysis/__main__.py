@@ -6,53 +6,33 @@ python -m analysis claims --results results   # every claim with rows, judged: R
 """
 
 import argparse
+from importlib import import_module
 from pathlib import Path
 
-from analysis import (
-    ablations,
-    adaptivity,
-    decide,
-    departures,
-    figure1,
-    figure2,
-    figure3,
-    page,
-    rounds,
-    speed,
-    table1,
-    table1_tuned,
-    table2,
-    table3,
-    table4,
-    table5,
-    table6,
-    table7,
-    table8,
-    verdicts,
-)
+from analysis import page, verdicts
 
-MODULES = (
-    decide,
-    table1_tuned,
-    table1,
-    table2,
-    table3,
-    table4,
-    table5,
-    table6,
-    table7,
-    table8,
-    figure1,
-    figure2,
-    figure3,
-    adaptivity,
-    ablations,
-    departures,
-    rounds,
-    speed,
+MODULES = (  # the pages, in the order of the verdicts
+    "decide",
+    "table1_tuned",
+    "table1",
+    "table2",
+    "table3",
+    "table4",
+    "table5",
+    "table6",
+    "table7",
+    "table8",
+    "figure1",
+    "figure2",
+    "figure3",
+    "adaptivity",
+    "ablations",
+    "departures",
+    "rounds",
+    "speed",
 )
 SCALES = ("smoke", "cpu", "gpu", "paper")
-PAGES = {module.PAGE.name: module.PAGE for module in MODULES}
+PAGES: dict[str, page.Page] = {name: import_module(f"analysis.{name}").PAGE for name in MODULES}
 
 
 def main() -> None:
