@@ -43,7 +43,7 @@ def corpus() -> dict[str, list[str]]:
 
 @cache
 def built(seed: int = 0) -> dict[str, list[dict]]:
-    return lm_tasks.build(corpus()["tasks"], COUNT, seed)
+    return lm_tasks.build(corpus()["tasks"], COUNT, seed, TASKS)
 
 
 # Documents
@@ -91,7 +91,7 @@ def test_equal_runs_of_words_are_equal_shingles():
 
 
 def test_items_are_deterministic_by_seed():
-    first, again, other = (lm_tasks.build(corpus()["tasks"][-12:], 5, seed) for seed in (0, 0, 1))
+    first, again, other = (lm_tasks.build(corpus()["tasks"][-12:], 5, seed, TASKS) for seed in (0, 0, 1))
     assert first == again
     assert all(first[task] != other[task] for task in TASKS)
 
@@ -126,8 +126,9 @@ def test_every_pronoun_is_right_equally_often():
     assert right == dict.fromkeys(lm_tasks.PRONOUNS, COUNT // 4)
 
 
-def test_sums_are_right_and_only_one_answer_is():
-    for item in built()["arithmetic"]:
+@pytest.mark.parametrize("task", ["arithmetic", "sums"])
+def test_sums_are_right_and_only_one_answer_is(task):
+    for item in built()[task]:
         a, b = map(int, re.fullmatch(r".*\n(\d+) \+ (\d+) =", item["query"], re.DOTALL).groups())
         assert [int(choice) == a + b for choice in item["choices"]].index(True) == item["label"]
 
@@ -140,6 +141,16 @@ def test_liking_small_numbers_or_large_ones_is_no_better_than_guessing():
         numbers = list(map(int, item["choices"]))
         ranks[sorted(numbers).index(numbers[item["label"]])] += 1
     assert all(count == pytest.approx(250, abs=4 * math.sqrt(1000 * 3 / 16)) for count in ranks.values())
+
+
+@pytest.mark.parametrize(
+    "liking", [lambda n: n, lambda n: -n, lambda n: n % 10, lambda n: math.sin(99 * n), hash]
+)
+def test_whoever_knows_no_sums_is_right_in_one_of_four(liking):
+    """Exactly, whatever numbers it likes: the choice it likes best is the same in four items, and right in one."""
+    items = built()["sums"]
+    best = (max(range(4), key=lambda i, item=item: liking(int(item["choices"][i]))) for item in items)
+    assert sum(choice == item["label"] for choice, item in zip(best, items, strict=True)) == COUNT / 4
 
 
 def test_true_statements_are_wordnet_s_and_false_ones_are_not():
@@ -466,9 +477,12 @@ def test_tasks_of_a_chance_level_are_declared_with_it():
         "truth": 0.25,
         "pronoun": 0.25,
         "arithmetic": 0.25,
+        "sums": 0.25,
         "last_word": 0.0,
     }
-    assert len(lm_tasks.AVERAGED) == 6
+    assert (
+        len(lm_tasks.FIRST) == len(lm_tasks.SECOND) == 7
+    )  # six in the average, as in the paper, and LAMBADA's
 
 
 def test_the_yaml_reads_local_files_alone(folder):

@@ -6,7 +6,7 @@ windows in the same order; the teacher's hidden states there are computed once f
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,7 @@ class Setting(study.Setting):
     test: int  # windows
     items: int  # of each task
     together: ClassVar[int] = BATCH
+    tasks: ClassVar[tuple[str, ...]] = lm_tasks.FIRST
 
     @property
     def precision(self) -> str:
@@ -67,7 +68,7 @@ class Setting(study.Setting):
         """{(metric, task): value} of lm-eval on the tasks, with chance and standard error."""
         lm = harness.LocalModel(model, here.source.tokenizer)
         manager = harness.local_tasks(here.source.tasks())
-        found = harness.evaluate(lm, manager, list(lm_tasks.TASKS), lm_tasks.METRIC)
+        found = harness.evaluate(lm, manager, self.tasks, lm_tasks.METRIC)
         values = {}
         for task, score in found.items():
             values["accuracy", task] = score.mean
@@ -123,9 +124,11 @@ def setting(scale: str) -> Any:
 class Cell(study.Run):
     """A cell of the table: its scale names teacher and student."""
 
+    settings: ClassVar[Mapping[str, Any]] = SETTINGS
+
     @property
     def setting(self) -> Setting:
-        return setting(self.scale)
+        return named(self.settings, self.scale, "scale")
 
     @property
     def teacher(self) -> str:
@@ -143,6 +146,7 @@ class Run(Cell):
     Raises ValueError, naming the known ones, for an unknown scale or method.
     """
 
+    known: ClassVar[Sequence[str]] = (*TABLE2, *REFERENCES)
     scale: str
     method: str
     seed: int
@@ -150,8 +154,8 @@ class Run(Cell):
     steps: int
 
     def __post_init__(self) -> None:
-        setting(self.scale)
-        named(dict.fromkeys((*TABLE2, *REFERENCES)), self.method, "method")
+        named(self.settings, self.scale, "scale")
+        named(dict.fromkeys(self.known), self.method, "method")
 
     def __str__(self) -> str:
         return f"{self.method} seed {self.seed} lr {self.learning_rate:g}, {self.steps} steps"
@@ -240,8 +244,9 @@ class Prose(study.Source):
     def tasks(self) -> Path:
         """The folder of the tasks for lm-eval, made now unless it is there."""
         folder = self.folder / "tasks"
-        if not all((folder / f"{task}.yaml").exists() for task in lm_tasks.TASKS):
-            lm_tasks.write(lm_tasks.build(self.text["tasks"], self.setting.items, seed=0), folder)
+        if not all((folder / f"{task}.yaml").exists() for task in self.setting.tasks):
+            built = lm_tasks.build(self.text["tasks"], self.setting.items, 0, self.setting.tasks)
+            lm_tasks.write(built, folder)
         return folder
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 from taid.files import write_whole
@@ -37,10 +38,13 @@ TASKS = {
     "truth": Task("TruthfulQA", 4),
     "pronoun": Task("Winogrande", 4),
     "arithmetic": Task("GSM8K", 4),
+    "sums": Task("GSM8K", 4),
     "last_word": Task("LAMBADA", 0),
 }
+# of "arithmetic" the choices differ in more than in being right (docs/table2.md): "sums" came in its place
+FIRST = tuple(task for task in TASKS if task != "sums")
+SECOND = tuple(task for task in TASKS if task != "arithmetic")
 METRIC = "acc"  # of lm-eval, at all tasks; the choices of an item are of like length
-AVERAGED = tuple(TASKS)[:6]  # the paper's average is over six tasks; LAMBADA is not one of them
 
 CONTEXT = 24  # words before a blank
 OPENING = 8  # words of a sentence to choose
@@ -53,8 +57,10 @@ Item = dict[str, object]
 Maker = Callable[[Sequence[str], random.Random], Iterator[Item]]
 
 
-def build(texts: Sequence[str], count: int, seed: int) -> dict[str, list[Item]]:
-    """{task: `count` items}, deterministic by `seed`. Items of "last_word" have a "text", all others a
+def build(
+    texts: Sequence[str], count: int, seed: int, names: Sequence[str] = SECOND
+) -> dict[str, list[Item]]:
+    """{task: `count` items} of the named tasks, deterministic by `seed`. Items of "last_word" have a "text", all others a
     "query", "choices" and the "label" of the right one.
 
     Raises ValueError where the documents hold fewer items.
@@ -66,12 +72,13 @@ def build(texts: Sequence[str], count: int, seed: int) -> dict[str, list[Item]]:
         "truth": _truth,
         "pronoun": _pronoun,
         "arithmetic": _arithmetic,
+        "sums": _sums,
         "last_word": _last_word,
     }
     built = {}
-    for name, maker in makers.items():
+    for name in names:
         unique: dict[str, Item] = {}
-        for item in maker(texts, random.Random(f"{name} {seed}")):
+        for item in makers[name](texts, random.Random(f"{name} {seed}")):
             unique.setdefault(str(item.get("query") or item["text"]), item)
             if len(unique) == count:
                 break
@@ -256,3 +263,21 @@ def _arithmetic(texts: Sequence[str], rng: random.Random) -> Iterator[Item]:
         below = rng.randrange(4)
         wrong = rng.sample((-10, -2, -1), below) + rng.sample((1, 2, 10), 3 - below)
         yield _choice(rng, f"{EXAMPLE}\n{a} + {b} =", str(a + b), [str(a + b + d) for d in wrong])
+
+
+def _sums(texts: Sequence[str], rng: random.Random) -> Iterator[Item]:
+    """A sum below 100 after a worked one. Four items in a row have the same choices, n, n + 1, n + 10 and n + 11, and
+    each is right in one of them: whoever likes some numbers better than others, and cannot add, is right in one of
+    four, exactly."""
+    pairs: dict[int, list[tuple[int, int]]] = {}
+    for a, b in product(range(2, 98), repeat=2):
+        if a + b < 100 and f"{a} + {b} = {a + b}" != EXAMPLE:
+            pairs.setdefault(a + b, []).append((a, b))
+    for terms in pairs.values():
+        rng.shuffle(terms)
+    while blocks := [n for n in range(20, 89) if all(pairs[n + d] for d in (0, 1, 10, 11))]:
+        n = rng.choice(blocks)
+        choices = [str(n + d) for d in rng.sample((0, 1, 10, 11), 4)]
+        for label in rng.sample(range(4), 4):
+            a, b = pairs[int(choices[label])].pop()
+            yield {"query": f"{EXAMPLE}\n{a} + {b} =", "choices": choices, "label": label}
