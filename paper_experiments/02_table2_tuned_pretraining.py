@@ -4,7 +4,7 @@ Claim of the paper: TAID has the best average of the six tasks; KL is strong.
 
     python paper_experiments/02_table2_tuned_pretraining.py --scale smoke           # 1 minute
     python paper_experiments/02_table2_tuned_pretraining.py --scale cpu --seeds 5   # hours, see `make help`; resumes
-    python -m analysis table2_tuned
+    python -m analysis table2
 
 What is other than in the first protocol, and why: `taid.studies.tuned_pretraining`. KL and TAID run first, with all
 that decides between them. All methods of a seed start from one healed student and see one stream of batches; the test
@@ -13,32 +13,16 @@ windows and the tasks are seen at the end alone.
 
 from pathlib import Path
 
-from taid.studies import jobs, study, tuned_pretraining
-from taid.studies.tuned_pretraining import (
-    DECIDING,
-    METHODS,
-    SETTINGS,
-    TEST,
-    Run,
-    TunedPretraining,
-    measure,
-    rows,
-)
+from taid.studies import jobs, tuned_pretraining
+from taid.studies.tuned_pretraining import DECIDING, METHODS, SETTINGS, TEST, Run, measure, rows
 
 
 def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
-    setting, path = SETTINGS[scale], folder / f"{TEST}.jsonl"
-    students = [("student", setting.student, seed) for seed in (*setting.tuning_seeds, *range(seeds))]
-    logits = [(setting.teacher, split) for split in ("train", "test", "validation")]
-    study.prepare_all(TunedPretraining, scale, workers, [("tasks", "tasks", 0), *students], logits)
-
+    path, steps = folder / "table2.jsonl", SETTINGS[scale].distil.steps
     for methods in (DECIDING, METHODS[len(DECIDING) :]):
         rates = tuned_pretraining.tuned(scale, methods, path, workers)
-        runs = [
-            Run(scale, method, seed, rates[method], setting.distil.steps)
-            for seed in range(seeds)
-            for method in methods
-        ]
+        tuned_pretraining.prepare(scale, range(seeds), workers)
+        runs = [Run(scale, method, seed, rates[method], steps) for seed in range(seeds) for method in methods]
         if methods == DECIDING:  # of references, too; there is one teacher, and it takes longest
             runs = [Run(scale, "teacher", 0, 0.0, 0), *runs]
             runs += [Run(scale, "untrained", seed, 0.0, 0) for seed in range(seeds)]

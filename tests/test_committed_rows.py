@@ -25,6 +25,7 @@ from taid.studies import (
     predictions,
     rounds,
     taid_llm,
+    tuned_pretraining,
     vision,
 )
 
@@ -61,6 +62,8 @@ def run_of(row: results.Row):
             return logit_cache.Probe(config["scale"])
         case "rounds":
             return rounds.Chain(config["method"], made(instruction_tuning.Run, config | {"method": "kl"}))
+        case name if name.startswith("table2_tuned"):
+            return made(tuned_pretraining.Run, config)
         case name if name.startswith("table2"):
             return made(continued_pretraining.Run, config)
         case name if name.startswith("table4"):

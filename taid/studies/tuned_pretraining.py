@@ -6,7 +6,7 @@ Here rates are chosen at full length, on seeds that are not tested, by the sum o
 on two bridges that last longer; and of the sums' choices nothing tells the right one but the sum.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -79,19 +79,30 @@ class TunedPretraining(ContinuedPretraining):
     settings: ClassVar[Mapping[str, Any]] = SETTINGS
 
 
+def prepare(scale: str, seeds: Iterable[int], workers: jobs.Workers | int) -> None:
+    """Make and keep the tasks, the healed students, and what is kept of the teacher."""
+    setting = SETTINGS[scale]
+    models = [("tasks", "tasks", 0), *(("student", setting.student, seed) for seed in seeds)]
+    logits = [(setting.teacher, split) for split in ("train", "test", "validation")]
+    study.prepare_all(TunedPretraining, scale, workers, models, logits)
+
+
 def tuned(scale: str, methods: Sequence[str], path: Path, workers: jobs.Workers | int) -> dict[str, float]:
     """Method → learning rate, by the sum of KL to the teacher and held-out loss [nats/token] on the validation windows,
-    see `jobs.halving`."""
+    see `jobs.halving`. What is committed is not run again."""
     setting = SETTINGS[scale]
 
     def run(method: str, rate: float, seed: int) -> Run:
         return Run(scale, method, seed, rate, setting.distil.steps)
 
     def scores(runs: Sequence[Run]) -> dict[Run, float]:
-        cells = {(run, "validation"): [SEARCH] for run in runs}
-        jobs.evaluate(cells, measure, rows, path, workers, "learning rates")
-        by = [jobs.measured(path, runs, SEARCH, metric, "average") for metric in MAIN]
-        return {run: -sum(found[run] for found in by) for run in runs}
+        known = [jobs.known(path, runs, SEARCH, metric) for metric in MAIN]
+        if todo := [run for run in runs if any(run not in found for found in known)]:
+            prepare(scale, setting.tuning_seeds, workers)
+            cells = {(run, "validation"): [SEARCH] for run in todo}
+            jobs.evaluate(cells, measure, rows, path, workers, "learning rates")
+            known = [jobs.known(path, runs, SEARCH, metric) for metric in MAIN]
+        return {run: -sum(found[run] for found in known) for run in runs}
 
     return jobs.halving(dict.fromkeys(methods, setting.learning_rates), run, setting.tuning_seeds, scores)
 
