@@ -21,7 +21,7 @@ PRICE ?=
 
 # What is said wrongly is refused before any work.
 $(if $(wildcard requirements.txt),,$(error make works in the repository's own folder: make -C FOLDER $(MAKECMDGOALS)))
-SEEDED = decide table1 table1-protocol-1 table2 table3 table4 table5 table6 table7 table8 figure1 figure2 adaptivity ablations departures rounds
+SEEDED = decide table1 table1-protocol-1 table2 table2-protocol-1 table3 table4 table5 table6 table7 table8 figure1 figure2 adaptivity ablations departures rounds
 SEEDLESS = figure3 bench cost theory mode-collapse
 given := $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(word)))
 unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS LAUNCHER RESULTS TUNE TABLE PYTHON TORCH TAID_CACHE TAID_MIRROR TAID_HUB TAID_JUDGE HF_HUB_OFFLINE DRY HASHES MODEL JUDGE PRICE),$(given))
@@ -121,55 +121,59 @@ plan: ## the minutes of each item that `make all` would run, and the hours of al
 	    printf "  %-10s %s\n", $$1, text } \
 	  END { printf "minutes on two cores at the scale %s, %.1f hours in all; what is finished is skipped\n", scale, sum / 60 }'
 
-decide: setup ## does TAID beat KL? the paper's updates and α, a rule written before the run | 3 / 400 for twelve seeds
+decide: setup ## does TAID beat KL? the paper's updates and α, a rule written before the run | 3 / 300 for twelve seeds
 	$(call STUDY,17_decide)
 	$(call PAGE,decide)
 
-table1: setup ## Table 1: instruction tuning, 12 methods, 3 pairs; TUNE=1 searches the rates again | 2 / 110 for one seed while no rates are committed, 25 then
+table1: setup ## Table 1: instruction tuning, 12 methods, 3 pairs; TUNE=1 searches the rates again | 1.5 / 80 for one seed while no rates are committed, 25 then
 	$(call STUDY,$(if $(filter paper gpu,$(SCALE)),01_table1_instruction_tuning,01_table1_every_answer)) $(TUNED)
 	$(call PAGE,$(if $(filter paper gpu,$(SCALE)),table1,table1_tuned))
 
-table1-protocol-1: setup ## Table 1 as first run, and what the studies around it start from | 2 / 40 for one seed, 15 each further
+table1-protocol-1: setup ## Table 1 as first run, and what the studies around it start from | 1 / 40 for one seed, 15 each further
 	$(call STUDY,01_table1_instruction_tuning)
 	$(call PAGE,table1)
 
-table2: setup ## Table 2: continued pre-training from SmolLM2-135M, eight methods, lm-eval | 2 / 30 once, 50 a seed
+table2: setup ## Table 2: continued pre-training from SmolLM2-135M, eight methods, lm-eval | 1 / 210 once while no rates are committed, 45 a seed
+	$(call STUDY,$(if $(filter paper gpu,$(SCALE)),02_table2_continued_pretraining,02_table2_tuned_pretraining))
+	$(call PAGE,table2)
+
+table2-protocol-1: setup ## Table 2 as first run, and the speed of a teacher's cache | 1 / 30 once, 50 a seed
 	$(call STUDY,02_table2_continued_pretraining)
 	$(call PAGE,table2)
 
-table3: setup ## Table 3: head and tail mass of Table 1's students | 0.5 / 3 after table1
+table3: setup ## Table 3: head and tail mass of Table 1's students | 0.3 / 3 after table1
 	$(call STUDY,03_table3_probability_mass)
 	$(call PAGE,table3)
 
-table4: setup ## Tables 4 and 9: TAID-LLM, two arms, the reviewers' controls, a student with its card | 2 / 30 for three seeds
+table4: setup ## Tables 4 and 9: TAID-LLM, two arms, the reviewers' controls, a student with its card | 1 / 30 for three seeds
 	$(call STUDY,04_table4_taid_llm)
 	$(call PAGE,table4)
 
-table5: setup ## Tables 5, 10: an image-text pair of InternVL, eight families of questions | 1.5 / 10 for three seeds
+table5: setup ## Tables 5, 10: an image-text pair of InternVL, eight families of questions | 0.5 / 10 for three seeds
 	$(call STUDY,05_table5_image_text)
 	$(call PAGE,table5)
 
-table6: setup ## Table 6, Figure 2 right: the capacity gap, four teachers of one student | 1.5 / 45 for five seeds
+table6: setup ## Table 6, Figure 2 right: the capacity gap, four teachers of one student | 1 / 45 for five seeds
 	$(call STUDY,06_table6_capacity_gap)
 	$(call PAGE,table6)
 
-table7: setup ## Table 7: image classification, five methods, six pairs for small images | 3 / 15 for three seeds
+table7: setup ## Table 7: image classification, five methods, six pairs for small images | 1 / 15 for three seeds
 	$(call STUDY,07_table7_cifar100)
 	$(call PAGE,table7)
 
-table8: setup ## Table 8: image classification, ResNet34 → 18 and ResNet50 → MobileNet-V1 | 1 / 5 for three seeds
+table8: setup ## Table 8: image classification, ResNet34 → 18 and ResNet50 → MobileNet-V1 | 0.5 / 5 for three seeds
 	$(call STUDY,08_table8_imagenet)
 	$(call PAGE,table8)
 
-figure1: setup ## Figure 1: KL's fixed teacher, TAID's moving bridge | 1 / 3 for four seeds after table1
+figure1: setup ## Figure 1: KL's fixed teacher, TAID's moving bridge | 0.5 / 3 for four seeds after table1
 	$(call STUDY,16_figure1_moving_bridge)
 	$(call PAGE,figure1)
 
-figure2: setup ## Figure 2 left and middle: t over training, the objective and its variance | 1 / 6 for four seeds after table1
+figure2: setup ## Figure 2 left and middle: t over training, the objective and its variance | 0.5 / 6 for four seeds after table1
 	$(call STUDY,09_figure2_interpolation)
 	$(call PAGE,figure2)
 
-figure3: setup ## Figure 3: entropy of teachers of images and of language | 0.5 / 1 after table1, table7, table8
+figure3: setup ## Figure 3: entropy of teachers of images and of language | 0.3 / 1 after table1, table7, table8
 	$(PY) paper_experiments/10_figure3_entropy.py --scale $(SCALE) --workers $(WORKERS) --results $(RESULTS)
 	$(call PAGE,figure3)
 
@@ -192,7 +196,7 @@ bench: setup ## speed and memory of every loss, beside the official code; others
 what-it-takes: setup ## the paper's own scale before it costs money: memory, FLOPs, hours (docs/paper_scale.md) | 0.3
 	$(PY) paper_experiments/00_what_it_takes.py
 
-cost: setup ## the paper's cost claim: TAID, KL, DistiLLM, GKD, seconds per step | 1 / 5
+cost: setup ## the paper's cost claim: TAID, KL, DistiLLM, GKD, seconds per step | 0.6 / 5
 	$(PY) -m benchmarks cost --scale $(SCALE) --results $(RESULTS)
 	$(call PAGE,speed)
 

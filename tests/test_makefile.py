@@ -16,7 +16,9 @@ STUDIES = (
     "table1",
     "table1-protocol-1",
     "table2",
+    "table2-protocol-1",
     "table3",
+    "table4",
     "table5",
     "table6",
     "table7",
@@ -28,7 +30,7 @@ STUDIES = (
     "departures",
     "rounds",
 )
-PAGE_OF = {"table1": "table1_tuned", "table1-protocol-1": "table1"}  # where it is not the target's own name
+PAGE_OF = {"table1": "table1_tuned", "table1-protocol-1": "table1", "table2-protocol-1": "table2"}  # where it is not the target's own name
 SETTINGS = (
     "SCALE",
     "SEEDS",
