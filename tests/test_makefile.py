@@ -30,7 +30,11 @@ STUDIES = (
     "departures",
     "rounds",
 )
-PAGE_OF = {"table1": "table1_tuned", "table1-protocol-1": "table1", "table2-protocol-1": "table2"}  # where it is not the target's own name
+PAGE_OF = {
+    "table1": "table1_tuned",
+    "table1-protocol-1": "table1",
+    "table2-protocol-1": "table2",
+}  # where it is not the target's own name
 SETTINGS = (
     "SCALE",
     "SEEDS",

@@ -30,7 +30,7 @@ def test_the_longer_bridges_are_taid_but_for_one_number():
     assert slow.options == {"t_start": 0.4, "alpha": pytest.approx(alpha / 4)}
     assert {type(run.objective()) for run in (taid, early, slow)} == {type(taid.objective())}
     assert replace(RUN, method="kl").options == {}
-    with pytest.raises(ValueError, match="unknown method 'ctkd'; known: kl, taid, taid_early"):
+    with pytest.raises(ValueError, match="unknown method 'ctkd'; known: kl, taid, t_start_0.2"):
         replace(RUN, method="ctkd")
 
 
