@@ -11,6 +11,7 @@ OURS = {  # our task → the paper's that it is shaped like
     "truth": "truthfulqa",
     "pronoun": "winogrande",
     "arithmetic": "gsm8k",
+    "sums": "gsm8k",
 }
 PAPER = {  # at the paper's scale its own tasks, by lm-eval's names
     "arc_challenge": "arc",
@@ -23,6 +24,22 @@ PAPER = {  # at the paper's scale its own tasks, by lm-eval's names
 TASKS = OURS | PAPER
 SURELY = 1.645  # standard errors: a one-sided test at 5%
 TABLE2 = "table2"  # the experiment, unless another is named
+PROTOCOLS = {"table2_tuned": "protocol 2", TABLE2: "protocol 1"}  # experiment → how it is called
+
+
+def protocols(frame: pd.DataFrame) -> dict[str, str]:
+    """Those that have rows, and how each is called: where there is one, not at all."""
+    run = {e: label for e, label in PROTOCOLS.items() if (frame.experiment == e).any()}
+    return run if len(run) > 1 else dict.fromkeys(run or [TABLE2], "")
+
+
+def listed(frame: pd.DataFrame, experiment: str = TABLE2) -> list[str]:
+    """The tasks that an experiment has scores of, in our order; of none, those of the newest protocol."""
+    measured = set(frame[frame.experiment == experiment].task)
+    if measured & PAPER.keys():
+        return [*PAPER]
+    other = "sums" if "arithmetic" in measured else "arithmetic"
+    return [task for task in OURS if task != other]
 
 
 def at(frame: pd.DataFrame, metric: str, task: str = "average", experiment: str = TABLE2) -> Scores:

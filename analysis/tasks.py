@@ -8,7 +8,6 @@ from analysis.rows import REFERENCES, without_references
 from analysis.statistics import difference, estimates
 from analysis.style import name
 from analysis.table2_rows import (
-    OURS,
     PAPER,
     SURELY,
     TABLE2,
@@ -18,6 +17,7 @@ from analysis.table2_rows import (
     averaged,
     chance,
     count,
+    listed,
     mean_of,
     over,
 )
@@ -35,23 +35,23 @@ def average_note(frame: pd.DataFrame, experiment: str = TABLE2) -> str:
 
 def by_task(frame: pd.DataFrame, methods: Sequence[str], experiment: str = TABLE2) -> str:
     """Method × task, percent; chance and the standard error over items beneath."""
-    measured = set(frame[frame.experiment == experiment].task)
-    tasks = [*PAPER] if measured & PAPER.keys() else [*OURS, BESIDE]
+    own = listed(frame, experiment)
+    tasks = own if own == [*PAPER] else [*own, BESIDE]
     by = {task: accuracy(frame, task, experiment) for task in tasks}
-    listed = [m for m in (*methods, *REFERENCES) if any(m in found for found in by.values())]
-    seeds = {m: count(frame, m, experiment) for m in listed}
-    body = [[name(m), *(value(by[task].get(m), seeds[m], 1) for task in tasks)] for m in listed]
+    shown = [m for m in (*methods, *REFERENCES) if any(m in found for found in by.values())]
+    seeds = {m: count(frame, m, experiment) for m in shown}
+    body = [[name(m), *(value(by[task].get(m), seeds[m], 1) for task in tasks)] for m in shown]
     if body:
         body.append(versus(*((by[task], 1) for task in tasks)))
-        body.append(["chance", *(shown(mean_of(frame, "chance", task, experiment)) for task in tasks)])
-        error = (shown(mean_of(frame, "standard_error", task, experiment)) for task in tasks)
+        body.append(["chance", *(said(mean_of(frame, "chance", task, experiment)) for task in tasks)])
+        error = (said(mean_of(frame, "standard_error", task, experiment)) for task in tasks)
         body.append(["standard error of one score", *error])
         body.append(["teacher above chance", *(above(frame, task, experiment) for task in tasks)])
     header = ["percent", *(f"{task}, like {TASKS.get(task, 'lambada')}" for task in tasks)]
     return Table(header, body, below_chance(frame, experiment)).markdown()
 
 
-def shown(percentage: float | None) -> str:
+def said(percentage: float | None) -> str:
     return MISSING if percentage is None else number(percentage, 1)
 
 
@@ -84,15 +84,21 @@ def above(frame: pd.DataFrame, task: str, experiment: str = TABLE2) -> str:
     return MISSING if found is None else "yes" if found else "NO"
 
 
-def rates(frame: pd.DataFrame, methods: Sequence[str], note: str, experiment: str = TABLE2) -> Table:
-    """The validation loss at each rate of the grid, bold at the chosen one."""
-    searched = frame[(frame.experiment == f"{experiment}_search") & (frame.metric == "held_out_loss")]
+def rates(
+    frame: pd.DataFrame,
+    methods: Sequence[str],
+    note: str,
+    experiment: str = TABLE2,
+    metrics: Sequence[str] = ("held_out_loss",),
+) -> Table:
+    """The sum of the validation metrics at each rate of the grid, a mean over seeds, bold at the chosen rate."""
+    searched = frame[(frame.experiment == f"{experiment}_search") & frame.metric.isin(metrics)]
     grid = sorted(searched.learning_rate.dropna().unique())
     chosen = frame[frame.experiment == experiment].groupby("method").learning_rate.max()
 
     def cell(method: str, rate: float) -> str:
-        found = searched[(searched.method == method) & (searched.learning_rate == rate)].value
-        text = number(found.iloc[0], 3) if len(found) else MISSING
+        found = searched[(searched.method == method) & (searched.learning_rate == rate)]
+        text = number(found.groupby("metric").value.mean().sum(), 3) if len(found) else MISSING
         return f"**{text}**" if method in chosen and chosen[method] == rate else text
 
     tried = [m for m in methods if m in set(searched.method)]

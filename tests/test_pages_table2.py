@@ -83,3 +83,21 @@ def test_from_where_on_taid_is_kl_by_the_closed_form():
     """By hand: 1 − 0.6 · 0.9^n > 0.9 from n = 18 on; without the adaptive part the floor's 0.4 + 0.6 n / N."""
     assert table2_rows.first_above(0.9, 100, 0.4, 0.2) == 18
     assert table2_rows.first_above(0.9, 60, 0.4, 0.0) == 51
+
+
+def test_a_second_protocol_comes_first_and_the_first_stays(tmp_path):
+    """By hand: rates by the sum of two measures, each a mean over seeds: (2 + 4) / 2 + (1 + 2) / 2 = 4.5."""
+    first = [row(1.5, method="kl"), *scored("kl", "arithmetic", 0.2)]
+    second = {"experiment": "table2_tuned", "config": {"learning_rate": 1e-3}}
+    rows = [row(1.4, method="alpha_0.25", **second)]
+    rows += [row(0.5, method="kl", metric="accuracy", task="sums", **second)]
+    for seed, loss, divergence in ((100, 2.0, 1.0), (101, 4.0, 2.0)):
+        search = second | {"experiment": "table2_tuned_search", "method": "alpha_0.25", "seed": seed}
+        rows += [row(loss, metric="held_out_loss", **search), row(divergence, **search)]
+    alone, both = (page.render(table2.PAGE, frame_of(tmp_path, r), "cpu") for r in (first, first + rows))
+    assert "protocol" not in alone.lower() and "arithmetic, like gsm8k" in alone
+    assert both.index("## Task scores, protocol 2") < both.index("## Task scores, protocol 1")
+    assert "sums, like gsm8k" in both and "arithmetic, like gsm8k" in both
+    assert "| TAID, α × ¼ | **1.400 (1 seed)** |" in both and "| TAID, α × ¼ | **4.500** |" in both
+    wheres = {c.where for c in table2.comparisons(frame_of(tmp_path, first + rows))}
+    assert wheres == {"protocol 1", "protocol 2"}

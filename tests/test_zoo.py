@@ -58,7 +58,7 @@ def test_the_judge_is_larger_than_every_teacher_and_of_no_pairs_family(zoo):
 def test_the_readme_tells_sizes_as_they_are(zoo):
     """By the paper's Table 1: students of 1.1B and 0.41B parameters."""
     smaller = [BILLIONS[pair.student] * 1e9 / parameters(zoo[pair.student]) for pair in PAIRS.values()]
-    assert 4500 < min(smaller) and max(smaller) < 5000 and round(parameters(zoo["judge"]) / 1e6) == 2
+    assert min(smaller) > 4500 and max(smaller) < 5000 and round(parameters(zoo["judge"]) / 1e6) == 2
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     assert "nearly five thousand times smaller" in readme and "a 2M-parameter model" in readme
 
