@@ -88,8 +88,6 @@ def load(page: Page, folder: Path, scale: str) -> pd.DataFrame:
 
 def advice(page: Page, folder: Path, scale: str) -> str:
     """Which target of make writes rows of this scale, and where."""
-    if scale == "gpu" and not page.targets:
-        return "the benchmarks alone have a scale gpu"
     if folder == Path("runs") / scale or (scale == "smoke" and folder.resolve() == Path("results").resolve()):
         return f"`make {' '.join(page.targets or [page.name])} SCALE={scale}` writes them, to runs/{scale}"
     return f"`make {' '.join(page.targets or [page.name])} SCALE={scale} RESULTS={folder}` writes them"

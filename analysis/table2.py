@@ -258,5 +258,6 @@ PAGE = Page(
     sections,
     comparisons,
     lambda frame, scale: {"table2": draw(frame, scale)},
+    targets=("table2", "table2-protocol-1"),
     numbers=["table2_pretraining"],
 )
