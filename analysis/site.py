@@ -104,7 +104,7 @@ def of_results(folder: Path) -> Iterator[tuple[str, str]]:
                 continue
             if where == folder:
                 frames.append((PAGES[name], frame))
-            yield place, with_provenance(page.render(PAGES[name], frame, scale), frame)
+            yield place, with_provenance(page.render(PAGES[name], frame, scale, where), frame)
     if not frames:
         raise ValueError(f"{folder} has no rows of scale cpu: there is nothing to report")
     together = pd.concat([frame for _, frame in frames])

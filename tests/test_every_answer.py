@@ -73,6 +73,17 @@ def test_every_named_measure_is_measured(here, measured):
     }
 
 
+def test_samples_answer_the_same_five_prompts_of_the_test(here, measured):
+    """Of a trained student, the student before and the teacher; asked again, a student says the same."""
+    runs = [RUN, replace(RUN, method="untrained"), replace(RUN, method="teacher")]
+    taid, untrained, teacher = map(every_answer.samples, runs)
+    prompts = [prompt for prompt, _ in taid]
+    assert prompts == [prompt for prompt, _ in untrained] == [prompt for prompt, _ in teacher]
+    category = {item.prompt: item.category for item in here.source.items("test")}
+    assert [category[prompt] for prompt in prompts] == list(every_answer.SAMPLED) and len(set(prompts)) == 5
+    assert taid == every_answer.samples(RUN) != teacher
+
+
 def test_prose_pays_no_more_above_people_than_below(here, monkeypatch):
     """By hand: a judge whose likelihood lies 0.5 above or below people's, on a scale of 2 nats."""
     judging = SimpleNamespace(human=dict.fromkeys(JUDGED, -4.0), untrained=dict.fromkeys(JUDGED, -6.0))

@@ -33,7 +33,7 @@ def every() -> verdicts.Frames:
 @pytest.mark.parametrize(("folder", "name", "scale"), COMMITTED, ids=lambda v: getattr(v, "name", v))
 def test_a_committed_page_is_what_its_rows_say(folder, name, scale):
     text = (folder / f"{name}.md").read_text(encoding="utf-8")
-    assert page.render(PAGES[name], frame_of(folder, name, scale), scale) == text
+    assert page.render(PAGES[name], frame_of(folder, name, scale), scale, folder) == text
 
 
 def test_the_committed_verdicts_are_what_the_rows_say():
