@@ -222,8 +222,8 @@ def families(ax: Axes, frame: pd.DataFrame) -> Axes:
             ax.plot(x, estimate.mean, "o", color=COLOURS[method], markersize=5, label=label)
             if estimate.n > 1:
                 ax.vlines(x, estimate.low, estimate.high, color=COLOURS[method], linewidth=2, alpha=0.5)
-    turned = {"rotation": 30, "ha": "right"} if len(asked_in(frame)) > len(ASKED) else {}
-    ax.set_xticks(range(len(asked_in(frame))), asked_in(frame), **turned)
+    ax.set_xticks(range(len(asked_in(frame))), asked_in(frame))
+    ax.tick_params(axis="x", rotation=30 if len(asked_in(frame)) > len(ASKED) else 0)
     ax.set(ylabel="accuracy [percent]", ylim=(0, 100))
     return figures.plain(ax)
 
