@@ -215,7 +215,7 @@ mode-collapse: setup ## mixtures of Gaussians: averaging and collapse; then the 
 mt-bench: setup ## MT-Bench of MODEL=folder by JUDGE=gpt-4, PRICE="in out" for a million tokens (docs/mt_bench.md)
 	$(PY) -m taid.studies.mt_bench --model $(MODEL) --judge $(JUDGE) $(if $(PRICE),--price $(PRICE))
 
-verify: setup ## a committed cell from scratch: how far from its row? TABLE=table1, table1_tuned or table6 | 5
+verify: setup ## a committed cell from scratch: how far from its row? TABLE=table1, table1_tuned or table6 | 10
 	$(PY) -m taid.studies.verify --table $(TABLE)
 
 claims: setup ## the paper's claims, judged on the committed rows | 0.1
