@@ -14,27 +14,25 @@ seeds, the others at most `OTHERS`.
 """
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from taid.files import write_whole
-from taid.studies import every_answer, jobs, study, zoo
-from taid.studies.every_answer import CORE, METHODS, SETTINGS, EveryAnswer, Run
+from taid.studies import every_answer, jobs, zoo
+from taid.studies.every_answer import CORE, METHODS, SETTINGS, TEST, Run
 from taid.studies.study import REFERENCES
 
 OTHERS = 4  # seeds
-SEARCH, TEST = "table1_tuned_search", "table1_tuned"
 
 
 def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path, tune: bool) -> None:
     path = folder / f"{TEST}.jsonl"
-    for teacher in zoo.PAIRS:
-        rates = chosen(scale, teacher, workers, path, tune)
-        prepare(scale, teacher, range(seeds), workers)
+    for teacher, pair in zoo.PAIRS.items():
+        rates = every_answer.tuned(scale, pair, METHODS, path, workers, tune)
+        every_answer.prepare(scale, pair, range(seeds), workers)
         runs = [
             Run(scale, method, teacher, seed, rates.get(method, 0.0))
             for seed in range(seeds)
-            for method in (*REFERENCES, *CORE, *(m for m in METHODS if m not in CORE))
+            for method in (*REFERENCES, *METHODS)
             if seed < OTHERS or method in CORE
         ]
         cells = {(run, "test"): [TEST] for run in runs}
@@ -44,31 +42,6 @@ def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path, tune: bool
             written = jobs.run(every_answer.samples, [(r,) for r in runs if r.seed == 0], workers, "samples")
             by_method = {run.method: texts for (run,), texts in written}
             write_whole(samples, json.dumps(by_method, indent=1, ensure_ascii=False))
-
-
-def chosen(scale: str, teacher: str, workers: jobs.Workers, path: Path, tune: bool) -> dict[str, float]:
-    """Method → learning rate."""
-    setting = SETTINGS[scale]
-
-    def run(method: str, rate: float, seed: int) -> Run:
-        return Run(scale, method, teacher, seed, rate)
-
-    def scores(runs: Sequence[Run]) -> dict[Run, float]:
-        known = jobs.known(path, runs, SEARCH, "score", afresh=tune)
-        if todo := {(run, "validation"): [SEARCH] for run in runs if run not in known}:
-            prepare(scale, teacher, setting.tuning_seeds, workers)
-            jobs.evaluate(todo, every_answer.measure, every_answer.rows, path, workers, f"rates, {teacher}")
-        return jobs.known(path, runs, SEARCH, "score", afresh=tune)
-
-    methods = (*CORE, *(method for method in METHODS if method not in CORE))
-    return jobs.halving(dict.fromkeys(methods, setting.learning_rates), run, setting.tuning_seeds, scores)
-
-
-def prepare(scale: str, teacher: str, seeds, workers: jobs.Workers) -> None:
-    student = zoo.PAIRS[teacher].student
-    models = [("judge", "judge", 0), ("teacher", teacher, 0), *(("student", student, seed) for seed in seeds)]
-    logits = [(teacher, split) for split in ("train", "validation", "test")]
-    study.prepare_all(EveryAnswer, scale, workers, models, logits)
 
 
 if __name__ == "__main__":

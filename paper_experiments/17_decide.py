@@ -27,7 +27,7 @@ changes none of this: what is asked of the student in the end is the same.
 
 from pathlib import Path
 
-from taid.studies import decide, jobs
+from taid.studies import decide, every_answer, jobs
 from taid.studies.decide import ARMS, METHODS, PLANS, TUNING_SEEDS, Run, measure, rows
 from taid.studies.study import REFERENCES
 
@@ -37,8 +37,8 @@ DECIDING = ("kl", "taid")  # run first
 def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     path = folder / "decide.jsonl"
     for methods in (DECIDING, [method for method in METHODS if method not in DECIDING]):
-        for teacher in ARMS:
-            decide.prepare(scale, teacher, [*TUNING_SEEDS, *range(seeds)], workers)
+        for teacher, pair in ARMS.items():
+            every_answer.prepare(scale, pair, [*TUNING_SEEDS, *range(seeds)], workers)
             rates = decide.tuned(scale, teacher, methods, path, workers)
             runs = [
                 Run(scale, method, teacher, seed, rates[updates, method], updates)

@@ -2,14 +2,15 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from taid import results
-from taid.studies import every_answer, instruction_tuning, instructions, zoo
-from taid.studies.every_answer import CPU, METHODS, SETTINGS, SMOKE, UNITS, Run, coverage, entropies
+from taid.studies import every_answer, instruction_tuning, instructions, jobs, zoo
+from taid.studies.every_answer import CPU, METHODS, SEARCH, SETTINGS, SMOKE, UNITS, Run, coverage, entropies
 from taid.studies.instructions import JUDGED, VERIFIED
 
 RUN = Run("smoke", "taid", "stablelm-zephyr", seed=100, learning_rate=3e-3)
@@ -154,3 +155,30 @@ def test_a_run_of_one_protocol_is_none_of_the_other():
         other = instruction_tuning.Run(scale, "kl", "phi-3-mini", 0, 1e-3)
         assert results.config_hash(run.config()) != results.config_hash(other.config())
         assert run.options == other.options
+
+
+# --- learning rates
+
+
+def test_rates_that_are_committed_are_not_searched_again(monkeypatch, tmp_path):
+    """By hand: the points favour 3e-3 for KL, 1e-3 for TAID; KL's are committed. `afresh` asks for them again."""
+    committed, own, asked = tmp_path / "committed", tmp_path / "own" / "table1_tuned.jsonl", []
+
+    def evaluate(cells, measure, rows, path, workers, title):
+        for run, split in cells:
+            better = run.learning_rate == (3e-3 if run.method == "kl" else 1e-3)
+            results.append(path, rows(run, SEARCH, {("score", "average"): 5.0 + better}, 1.0))
+            asked.append((run.method, split))
+
+    monkeypatch.setattr(jobs, "REFERENCE", committed)
+    monkeypatch.setattr(jobs, "evaluate", evaluate)
+    monkeypatch.setattr(every_answer, "prepare", lambda *arguments: None)
+    tuned = partial(every_answer.tuned, "cpu", zoo.PAIRS["llama-2"], workers=1)
+    assert tuned(("kl",), committed / own.name) == {"kl": 3e-3}
+    count = len(SETTINGS["cpu"].learning_rates) + 2 * (len(SETTINGS["cpu"].tuning_seeds) - 1)
+    assert asked == [("kl", "validation")] * count
+    asked.clear()
+    assert tuned(("kl", "taid"), own) == {"kl": 3e-3, "taid": 1e-3}
+    assert asked == [("taid", "validation")] * count
+    asked.clear()
+    assert tuned(("kl",), own, afresh=True) == {"kl": 3e-3} and len(asked) == count

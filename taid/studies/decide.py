@@ -9,7 +9,7 @@ TAID's would have at the same student: what TAID owes to small steps at first, i
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
@@ -98,14 +98,6 @@ class Run(every_answer.Run):
 
     def config(self) -> dict[str, Any]:
         return super().config() | {"training": asdict(self.training), "shares": list(SHARES)}
-
-
-def prepare(scale: str, teacher: str, seeds: Iterable[int], workers: jobs.Workers | int) -> None:
-    """Train and keep the models of an arm, and its teacher's logits."""
-    models = [("judge", "judge", 0), ("teacher", teacher, 0)]
-    models += [("student", ARMS[teacher].student, seed) for seed in seeds]
-    logits = [(teacher, split) for split in ("train", "validation", "test")]
-    study.prepare_all(EveryAnswer, scale, workers, models, logits)
 
 
 def tuned(

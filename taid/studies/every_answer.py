@@ -14,9 +14,10 @@ learning rate warms up for all, and three measures stand apart, each the same fo
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from statistics import mean
 from typing import ClassVar
 
@@ -28,7 +29,7 @@ from taid.data import batches
 from taid.evaluation import likelihood
 from taid.evaluation.generation import distinct_bigrams, generate
 from taid.logits import response_logits
-from taid.studies import instruction_tuning, instructions, judge, study
+from taid.studies import instruction_tuning, instructions, jobs, judge, study, zoo
 from taid.studies.instruction_tuning import InstructionTuning
 from taid.studies.instructions import JUDGED, VERIFIED, Instruction
 from taid.studies.study import REFERENCES
@@ -69,8 +70,9 @@ SMOKE = _setting(
 )
 SETTINGS: Mapping[str, Setting] = {setting.scale: setting for setting in (SMOKE, CPU)}
 
+TEST, SEARCH = "table1_tuned", "table1_tuned_search"
 CORE = ("kl", "taid", "taid_no_adaptive", "dkd", "adaptive_kl", "skew_kl")  # on more seeds than others
-METHODS = (*objectives.TABLE1, "skew_kl")
+METHODS = (*CORE, *(method for method in objectives.TABLE1 if method not in CORE))
 SAMPLED = ("define", "kind", "synonym", "novel", "speech")  # one prompt of each is shown with its responses
 
 
@@ -189,6 +191,40 @@ def entropies(model, examples: Sequence[dict], collator, batch_size: int = 256) 
         logits, _ = response_logits(model, batch)
         found += torch.distributions.Categorical(logits=logits.double()).entropy().tolist()
     return found
+
+
+def prepare(scale: str, pair: zoo.Pair, seeds: Iterable[int], workers: jobs.Workers | int) -> None:
+    """Train and keep the models of a pair, the judge's, and what the teacher says."""
+    models = [("judge", "judge", 0), ("teacher", pair.teacher, 0)]
+    models += [("student", pair.student, seed) for seed in seeds]
+    logits = [(pair.teacher, split) for split in ("train", "validation", "test")]
+    study.prepare_all(EveryAnswer, scale, workers, models, logits)
+
+
+def tuned(
+    scale: str,
+    pair: zoo.Pair,
+    methods: Sequence[str],
+    path: Path,
+    workers: jobs.Workers | int,
+    afresh: bool = False,
+) -> dict[str, float]:
+    """Method → learning rate, by the mean score on the validation prompts, see `jobs.halving`. What is committed is not
+    run again, unless `afresh`."""
+    setting = SETTINGS[scale]
+
+    def run(method: str, rate: float, seed: int) -> Run:
+        return Run(scale, method, pair.teacher, seed, rate)
+
+    def scores(runs: Sequence[Run]) -> dict[Run, float]:
+        known = jobs.known(path, runs, SEARCH, "score", afresh)
+        if todo := {(run, "validation"): [SEARCH] for run in runs if run not in known}:
+            prepare(scale, pair, setting.tuning_seeds, workers)
+            jobs.evaluate(todo, measure, rows, path, workers, f"rates, {pair.teacher}")
+            known = jobs.known(path, runs, SEARCH, "score", afresh)
+        return known
+
+    return jobs.halving(dict.fromkeys(methods, setting.learning_rates), run, setting.tuning_seeds, scores)
 
 
 UNITS = {  # metric -> (unit, whether higher is better); entropy is neither good nor bad
