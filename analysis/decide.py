@@ -175,7 +175,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             over(ax, {n: e for n, e in found.items() if e}, pair_name(pair), COLOURS["taid"], form)
         ax.axhline(0, color=REFERENCE, linewidth=1)
         ax.set(xscale="log", xlabel="updates")
-        ax.set_title(f"{measure.title} [{measure.unit}]", fontsize=9)
+        ax.set_title(f"{measure.title}\n[{measure.unit}]", fontsize=9)
     for ax in grid[:, 0]:
         ax.set_ylabel("TAID − KL, better ↑")
     legend(figure, BANDS)
