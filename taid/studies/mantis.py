@@ -89,14 +89,15 @@ class Setting(study.Setting):
     def bill(self, run: Any) -> cost.Bill:
         """What one student takes: its language, and its tower on the patches of all images."""
         objective = run.objective()
-        names = HUB[run.student], HUB[run.teacher] if objective.uses_teacher else None
-        language, tower = ([name and net(name) for name in names] for net in (cost.published, cost.tower))
+        student, teacher = HUB[run.student], HUB[run.teacher] if objective.uses_teacher else None
+        language = cost.published(student), cost.published(teacher) if teacher else None
+        tower = cost.tower(student), cost.tower(teacher) if teacher else None
         (length, learned, images), longest = TYPICAL, (self.longest, self.longest_response)
         steps, batch, parts = self.distil.steps, self.distil.batch_size, self.micro_batch
-        seen = steps, batch * images, parts * MOST, cost.PATCHES, 0, (cost.PATCHES, 0)
-        read = steps, batch, parts, length, learned, longest, objective.fusable
-        both = cost.Load(*language, *read), cost.Load(*tower, *seen, causal=False)
-        return cost.joined(*map(cost.bill, both))
+        patches, of_all = cost.PATCHES, (cost.PATCHES, 0)
+        read = cost.Load(*language, steps, batch, parts, length, learned, longest, objective.fusable)
+        seen = cost.Load(*tower, steps, batch * images, parts * MOST, patches, 0, of_all, causal=False)
+        return cost.joined(cost.bill(read), cost.bill(seen))
 
 
 class Mantis(study.Source):

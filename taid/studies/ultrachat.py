@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 
@@ -181,10 +181,20 @@ class UltraChat(study.Source):
         return rouge_of(model, self.tokenizer, self.examples(split), setting.max_new_tokens, setting.together)
 
 
+class Lengths(Protocol):
+    """The setting of a study whose examples are cut: the most tokens of a whole, and of a response."""
+
+    @property
+    def longest(self) -> int: ...
+
+    @property
+    def longest_response(self) -> int: ...
+
+
 class Encode:
     """A row with "messages" → {"prompt_ids", "response_ids"}; both empty where the row is not to be used."""
 
-    def __init__(self, tokenizer, setting: Setting):
+    def __init__(self, tokenizer, setting: Lengths):
         self.template, self.longest = Template(tokenizer), (setting.longest, setting.longest_response)
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, list[int]]:

@@ -107,7 +107,7 @@ class Setting(study.Setting):
         )
 
     def takes(self, runs: Sequence[Any]) -> str:
-        if not self.live:
+        if not isinstance(self.images, HubImages):
             return super().takes(runs)
         known = dict(self.hub_teachers)
         here = sorted({run.teacher for run in runs} - known.keys())
