@@ -127,15 +127,21 @@ def tiny_trainer(
     )
 
 
-@contextmanager
-def small_disk(folder: Path, size: str):
-    """A file system of so many bytes."""
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
+@pytest.fixture
+def small_disk():
+    """`with small_disk(folder, "16k")`: a file system of so many bytes. (A fixture, so that test_results.py, which other
+    processes import, need not import this module, which takes seconds.)"""
+
+    @contextmanager
+    def disk(folder: Path, size: str):
+        folder.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+    return disk
 
 
 @pytest.fixture(scope="module")

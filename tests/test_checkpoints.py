@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import datasets
 import pytest
 import torch
-from conftest import small_disk, tiny_examples, tiny_trainer
+from conftest import tiny_examples, tiny_trainer
 from safetensors.torch import save_file
 from test_trainer import ADAPTIVE, At, distance, everything, weights
 from transformers import AutoModelForCausalLM
@@ -302,7 +302,7 @@ def test_a_run_goes_on_longer_faster_or_on_data_begun_anew(run_folder):
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_keeps_the_checkpoint_before(tmp_path):
+def test_a_disk_that_is_full_keeps_the_checkpoint_before(tmp_path, small_disk):
     """A checkpoint takes 130 kB; the third has no room."""
     disk, run = tmp_path / "disk", dict(steps=6, **SAVE)
     with small_disk(disk, "400k"):

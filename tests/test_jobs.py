@@ -1,31 +1,14 @@
 """Jobs over processes: all are done, errors come through and stop the rest, progress is told."""
 
-import os
 import re
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from small_jobs import instructions, process, slow_square, square
 
 from taid import results
 from taid.studies import instruction_tuning, jobs, launchers
-
-
-def square(x: int, folder: str) -> tuple[int, str | None]:
-    if x < 0:
-        raise ValueError(f"no square for {x}")
-    (Path(folder) / str(x)).touch()
-    return x * x, os.environ.get("OMP_NUM_THREADS")
-
-
-def process(x: int) -> int:
-    return os.getpid()
-
-
-def slow_square(x: int, folder: str) -> tuple[int, str | None]:
-    time.sleep(0.2)
-    return square(x, folder)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 9])
@@ -48,12 +31,6 @@ def test_workers_outlive_a_phase_and_not_their_settings(monkeypatch, tmp_path):
     assert workers() == first and len(first) == 1
     monkeypatch.setenv("TAID_CACHE", str(tmp_path / "another"))
     assert workers() != first
-
-
-def instructions(_) -> tuple[str, int]:
-    import torch
-
-    return torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
 
 
 def test_workers_compute_alike_on_processors_that_differ():

@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from conftest import small_disk
 
 from taid import files, results
 from taid.results import (
@@ -152,7 +151,7 @@ def test_two_processes_lose_nothing_and_keep_cells_whole(path):
     assert all(rows[i : i + 3] == cell(rows[i].seed) for i in range(0, len(rows), 3))
 
 
-def test_a_full_disk_keeps_the_rows_and_names_the_file(tmp_path):
+def test_a_full_disk_keeps_the_rows_and_names_the_file(tmp_path, small_disk):
     """Of 16 kB; a cell takes 1.4 kB. Oracle: the cells of which no error was said."""
     with small_disk(tmp_path / "disk", "16k"):
         path, kept = tmp_path / "disk" / "rows.jsonl", []
