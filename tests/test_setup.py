@@ -122,3 +122,6 @@ def test_the_sizes_are_those_of_the_page():
         f"CUDA {cuda:,} MB",
     ):
         assert size in command
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"{(int(packages[0]) + int(linux) + 17) / 1000:.1f} GB, which it names first" in readme
+    assert f"CUDA's {cuda / 1000:.1f} GB" in readme
