@@ -80,11 +80,59 @@ def test_table_6_is_wider_and_keeps_the_ratios():
     )
 
 
+FEW = {"distil": Training(2, 4, 1e-2), "learning_rates": (1e-2,)}
+WIDE = {  # of the scale smoke, for Table 6's zoo at twice the width
+    name: getattr(capacity.SMOKE, name)
+    for name in (
+        "documents",
+        "vocab_size",
+        "pool",
+        "held_out",
+        "last_words",
+        "pretrain_student",
+        "pretrain_teacher",
+    )
+}
+
+
+@pytest.mark.slow
+def test_table_2_at_a_few_steps(cache, monkeypatch, tmp_path):
+    monkeypatch.setattr(jobs, "run", in_this_process)
+    monkeypatch.setitem(continued_pretraining.SETTINGS, "gpu", replace(PROSE, search_steps=2, **FEW))
+    command("02", "table2", tmp_path)
+    rows = results.read(tmp_path / "table2.jsonl")
+    scored = {r.method for r in rows if (r.experiment, r.scale, r.metric) == ("table2", "gpu", "accuracy")}
+    assert scored == {*continued_pretraining.TABLE2, *study.REFERENCES}
+
+
+@pytest.mark.slow
+def test_table_6_at_a_few_steps(cache, monkeypatch, tmp_path):
+    """With the smallest and the largest teacher, which the map needs too."""
+    monkeypatch.setattr(jobs, "run", in_this_process)
+    monkeypatch.setattr(capacity, "TEACHERS", ends := (capacity.TEACHERS[0], capacity.TEACHERS[-1]))
+    monkeypatch.setattr(capacity, "METHODS", methods := ("taid", "skew_kl"))
+    monkeypatch.setitem(capacity.SETTINGS, "gpu", replace(capacity.GPU, **WIDE, **FEW))
+    command("06", "table6", tmp_path)
+    rows = results.read(tmp_path / "table6.jsonl")
+    scored = {
+        (r.method, r.teacher) for r in rows if (r.experiment, r.metric) == ("table6", "last_word_accuracy")
+    }
+    assert scored >= {(method, teacher) for method in methods for teacher in ends}
+    assert {r.scale for r in rows} == {"gpu"} and "table6_map" in {r.experiment for r in rows}
+
+
+def command(script: str, page: str, folder: Path) -> None:
+    """A table's command at the scale `gpu`, to its page."""
+    study.at.cache_clear()
+    runpy.run_path(str(next(SCRIPTS.glob(f"{script}*.py"))))["main"]("gpu", 1, 1, folder)
+    render(page, folder, "gpu")
+    study.at.cache_clear()
+
+
 @pytest.mark.slow
 def test_tables_1_and_3_at_a_few_steps(small, tmp_path):
     for script, page in (("01_table1_instruction", "table1"), ("03", "table3")):
-        runpy.run_path(str(next(SCRIPTS.glob(f"{script}*.py"))))["main"]("gpu", 1, 1, tmp_path)
-        render(page, tmp_path, "gpu")
+        command(script, page, tmp_path)
     rows = results.read(tmp_path / "table1.jsonl")
     scored = {r.method for r in rows if (r.experiment, r.metric, r.task) == ("table1", "score", "average")}
     assert scored == {*TABLE1, *study.REFERENCES}

@@ -20,6 +20,7 @@ from taid import losses
 from taid.data import Collator
 from taid.objectives import METHODS, TAID, Divergence, Objective, objective
 from taid.trainer import DistillationTrainer
+from taid.trainer.objective import ObjectiveTrainer
 from taid.trainer.refusals import REFUSED, check_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -206,6 +207,15 @@ def test_deepspeed_by_accelerates_configuration_is_refused_too(tmp_path):
     args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
     with pytest.raises(ValueError, match="^deepspeed is not for distillation: .*launch/fsdp2.yaml"):
         check_arguments(Claimed(args, "deepspeed_plugin", object()))
+
+
+def test_what_is_refused_is_refused_before_the_trainer_sets_up_its_engine(tmp_path, monkeypatch):
+    """Else an engine for several ranks may wait for them, or fail with words of its own."""
+    monkeypatch.setattr(
+        ObjectiveTrainer, "__init__", lambda *args, **kwargs: pytest.fail("an engine is set up")
+    )
+    with pytest.raises(ValueError, match="^label_smoothing_factor="):
+        tiny_trainer(tmp_path, "sft", label_smoothing_factor=0.1)
 
 
 @pytest.mark.parametrize("arguments", [{"label_smoothing_factor": 0.1}, {"label_names": ["start_positions"]}])

@@ -19,6 +19,7 @@ from taid.results import provenance
 from taid.trainer import DistillationTrainer
 from taid.trainer.arguments import DistillationArguments
 from taid.trainer.checkpoints import last_checkpoint
+from taid.trainer.refusals import check_arguments
 
 RECORD = "taid.json"  # in the folder of a run: what it is, and once it is finished what came out
 HELD_OUT, MOST = 0.05, 200  # of the rows are kept for validation where there is no data set for it
@@ -83,6 +84,7 @@ def distil(settings: Settings, output: Path) -> dict:
     record = _record(settings, output)
     if "metrics" in record:
         return record
+    check_arguments(settings.arguments(output, False))  # before models are loaded
     student, tokenizer = load_model(settings.student, "student"), load_tokenizer(settings.student)
     teacher = load_model(settings.teacher, "teacher") if settings.teacher else None
     train, validation = _data(settings)

@@ -218,10 +218,10 @@ class Pictures:
 
     def pixels(self, part: str, image: Mapping[str, Any]) -> Tensor:
         """[3, side, side], standardised. Raises ValueError, naming it, for what is no image."""
-        data = image["bytes"] or archive(self.folder / part).read(image["path"])
         try:
+            data = image["bytes"] or archive(self.folder / part).read(image["path"])
             found = rgb(Image.open(io.BytesIO(data)))
-        except OSError as error:
+        except (OSError, zipfile.BadZipFile) as error:
             raise ValueError(f"{image['path']} of {MANTIS}, {part}, is no image: {error}") from error
         size = (self.side, self.side)
         sized = interpolate(found[None], size, mode="bicubic", antialias=True, align_corners=False)[0]

@@ -113,6 +113,8 @@ class DistillationTrainer(ObjectiveTrainer):
         if self.objective.uses_teacher and teacher is None:
             name = method if isinstance(method, str) else type(method).__name__
             raise ValueError(f"{name!r} learns from a teacher: pass teacher=…, or use method='sft'")
+        if kwargs.get("args") is not None:  # before an engine that is refused is set up
+            check_arguments(kwargs["args"])
         if peft_config is not None:
             model = with_adapters(model, peft_config, kwargs.get("args"))
         super().__init__(model=model, **kwargs)
