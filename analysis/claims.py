@@ -40,6 +40,13 @@ FIGURE1 = (  # before the first update; at the end
     ),
 )
 
+MARGIN = 0.2  # points of the score: a lead below it is none in effect
+EFFECT = Claim(
+    "a lead too small to matter",
+    "our rule",
+    f"TAID's lead over KL is below {MARGIN} points.",
+    above("kl", "taid", -MARGIN),
+)
 DECIDE = (
     Claim("TAID above KL", "Tables 1–8", "TAID is above KL.", above("taid", "kl")),
     Claim(

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from analysis.claims import DECIDE
+from analysis.claims import DECIDE, EFFECT, MARGIN
 from analysis.figures import BANDS, REFERENCE, band, canvas, legend, lines
 from analysis.measures import MEASURES
 from analysis.page import Comparison, Page
@@ -19,7 +19,6 @@ from analysis.style import COLOURS, name, pair_name
 from analysis.tables import MISSING, Table, interval, value, versus
 
 METHODS = ("kl", "taid", "taid_no_adaptive", "kl_matched")
-MARGIN = 0.2  # points: a lead below it is none in effect
 PRIMARY, OTHERS = "score", ("knowledge", "prose", "kl_to_teacher", "mode_coverage", "held_out_loss")
 SHOWN = (PRIMARY, *OTHERS, "answer_entropy")
 SHARES = (0.125, 0.25, 0.5)  # of the updates done, as tasks name them
@@ -122,6 +121,19 @@ def measured(frame: pd.DataFrame, pair: Pair, updates: int) -> Table:
     return Table(["method", *(MEASURES[metric].heading for metric in SHOWN)], body)
 
 
+def on_its_way(frame: pd.DataFrame, pair: Pair) -> Table:
+    """TAID − KL by the share of updates done, at the largest number of updates."""
+    updates = trained(frame)[pair][-1]
+    shown = (PRIMARY, *OTHERS)
+    body = []
+    for share in (*SHARES, 1.0):
+        found = {m: at(frame, pair, updates, m, f"{share:g}" if share < 1 else "average") for m in shown}
+        label, *gaps = versus(*((found[m], MEASURES[m].digits) for m in shown))
+        body.append([f"{share * updates:,.0f}", label, *gaps])
+    header = ["updates", "", *(MEASURES[metric].heading for metric in shown)]
+    return Table(header, body, f"Of {updates:,} updates.", text_columns=2)
+
+
 def rates(frame: pd.DataFrame) -> Table:
     """The learning rates that were chosen on the tuning seeds."""
     body = []
@@ -139,7 +151,8 @@ def sections(frame: pd.DataFrame, scale: str) -> dict[str, str]:
     for pair, numbers in trained(frame).items():
         for updates in reversed(numbers):
             found[f"{pair_name(pair)}, {updates:,} updates"] = measured(frame, pair, updates).markdown()
-    return found | {"Learning rates": rates(frame).markdown()}
+    way = {f"On the way, {pair_name(pair)}": on_its_way(frame, pair).markdown() for pair in trained(frame)}
+    return found | way | {"Learning rates": rates(frame).markdown()}
 
 
 def comparisons(frame: pd.DataFrame) -> list[Comparison]:
@@ -148,7 +161,7 @@ def comparisons(frame: pd.DataFrame) -> list[Comparison]:
             f"{pair_name(pair)}, {updates:,} updates",
             MEASURES[metric],
             at(frame, pair, updates, metric),
-            DECIDE,
+            (*DECIDE, EFFECT) if metric == PRIMARY else DECIDE,
         )
         for pair, numbers in trained(frame).items()
         for updates in reversed(numbers)

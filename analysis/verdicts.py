@@ -67,6 +67,7 @@ def judged(frames: Frames) -> list[Line]:
     lines = []
     for page, frame in frames:
         groups = by_claim(findings(page.comparisons(frame)))
+        groups = [group for group in groups if any(f.verdict.estimate for f in group)]  # that have rows
         corrected = holm([group[0].verdict.p for group in groups])
         took = minutes(frame)
         lines += [Line(page, group, p, took) for group, p in zip(groups, corrected, strict=True)]

@@ -16,6 +16,7 @@ from taid.studies import (
     ablations,
     capacity,
     continued_pretraining,
+    decide,
     departures,
     every_answer,
     image_text,
@@ -31,6 +32,7 @@ from taid.studies import (
 
 ROOT = Path(__file__).parents[1]
 STUDIES = (
+    "decide",
     "table1",
     "table2",
     "table3",
@@ -62,6 +64,8 @@ def run_of(row: results.Row):
             return logit_cache.Probe(config["scale"])
         case "rounds":
             return rounds.Chain(config["method"], made(instruction_tuning.Run, config | {"method": "kl"}))
+        case name if name.startswith("decide"):
+            return made(decide.Run, config)
         case name if name.startswith("table2_tuned"):
             return made(tuned_pretraining.Run, config)
         case name if name.startswith("table2"):

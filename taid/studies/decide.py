@@ -1,8 +1,8 @@
 """Does TAID beat KL? The paper's number of updates with the paper's α, and what tells the explanations apart.
 
 Data, models and measures are those of `taid.studies.every_answer`. What differs is how long a student learns: batches
-are so small that the paper's 16,239 updates are about as many epochs as the paper's five, so that TAID's schedule
-meets neither more updates nor more repetitions than there.
+are so small that the paper's 16,239 updates take ten epochs (the paper's five), and TAID's schedule meets as many
+updates as there.
 
 Beside KL and TAID learn TAID's linear ramp alone, and the forward KL scaled so that its gradient has the size that
 TAID's would have at the same student: what TAID owes to small steps at first, it owes as well.
