@@ -38,7 +38,10 @@ def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path, tune: bool
         cells = {(run, "test"): [TEST] for run in runs}
         jobs.evaluate(cells, every_answer.measure, every_answer.rows, path, workers, f"test, {teacher}")
         samples = folder / f"{TEST}_samples" / f"{teacher}.json"
-        if not samples.exists() and not jobs.planning() and jobs.share(workers) == (1, 1):
+        if jobs.planning() or jobs.share(workers) != (1, 1):
+            continue
+        # of these students, not of earlier ones at other rates
+        if not samples.exists() or samples.stat().st_mtime < path.stat().st_mtime:
             written = jobs.run(every_answer.samples, [(r,) for r in runs if r.seed == 0], workers, "samples")
             by_method = {run.method: texts for (run,), texts in written}
             write_whole(samples, json.dumps(by_method, indent=1, ensure_ascii=False))
