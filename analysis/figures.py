@@ -255,7 +255,7 @@ def forest(panels: Mapping[str, Estimates], label: str) -> Figure:
     for ax, (title, found) in zip(axes, panels.items(), strict=False):
         around(ax, found, list(found), dict.fromkeys(found, COLOURS["taid"]))
         ax.set_title(title, fontsize=10)
-        ax.locator_params(axis="x", nbins=6)
+        ax.locator_params(axis="x", nbins=5, prune="both")  # none at an edge
     axes[-1].set_xlabel(label)
     legend(figure, BARS)
     return figure

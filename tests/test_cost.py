@@ -135,8 +135,8 @@ def test_memory_of_a_classifier_is_within_a_tenth_too(teacher, student):
     counted = (cost_images.counted(name, classes, 16, narrow=True) for name in (student, teacher))
     found = cost_images.bill(*counted, classes, 2, size)
     expected = found.memory["total"] - found.memory["weights"] - found.memory["teacher"]
-    images = 4 * size * 3 * 16 * 16 * len(rows) / size  # all rows are in memory here, and were before
-    assert peak.peak == pytest.approx(expected, rel=0.1), (peak.peak, expected, images)
+    ahead = 4 * size * 3 * 16 * 16  # the next batch, read while one is learned
+    assert peak.peak == pytest.approx(expected + ahead, rel=0.1)
 
 
 def test_flops_are_those_of_the_matrices():

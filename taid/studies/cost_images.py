@@ -3,7 +3,8 @@
 Of a student of P parameters and a teacher of Q, in fp32, and batches of n images [bytes]:
 
     weights, gradients  4 P each        optimizer  4 P (momentum)        teacher  4 Q        logits  12 n classes
-    activations         what autograd keeps of a batch for the backward pass, counted on the meta device
+    activations         what autograd keeps of a batch for the backward pass, counted on the meta device, and the
+                        gradient of the largest of it
 
     FLOPs of an image   of the forward pass by PyTorch's counter: three times for the student, once for the teacher
     hours               at half of a GPU's peak in bf16, for fp32 convolutions run in TF32; these networks are small
@@ -29,6 +30,7 @@ class Counted(NamedTuple):
     parameters: int
     flops: float  # of an image, forward
     kept: float  # bytes of an image for the backward pass
+    largest: float  # of these, of one tensor
 
 
 @cache
@@ -47,8 +49,9 @@ def counted(name: str, classes: int, side: int, narrow: bool = False, channels: 
 
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
         model(pixel_values=images)
-    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    return Counted(sum(p.numel() for p in model.parameters()), counter.get_total_flops() / TWO, size / TWO)
+    sizes = [tensor.untyped_storage().nbytes() / TWO for tensor in kept.values()]
+    parameters = sum(p.numel() for p in model.parameters())
+    return Counted(parameters, counter.get_total_flops() / TWO, sum(sizes), max(sizes))
 
 
 def bill(
@@ -61,7 +64,7 @@ def bill(
         "gradients": size,
         "optimizer": size,
         "teacher": 4 * teacher.parameters if teacher else 0,
-        "activations": batch_size * student.kept,
+        "activations": batch_size * (student.kept + student.largest),
         "logits": 12 * batch_size * classes,
     }
     flops = images * (3 * student.flops + (teacher.flops if teacher else 0))
