@@ -109,7 +109,7 @@ fuzz kill: export OMP_NUM_THREADS = 1
 fuzz: setup ## 10,000 random cases of every loss on every engine against fp64 | 1
 	$(PY) tests/test_fuzz.py 10000
 
-kill: setup ## kill -9 at 50 random points of two processes in one folder, each run again | 4
+kill: setup ## kill -9 at 50 random points of two processes in one folder, each run again | 1
 	$(PY) tests/test_kills.py 50
 
 all: setup plan ## every item of the paper, one after the other; what is finished is skipped

@@ -353,6 +353,7 @@ def filled(cache, script, tmp_path_factory):
     return folder, results.read(folder / "table6.jsonl")
 
 
+@pytest.mark.slow
 def test_every_cell_is_filled_once(filled):
     _, rows = filled
     cells = Counter((r.config_hash, r.metric) for r in rows)
@@ -371,6 +372,7 @@ def test_every_cell_is_filled_once(filled):
     }
 
 
+@pytest.mark.slow
 def test_the_learning_rate_is_the_grids_best_on_validation(filled):
     _, rows = filled
     losses = {
@@ -389,6 +391,7 @@ def test_the_learning_rate_is_the_grids_best_on_validation(filled):
         assert set(of_cell) == set(TINY.learning_rates) and of_cell[rate] == min(of_cell.values())
 
 
+@pytest.mark.slow
 def test_a_second_run_trains_nothing_and_adds_nothing(filled, script, monkeypatch):
     folder, _ = filled
     before = (folder / "table6.jsonl").read_bytes()

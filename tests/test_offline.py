@@ -206,6 +206,7 @@ def test_no_model_is_needed_and_every_even_tail_method_trains(folder, tmp_path, 
         assert found == pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.slow
 def test_all_logits_teach_every_method_without_samples(folder, tmp_path, teacher):
     write_offline(teacher, ROWS, folder, k=None)
     for method in METHODS:

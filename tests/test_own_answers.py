@@ -41,6 +41,7 @@ def small(cache, monkeypatch):
     return instruction_tuning.at("gpu")
 
 
+@pytest.mark.slow
 def test_what_is_learned_is_what_the_teacher_says(small):
     """Held-out answers are its greedy ones, so that its own ROUGE-L is 1 wherever it says anything."""
     source = small.source

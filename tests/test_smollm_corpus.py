@@ -51,6 +51,7 @@ def test_windows_are_whole_documents_one_after_another(source):
     assert found == expected[: len(found)] and len(expected) - len(found) < 16
 
 
+@pytest.mark.slow
 def test_a_seed_is_an_order_of_documents(source):
     first, again, other = ([e["response_ids"] for e in source.training("distil", seed)] for seed in (0, 0, 1))
     assert first == again != other

@@ -54,6 +54,7 @@ def test_rates_are_chosen_by_the_sum_of_both_main_measures(monkeypatch, tmp_path
     assert {run.steps for run in asked} == {SETTINGS["cpu"].distil.steps}
 
 
+@pytest.mark.slow
 def test_the_tasks_are_those_of_protocol_2(cache):
     run = replace(RUN, scale="smoke", method="untrained", steps=0, learning_rate=0.0)
     values, _ = tuned_pretraining.measure(run, "test")

@@ -299,6 +299,7 @@ def tiny(clothes, tmp_path, monkeypatch):
     study.at.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_table_from_its_images_to_its_rows(tiny):
     vision.evaluate("table7", "smoke", 2, 1, tiny)
     rows = results.read(tiny / "table7.jsonl")
