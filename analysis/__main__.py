@@ -69,7 +69,7 @@ def render(command: str, folder: Path, scale: str) -> None:
         for each, frame in frames:
             print(page.summary(each, frame, scale, page.write(each, frame, folder, scale)))
     for name, reason in missing.items():
-        if command != "claims" and PAGES[name].numbers and scale != "gpu":  # benchmarks alone
+        if command != "claims" and PAGES[name].numbers and scale != "gpu":  # whose rows are benchmarks alone
             print(page.write_unfilled(PAGES[name], reason, folder, scale))
         elif command == name:
             raise reason

@@ -19,9 +19,11 @@ from analysis.tasks import BESIDE, average_note, by_task, rates
 MAIN = ("kl_to_teacher", "held_out_loss")  # the primary measure first
 AVERAGE = Measure("average of the tasks", "percent", 2, 1)
 NEAR_KL = 0.9  # t from which TAID is all but KL
-
-
 METHODS = (*TABLE2_METHODS, "t_start_0.2", "alpha_0.25")
+SECOND = (
+    " Protocol 2 chose rates at full length on seeds that are not tested, asks sums whose choices differ in nothing but in"
+    " being right, and has TAID on two longer bridges; figure and headline are of it."
+)
 
 
 def sections(frame: pd.DataFrame, scale: str) -> dict[str, str]:
@@ -56,12 +58,6 @@ def preamble(frame: pd.DataFrame, scale: str) -> str:
         "![The paper's average beside ours, and likelihoods](table2.png)\n\n"
         "*Figure*: hollow the paper's, filled ours with 95% intervals; right is better in every panel.\n"
     )
-
-
-SECOND = (
-    " Protocol 2 chose rates at full length on seeds that are not tested, asks sums whose choices differ in nothing but in"
-    " being right, and has TAID on two longer bridges; figure and headline are of it."
-)
 
 
 def near_kl(frame: pd.DataFrame, experiment: str) -> str:

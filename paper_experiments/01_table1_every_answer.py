@@ -9,8 +9,8 @@ Claims of the paper: TAID gives the best student of every pair; its adaptive upd
 What is measured, and why again: `taid.studies.every_answer`. How the three primary measures make one decision, with
 its margins: `analysis.decision`, written before the runs. The rate of every method and pair is chosen by the validation
 score of tuning seeds that are never tested: all rates of the grid by the first, the better half by the mean over all.
-Those searched already are committed (results/table1_tuned.jsonl); `--tune` searches all of them again. The CORE methods and the references take all
-seeds, the others at most `OTHERS`.
+Those searched already are committed (results/table1_tuned.jsonl); `--tune` searches all of them again. The CORE methods
+and the references take all seeds, the others at most `OTHERS`.
 """
 
 import json

@@ -108,6 +108,5 @@ def tuned(scale: str, methods: Sequence[str], path: Path, workers: jobs.Workers 
     return jobs.halving(dict.fromkeys(methods, setting.learning_rates), run, setting.tuning_seeds, scores)
 
 
-at = partial(study.at, TunedPretraining)
 measure = partial(study.measure, TunedPretraining)
 rows = partial(study.rows, units=UNITS)
