@@ -21,7 +21,7 @@ PRICE ?=
 
 # What is said wrongly is refused before any work.
 $(if $(wildcard requirements.txt),,$(error make works in the repository's own folder: make -C FOLDER $(MAKECMDGOALS)))
-SEEDED = decide table1 table1-protocol-1 table2 table2-protocol-1 table3 table4 table5 table6 table7 table8 figure1 figure2 adaptivity ablations departures rounds
+SEEDED = decide table1 table1-protocol-1 table2 table2-protocol-1 table3 table4 table5 table6 table6-protocol-1 table7 table8 figure1 figure2 adaptivity ablations departures rounds
 SEEDLESS = figure3 bench cost theory mode-collapse
 given := $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(word)))
 unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS LAUNCHER RESULTS TUNE TABLE PYTHON TORCH TAID_CACHE TAID_MIRROR TAID_HUB TAID_JUDGE HF_HUB_OFFLINE DRY HASHES MODEL JUDGE PRICE),$(given))
@@ -153,7 +153,11 @@ table5: setup ## Tables 5, 10: an image-text pair of InternVL, eight families of
 	$(call STUDY,05_table5_image_text)
 	$(call PAGE,table5)
 
-table6: setup ## Table 6, Figure 2 right: the capacity gap, four teachers of one student | 1 / 45 for five seeds
+table6: setup ## Table 6, Figure 2 right: the capacity gap, three teachers of each of four sizes | 2 / 90 for six seeds
+	$(call STUDY,$(if $(filter paper gpu,$(SCALE)),06_table6_capacity_gap,06_table6_three_teachers))
+	$(call PAGE,$(if $(filter paper gpu,$(SCALE)),table6,table6_tuned))
+
+table6-protocol-1: setup ## Table 6 as first run, one teacher of each size | 1 / 45 for five seeds
 	$(call STUDY,06_table6_capacity_gap)
 	$(call PAGE,table6)
 

@@ -19,6 +19,7 @@ MODULES = (  # the pages, in the order of the verdicts
     "table3",
     "table4",
     "table5",
+    "table6_tuned",
     "table6",
     "table7",
     "table8",

@@ -1,4 +1,5 @@
-"""Table 6's rows: scores by teacher, trends over its size, and the gain from the smallest to the largest."""
+"""Table 6's rows, of either protocol: scores by teacher, trends over its size, and the gain from the smallest to the
+largest."""
 
 import math
 from collections.abc import Mapping
@@ -18,24 +19,36 @@ METHODS = ("taid", "skew_kl", "kl", "rkl", "gjs")
 JUDGED = ("last_word_log_likelihood", "held_out_loss", "last_word_accuracy")  # the primary measure first
 METRICS = ("last_word_accuracy", "last_word_log_likelihood", "held_out_loss", "kl_to_teacher")
 BY_TEACHER = Mapping[str, Scores]  # teacher → method → seed → value
+PROTOCOLS = ("table6_tuned", "table6")  # their experiments; a file has rows of one
+
+
+def experiment(frame: pd.DataFrame) -> str:
+    """The experiment of the table itself; those of its search and its map begin alike."""
+    return PROTOCOLS[0] if frame.experiment.astype(str).str.startswith(PROTOCOLS[0]).any() else PROTOCOLS[1]
+
+
+def draws(frame: pd.DataFrame) -> dict[int, int]:
+    """Seed → which draw of the teachers it has, where there are several."""
+    return {r.seed: r.config["draw"] for r in frame.itertuples() if "draw" in r.config}
 
 
 def by_teacher(frame: pd.DataFrame, metric: str, variant: str = "base") -> BY_TEACHER:
     """Teacher → method → seed → value, of Table 6 or of a variant of the map; every teacher has an entry."""
-    experiment = "table6" if variant == "base" else "table6_map"
+    where = experiment(frame) if variant == "base" else f"{experiment(frame)}_map"
     student = variant if variant.startswith("pythia") else STUDENT
-    found = scores(frame, experiment, metric, variant)
+    found = scores(frame, where, metric, variant)
     # a teacher does not change with the student, so its rows carry the base student
     return {teacher: found.get(Pair(teacher, student), {}) for teacher in SIZES}
 
 
 def without_teacher(frame: pd.DataFrame, metric: str) -> Scores:
-    return scores(frame, "table6", metric, "base").get(Pair(NONE, STUDENT), {})
+    return scores(frame, experiment(frame), metric, "base").get(Pair(NONE, STUDENT), {})
 
 
 def variants(frame: pd.DataFrame) -> list[str]:
     """The tasks of the map, in the order of their first rows."""
-    return list(dict.fromkeys(frame.task[(frame.experiment == "table6_map") & frame.method.isin(METHODS)]))
+    of_map = frame.experiment == f"{experiment(frame)}_map"
+    return list(dict.fromkeys(frame.task[of_map & frame.method.isin(METHODS)]))
 
 
 def label(variant: str) -> str:

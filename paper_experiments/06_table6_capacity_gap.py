@@ -1,4 +1,4 @@
-"""Table 6 and Figure 2 right: the capacity gap. One student, four teachers of growing size, on natural text.
+"""Table 6 and Figure 2 right, protocol 1: the capacity gap. One student, four teachers of growing size, on natural text.
 
 Claim of the paper: with TAID the student gets better as its teacher grows, with the skew KL it gets worse.
 
@@ -20,7 +20,6 @@ from pathlib import Path
 
 from taid.studies import capacity, jobs, study
 from taid.studies.capacity import METHODS, NONE, SETTINGS, STUDENT, TEACHERS, Capacity, Run
-from taid.studies.study import REFERENCES
 
 MAP_METHODS, MAP_SEEDS = ("taid", "skew_kl"), 3
 
@@ -44,18 +43,10 @@ def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     students = [Run(scale, *cell, seed, best[cell]) for seed in range(seeds) for cell in cells]
     evaluate(students, "table6", "test", "table 6")
 
-    around = map_of([*untrained, *teachers, *students])
+    around = capacity.around([*untrained, *teachers, *students], MAP_METHODS, MAP_SEEDS)
     others = sorted({(run.student, run.seed) for run in around if run.student != STUDENT})
     study.prepare_all(Capacity, scale, workers, [("student", *other) for other in others], logits=[])
     evaluate(around, "table6_map", "test", "map")
-
-
-def map_of(runs: Iterable[Run]) -> list[Run]:
-    """What is run around Table 6: one thing changed at a time, by the smallest and the largest teacher."""
-    ends = (TEACHERS[0], TEACHERS[-1], NONE)
-    methods = (*MAP_METHODS, *REFERENCES)
-    bases = [r for r in runs if r.seed < MAP_SEEDS and r.teacher in ends and r.method in methods]
-    return [v for run in bases for v in capacity.variants(run) if capacity.matters(run, v)]
 
 
 def evaluate_runs(

@@ -28,7 +28,7 @@ changes none of this: what is asked of the student in the end is the same.
 from pathlib import Path
 
 from taid.studies import decide, every_answer, jobs
-from taid.studies.decide import ARMS, METHODS, PLANS, TUNING_SEEDS, Run, measure, rows
+from taid.studies.decide import ARMS, METHODS, PLANS, Run, measure, rows
 from taid.studies.study import REFERENCES
 
 DECIDING = ("kl", "taid")  # run first
@@ -38,8 +38,8 @@ def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     path = folder / "decide.jsonl"
     for methods in (DECIDING, [method for method in METHODS if method not in DECIDING]):
         for teacher, pair in ARMS.items():
-            every_answer.prepare(scale, pair, [*TUNING_SEEDS, *range(seeds)], workers)
             rates = decide.tuned(scale, teacher, methods, path, workers)
+            every_answer.prepare(scale, pair, range(seeds), workers)
             runs = [
                 Run(scale, method, teacher, seed, rates[updates, method], updates)
                 for updates, wanted in PLANS[scale].seeds.items()

@@ -98,6 +98,8 @@ def test_rates_are_chosen_by_the_mean_over_seeds_that_are_never_tested(monkeypat
             assert split == "validation"
 
     monkeypatch.setattr(jobs, "evaluate", evaluate)
+    monkeypatch.setattr(jobs, "REFERENCE", tmp_path / "none")  # what is committed is not run again
+    monkeypatch.setattr(every_answer, "prepare", lambda *arguments: None)
     chosen = decide.tuned("cpu", "llama-2", ("kl", "taid"), tmp_path / "decide.jsonl", 1)
     assert set(chosen.values()) == {3e-3}
     assert chosen.keys() == {(updates, m) for updates in PLANS["cpu"].seeds for m in ("kl", "taid")}

@@ -21,6 +21,7 @@ STUDIES = (
     "table4",
     "table5",
     "table6",
+    "table6-protocol-1",
     "table7",
     "table8",
     "figure1",
@@ -34,6 +35,8 @@ PAGE_OF = {
     "table1": "table1_tuned",
     "table1-protocol-1": "table1",
     "table2-protocol-1": "table2",
+    "table6": "table6_tuned",
+    "table6-protocol-1": "table6",
 }  # where it is not the target's own name
 SETTINGS = (
     "SCALE",

@@ -229,7 +229,9 @@ def test_what_is_missing_is_said_with_the_target_that_makes_it(tmp_path, monkeyp
     assert "`make bench cost SCALE=cpu" in refused(monkeypatch, capsys, "speed", "--results", tmp_path)
     assert "invalid choice" in refused(monkeypatch, capsys, "table11")
     assert "invalid choice" in refused(monkeypatch, capsys, "table1", "--scale", "huge")
-    assert "`make table6 SCALE=gpu` writes them" in refused(monkeypatch, capsys, "table6", "--scale", "gpu")
+    assert "`make table6-protocol-1 SCALE=gpu` writes them" in refused(
+        monkeypatch, capsys, "table6", "--scale", "gpu"
+    )
 
 
 def test_a_broken_line_is_named_and_not_left_out_in_silence(tmp_path, monkeypatch, capsys):

@@ -9,7 +9,17 @@ import pytest
 from page_rows import row as any_row
 from scipy import stats
 
-from analysis import page, reference, rows, style, table6, table6_figures, table6_rows
+from analysis import (
+    page,
+    reference,
+    rows,
+    style,
+    table6,
+    table6_figures,
+    table6_rows,
+    table6_sections,
+    table6_tuned,
+)
 from analysis.claims import FLAT, TABLE6, TABLE6_BY_TEACHER
 from analysis.measures import MEASURES
 from analysis.predicates import in_paper
@@ -28,13 +38,13 @@ def row(metric: str, value: float, **fields) -> Row:
     return any_row(value, metric=metric, **own | fields)
 
 
-def synthetic(slopes=SLOPES, seeds=SEEDS, teachers=tuple(table6.SIZES)) -> list[Row]:
+def synthetic(slopes=SLOPES, seeds=SEEDS, teachers=tuple(table6_sections.SIZES)) -> list[Row]:
     """Students on a line over log₁₀ size, a level and a slope for each seed, and their references."""
     found = []
-    for metric in table6.METRICS:
+    for metric in table6_sections.METRICS:
         sign = MEASURES[metric].sign
         for teacher in teachers:
-            x = math.log10(table6.SIZES[teacher])
+            x = math.log10(table6_sections.SIZES[teacher])
             for method, slope in slopes.items():
                 for seed in seeds:
                     value = sign * (3 + 0.1 * seed + (slope + WIGGLE[seed]) * x)
@@ -59,7 +69,7 @@ def mapped() -> list[Row]:
     found = []
     for variant in capacity.variants(capacity.Run("cpu", "taid", "pythia-1b", 0, 0.01)):
         shared = {"experiment": "table6_map", "task": variant.task, "student": variant.student}
-        for metric in table6.JUDGED:
+        for metric in table6_sections.JUDGED:
             sign = MEASURES[metric].sign
             for method, gain in (("taid", 1.0), ("skew_kl", -2.0)):
                 for seed in range(3):
@@ -89,10 +99,12 @@ def full(tmp_path):
 def test_the_papers_table_is_whole_and_its_claims_hold():
     """Facts of the paper's Table 6: TAID rises at every step, skew KL falls at every step."""
     paper = reference.table6()
-    assert set(paper) == {"taid", "skew_kl"} and all(list(by) == list(table6.SIZES) for by in paper.values())
+    assert set(paper) == {"taid", "skew_kl"} and all(
+        list(by) == list(table6_sections.SIZES) for by in paper.values()
+    )
     assert list(paper["taid"].values()) == sorted(paper["taid"].values())
     assert list(paper["skew_kl"].values()) == sorted(paper["skew_kl"].values(), reverse=True)
-    slopes = table6.paper_slopes()
+    slopes = table6_sections.paper_slopes()
     x = np.log10([0.41, 1.0, 2.8, 6.9])
     for method, by in paper.items():  # oracle: the textbook formula
         y = np.array(list(by.values()))
@@ -100,16 +112,16 @@ def test_the_papers_table_is_whole_and_its_claims_hold():
     own = [claim for claim in (*TABLE6, *TABLE6_BY_TEACHER) if claim.paper_item == "Table 6"]
     trend, by_teacher = own[:-1], own[-1]
     assert all(in_paper(claim, slopes | {FLAT: 0.0}).outcome == "supported" for claim in trend)
-    for teacher in table6.SIZES:
+    for teacher in table6_sections.SIZES:
         numbers = {method: by[teacher] for method, by in paper.items()}
         assert in_paper(by_teacher, numbers).outcome == "supported"
 
 
 def test_library_and_analysis_name_the_same_things():
-    assert tuple(table6.SIZES) == capacity.TEACHERS and table6_rows.STUDENT == capacity.STUDENT
-    assert set(table6.METHODS) == set(capacity.METHODS) and table6.NONE == capacity.NONE
-    assert set(table6.METRICS) <= set(capacity.UNITS)
-    for metric, sign in ((m, MEASURES[m].sign) for m in table6.METRICS):
+    assert tuple(table6_sections.SIZES) == capacity.TEACHERS and table6_rows.STUDENT == capacity.STUDENT
+    assert set(table6_sections.METHODS) == set(capacity.METHODS) and table6_sections.NONE == capacity.NONE
+    assert set(table6_sections.METRICS) <= set(capacity.UNITS)
+    for metric, sign in ((m, MEASURES[m].sign) for m in table6_sections.METRICS):
         assert (sign > 0) == capacity.UNITS[metric][1]
     assert set(capacity.ZOO) <= set(style.NAMES)
 
@@ -117,26 +129,26 @@ def test_library_and_analysis_name_the_same_things():
 # Trends
 
 
-@pytest.mark.parametrize("metric", table6.JUDGED)
+@pytest.mark.parametrize("metric", table6_sections.JUDGED)
 def test_slopes_are_those_of_the_lines(full, metric):
-    found = table6.slopes(table6.by_teacher(full, metric), MEASURES[metric].sign)
+    found = table6_sections.slopes(table6_sections.by_teacher(full, metric), MEASURES[metric].sign)
     for method, slope in SLOPES.items():
         assert found[method] == pytest.approx({seed: slope + WIGGLE[seed] for seed in SEEDS})
 
 
 def test_a_seed_without_all_teachers_has_no_slope(tmp_path):
     chosen = [r for r in synthetic() if (r.method, r.teacher, r.seed) != ("taid", "pythia-2.8b", 3)]
-    found = table6.slopes(table6.by_teacher(frame(tmp_path, chosen), "held_out_loss"), -1)
+    found = table6_sections.slopes(table6_sections.by_teacher(frame(tmp_path, chosen), "held_out_loss"), -1)
     assert set(found["taid"]) == {0, 1, 2, 4} and set(found["kl"]) == set(SEEDS)
 
 
 def test_pages_test_is_scipys_on_seeds_by_teachers(full):
     """Five seeds that all rise: the rarest of the (4!)^5 orders, p = 1 / 24^5."""
-    ours = table6.by_teacher(full, "held_out_loss")
+    ours = table6_sections.by_teacher(full, "held_out_loss")
     up, down = page_test(ours, "taid", -1)
     assert up == pytest.approx(24**-5) and down == pytest.approx(1)
     assert page_test(ours, "skew_kl", -1)[1] == pytest.approx(24**-5)
-    data = [[ours[teacher]["taid"][seed] for teacher in table6.SIZES] for seed in SEEDS]
+    data = [[ours[teacher]["taid"][seed] for teacher in table6_sections.SIZES] for seed in SEEDS]
     assert page_test(ours, "taid", 1)[0] == pytest.approx(stats.page_trend_test(data).pvalue)
 
 
@@ -146,7 +158,7 @@ def test_pages_test_is_scipys_on_seeds_by_teachers(full):
 def outcomes(chosen) -> dict[tuple[str, str], set[str]]:
     """(teacher, claim) → its outcomes by the judged metrics, which are alike in these rows."""
     found: dict[tuple[str, str], set[str]] = {}
-    for finding in page.findings(table6.comparisons(chosen)):
+    for finding in page.findings(table6_sections.comparisons(chosen)):
         found.setdefault((finding.where, finding.claim.name), set()).add(finding.verdict.outcome)
     return found
 
@@ -192,7 +204,7 @@ def test_claims_by_teacher_are_paired_and_oriented(full):
 
 def test_taid_less_kl_is_told_in_a_sentence(full):
     """By hand: 0.5 · log₁₀ of the size, −0.194 at 0.41 to 0.419 at 6.9; at 1.0 it is 0."""
-    said = table6.beside_kl(full)
+    said = table6_sections.beside_kl(full)
     assert "between 0.419 and −0.194 nats/word" in said
     assert "below 0 with 1 of 4 teachers, above 0 with 2" in said and "0.500 [0.500, 0.500]" in said
 
@@ -201,12 +213,20 @@ def test_taid_less_kl_is_told_in_a_sentence(full):
 
 
 def test_teachers_must_get_strictly_better(tmp_path):
-    assert table6.strictly_better([1, 2, 3], 1) == "yes" == table6.strictly_better([3, 2, 1], -1)
-    assert table6.strictly_better([1, 2, 2], 1) == "NO" == table6.strictly_better([1, 2, 3], -1)
-    assert table6.strictly_better([1, None, 3], 1) == "—"
+    assert (
+        table6_sections.strictly_better([1, 2, 3], 1)
+        == "yes"
+        == table6_sections.strictly_better([3, 2, 1], -1)
+    )
+    assert (
+        table6_sections.strictly_better([1, 2, 2], 1)
+        == "NO"
+        == table6_sections.strictly_better([1, 2, 3], -1)
+    )
+    assert table6_sections.strictly_better([1, None, 3], 1) == "—"
     spoilt = ("teacher", "held_out_loss", "pythia-6.9b")
     worse = [replace(r, value=9.0) if (r.method, r.metric, r.teacher) == spoilt else r for r in synthetic()]
-    lines = table6.teachers_check(frame(tmp_path, worse)).splitlines()
+    lines = table6_sections.teachers_check(frame(tmp_path, worse)).splitlines()
     verdicts = {line.split(" | ")[0].strip("| "): line.strip(" |").split(" | ")[-1] for line in lines[2:]}
     assert verdicts["held-out loss ↓ [nats/token]"] == "NO"
     assert verdicts["last-word accuracy ↑ [percent]"] == "yes"
@@ -214,8 +234,8 @@ def test_teachers_must_get_strictly_better(tmp_path):
 
 def test_gaps_are_the_largest_teachers_gain_in_every_variant(full):
     span = math.log10(6.9 / 0.41)
-    for metric in table6.JUDGED:
-        found = table6.gaps(full, metric)
+    for metric in table6_sections.JUDGED:
+        found = table6_sections.gaps(full, metric)
         steps, temperatures = ["steps × 0.5", "steps × 2"], ["τ = 0.5", "τ = 2"]
         assert list(found) == ["base", "pythia-31m", "pythia-160m", *steps, *temperatures]
         base = {seed: (SLOPES["taid"] + WIGGLE[seed]) * span for seed in SEEDS}
@@ -223,7 +243,7 @@ def test_gaps_are_the_largest_teachers_gain_in_every_variant(full):
         for variant in list(found)[1:]:
             assert found[variant]["taid"] == pytest.approx(dict.fromkeys(range(3), 1.0))
             assert found[variant]["skew_kl"] == pytest.approx(dict.fromkeys(range(3), -2.0))
-    assert "| τ = 2 | 4.000 | 3.500 |" in table6.map_table(full)
+    assert "| τ = 2 | 4.000 | 3.500 |" in table6_sections.map_table(full)
 
 
 # Rendering
@@ -243,7 +263,7 @@ def test_rates_at_the_edge_are_bold(tmp_path):
         replace(r, config={"learning_rate": 0.1}) if (r.method, r.experiment) == ("kl", "table6") else r
         for r in synthetic()
     ]
-    table = table6.rates_table(frame(tmp_path, chosen))
+    table = table6_sections.rates_table(frame(tmp_path, chosen))
     assert "| KL | **0.1** | **0.1** | **0.1** | **0.1** |" in table and "| TAID | 0.01 | 0.01 |" in table
 
 
@@ -261,7 +281,7 @@ def test_the_gain_at_one_rate_is_the_smaller_loss(tmp_path):
         else r
         for r in synthetic()
     ]
-    table = table6.fixed_rates(frame(tmp_path, chosen))
+    table = table6_sections.fixed_rates(frame(tmp_path, chosen))
     assert "| Skew KL | 0.000 | 0.000 | −0.250 |" in table and "| TAID | 0.000 | 0.000 | 0.000 |" in table
     assert "| RKL | — | — | — |" in table
 
@@ -278,8 +298,8 @@ def test_the_figure_draws_the_papers_numbers_and_ours(full):
         list(paper.lines[-1].get_ydata()) == [reference.PYTHIA_70M[0]] * 2
     )  # the student before distillation
     taid = accuracy.lines[0]
-    assert list(taid.get_xdata()) == list(table6.SIZES.values())
-    expected = [3.2 + 0.5 * math.log10(size) for size in table6.SIZES.values()]
+    assert list(taid.get_xdata()) == list(table6_sections.SIZES.values())
+    expected = [3.2 + 0.5 * math.log10(size) for size in table6_sections.SIZES.values()]
     assert list(taid.get_ydata()) == pytest.approx(expected)
     assert loss.yaxis_inverted() and not accuracy.yaxis_inverted()
 
@@ -322,3 +342,54 @@ def test_any_part_of_the_rows_renders(tmp_path, keep):
     text = (tmp_path / "table6.md").read_text()
     assert text == page.render(table6.PAGE, part, "cpu") and not re.search(r"\b(nan|inf)\b", text.lower())
     assert (tmp_path / "table6.png").exists()
+
+
+# Protocol 2
+
+
+def of_draws() -> list[Row]:
+    """The rows of protocol 2: seeds 0 … 4 have the draws 0, 1, 2, 0, 1; there is a teacher of each size and draw."""
+    found = []
+    for r in synthetic() + mapped():
+        experiment = r.experiment.replace("table6", "table6_tuned")
+        seeds = range(3) if r.method == "teacher" else [r.seed]
+        found += [replace(r, experiment=experiment, seed=s, config=r.config | {"draw": s % 3}) for s in seeds]
+    return found
+
+
+def test_the_second_protocol_tells_the_trend_with_each_draw(tmp_path):
+    """By hand: TAID's slope is 0.5 + the seed's wiggle, (0, 0.02), (0.01, −0.02) and −0.01 in the draws 0, 1 and 2."""
+    chosen = frame(tmp_path, of_draws())
+    text = page.render(table6_tuned.PAGE, chosen, "cpu")
+    assert "| last-word log-likelihood | TAID | 0.510 | 0.495 | 0.490 |" in text
+    assert "| last-word log-likelihood | **TAID − KL** | 0.500 | 0.500 | 0.500 |" in text
+    assert "There is one teacher" not in text and "(table6_tuned_map.svg)" in text
+    first = page.render(table6.PAGE, frame(tmp_path / "first", synthetic() + mapped()), "cpu")
+    assert "There is one teacher" in first and "draw by draw" not in first
+    verdicts = [line for line in first.splitlines() if "**supported**" in line or "**contradicted**" in line]
+    assert verdicts and set(verdicts) <= set(text.splitlines())  # the same numbers, judged alike
+
+
+def test_teachers_of_every_draw_must_get_better(tmp_path):
+    """One draw of the largest is worse than the smaller ones, though the mean over draws is not."""
+    spoilt = ("teacher", "last_word_accuracy", "pythia-6.9b", 2)
+    worse = [
+        replace(r, value=r.value - 0.5) if (r.method, r.metric, r.teacher, r.seed) == spoilt else r
+        for r in of_draws()
+    ]
+    for rows_, said in ((of_draws(), "yes"), (worse, "NO")):
+        lines = table6_sections.teachers_check(frame(tmp_path / said, rows_)).splitlines()
+        line = next(line for line in lines if line.startswith("| last-word accuracy"))
+        assert line.strip(" |").endswith(said), line
+
+
+def test_a_file_has_the_search_of_its_own_protocol(tmp_path):
+    """Every rate was tried on the first tuning seed alone: the gain at one rate is told of that."""
+    later = [
+        row("held_out_loss", 9.0, experiment="table6_tuned_search", method="taid", teacher=teacher, seed=101)
+        for teacher in table6_sections.SIZES
+    ]
+    searched = [r for r in of_draws() if r.experiment == "table6_tuned_search"]
+    chosen = [replace(r, seed=100) for r in searched]
+    table = table6_sections.fixed_rates(frame(tmp_path, chosen + later))
+    assert "(validation, seed 100)" in table and "| TAID | 0.000 | 0.000 | 0.000 |" in table

@@ -123,6 +123,7 @@ class Run(study.Run):
     Raises ValueError, naming the known ones, for an unknown scale, model or method.
     """
 
+    settings: ClassVar[Mapping[str, Any]] = SETTINGS
     scale: str
     method: str
     teacher: str
@@ -133,7 +134,7 @@ class Run(study.Run):
     temperature: float = 1.0  # the student learns from softmax(z / temperature)
 
     def __post_init__(self) -> None:
-        named(SETTINGS, self.scale, "scale")
+        named(self.settings, self.scale, "scale")
         named(dict.fromkeys((*TEACHERS, NONE)), self.teacher, "teacher")
         named(ZOO, self.student, "student")
         named(dict.fromkeys((*objectives.METHODS, *REFERENCES)), self.method, "method")
@@ -152,7 +153,7 @@ class Run(study.Run):
 
     @property
     def setting(self) -> Setting:
-        return SETTINGS[self.scale]
+        return self.settings[self.scale]
 
     @property
     def training(self) -> Training:
@@ -165,6 +166,15 @@ class Run(study.Run):
             return {}
         alpha = schedule.scale_alpha(PAPER_ALPHA, self.training.steps, PAPER_UPDATES)
         return {"t_start": T_START, "alpha": alpha}
+
+
+def around(runs: Iterable[Run], methods: Sequence[str], seeds: int) -> list[Run]:
+    """The map around runs of Table 6: of methods and references, on the first seeds, by the smallest and the largest
+    teacher."""
+    ends = (TEACHERS[0], TEACHERS[-1], NONE)
+    kept = (*methods, *REFERENCES)
+    bases = [r for r in runs if r.seed < seeds and r.teacher in ends and r.method in kept]
+    return [each for run in bases for each in variants(run) if matters(run, each)]
 
 
 def variants(run: Run) -> list[Run]:
@@ -308,7 +318,7 @@ class Capacity(study.Study[Run]):
         if run.method == "teacher":
             logits_of = softened(logits_of, run.temperature)
         elif run.teacher != NONE:
-            teacher = softened(self.teacher_logits(run.teacher, split), run.temperature)
+            teacher = softened(self.teacher_logits(self.teacher_of(run), split), run.temperature)
         values = text_scores(logits_of, teacher, self.batches(split), len(self.source.tokenizer))
         if split == "test" and (run.method != "teacher" or run.temperature == 1):
             values |= last_word_scores(

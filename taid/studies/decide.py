@@ -103,21 +103,24 @@ class Run(every_answer.Run):
 def tuned(
     scale: str, teacher: str, methods: Sequence[str], path: Path, workers: jobs.Workers | int
 ) -> dict[Cell, float]:
-    """(Updates, method) → learning rate, by the mean score on the validation prompts, see `jobs.halving`."""
+    """(Updates, method) → learning rate, by the mean score on the validation prompts, see `jobs.halving`. What is
+    committed is not run again."""
     plan = PLANS[scale]
 
     def run(cell: Cell, rate: float, seed: int) -> Run:
         updates, method = cell
         return Run(scale, method, teacher, seed, rate, updates)
 
-    def scores(runs: Sequence[Run]) -> dict[Run, float]:
-        cells = {(run, "validation"): [run.experiment + SEARCH] for run in runs}
+    def search(run: Run) -> str:
+        return run.experiment + SEARCH
+
+    def fill(runs: Sequence[Run]) -> None:
+        every_answer.prepare(scale, ARMS[teacher], TUNING_SEEDS, workers)
+        cells = {(run, "validation"): [search(run)] for run in runs}
         jobs.evaluate(cells, measure, rows, path, workers, f"{teacher}, rates")
-        searches = {run.experiment + SEARCH for run in runs}
-        found = (jobs.measured(path, runs, search, "score", "average") for search in searches)
-        return {run: score for each in found for run, score in each.items()}
 
     rates = dict.fromkeys(product(plan.seeds, methods), plan.learning_rates)
+    scores = jobs.searched(path, search, {"score": 1}, fill)
     return jobs.halving(rates, run, TUNING_SEEDS, scores)
 
 

@@ -216,14 +216,12 @@ def tuned(
     def run(method: str, rate: float, seed: int) -> Run:
         return Run(scale, method, pair.teacher, seed, rate)
 
-    def scores(runs: Sequence[Run]) -> dict[Run, float]:
-        known = jobs.known(path, runs, SEARCH, "score", afresh)
-        if todo := {(run, "validation"): [SEARCH] for run in runs if run not in known}:
-            prepare(scale, pair, setting.tuning_seeds, workers)
-            jobs.evaluate(todo, measure, rows, path, workers, f"rates, {pair.teacher}")
-            known = jobs.known(path, runs, SEARCH, "score", afresh)
-        return known
+    def fill(runs: Sequence[Run]) -> None:
+        prepare(scale, pair, setting.tuning_seeds, workers)
+        cells = {(run, "validation"): [SEARCH] for run in runs}
+        jobs.evaluate(cells, measure, rows, path, workers, f"rates, {pair.teacher}")
 
+    scores = jobs.searched(path, SEARCH, {"score": 1}, fill, afresh=afresh)
     return jobs.halving(dict.fromkeys(methods, setting.learning_rates), run, setting.tuning_seeds, scores)
 
 

@@ -219,11 +219,14 @@ def _unfinished(path: Path, cells: Mapping[tuple, Sequence[str]], some: Iterable
     ]
 
 
-def measured(path: Path, runs: Iterable, experiment: str, metric: str, task: str) -> dict:
-    """{run: value} of one metric and task of an experiment, for the runs that have rows in `path`; a later row wins.
-    What is planned counts as 0."""
+def measured(
+    path: Path, runs: Iterable, experiment: str | Callable[[Any], str], metric: str, task: str
+) -> dict:
+    """{run: value} of one metric and task of an experiment, or of each run's own, for the runs that have rows in
+    `path`; a later row wins. What is planned counts as 0."""
     values = {r.config_hash: r.value for r in results.read(path) if (r.metric, r.task) == (metric, task)}
-    hashes = {run: results.config_hash(run.config() | {"experiment": experiment}) for run in runs}
+    of = experiment if callable(experiment) else lambda run: experiment
+    hashes = {run: results.config_hash(run.config() | {"experiment": of(run)}) for run in runs}
     planned = {job[0]: 0.0 for job in _plan.get() or ()}
     return {
         run: values.get(h, planned.get(run)) for run, h in hashes.items() if h in values or run in planned
@@ -260,10 +263,37 @@ def halving(
     return {cell: rate for cell, (rate,) in left.items()}
 
 
-def known(path: Path, runs: Iterable, experiment: str, metric: str, afresh: bool = False) -> dict:
-    """{run: value} as of `measured`, of the committed rows beside those in `path`; `afresh`: of `path` alone."""
-    committed = {} if afresh else measured(REFERENCE / path.name, runs, experiment, metric, "average")
-    return committed | measured(path, runs, experiment, metric, "average")
+def searched(
+    path: Path,
+    experiment: str | Callable[[R], str],
+    metrics: Mapping[str, int],
+    fill: Callable[[Sequence[R]], None],
+    task: str = "average",
+    afresh: bool = False,
+) -> Callable[[Sequence[R]], Mapping[R, float]]:
+    """The `scores` that `halving` asks for: of each run the sum of its metrics, each times its sign.
+
+    They are in `path` or, unless `afresh`, among the committed rows; what is in neither, fill(runs) appends to `path`.
+    """
+    paths = [path] if afresh else [REFERENCE / path.name, path]
+
+    def known(runs: Sequence[R]) -> dict[R, float]:
+        sums = dict.fromkeys(runs, 0.0)
+        for metric, sign in metrics.items():
+            found: dict[R, float] = {}
+            for each in paths:
+                found |= measured(each, runs, experiment, metric, task)
+            sums = {run: sum_ + sign * found[run] for run, sum_ in sums.items() if run in found}
+        return sums
+
+    def scores(runs: Sequence[R]) -> dict[R, float]:
+        found = known(runs)
+        if missing := [run for run in runs if run not in found]:
+            fill(missing)
+            found = known(runs)
+        return found
+
+    return scores
 
 
 def rows(folder: Path, table: str) -> list[results.Row]:

@@ -187,9 +187,13 @@ class Study(ABC, Generic[R]):
         """What the student of a run is distilled on."""
         return self.source.training(self.training_split, run.seed)
 
+    def teacher_of(self, run: R) -> str:
+        """The name of a run's teacher in the source."""
+        return run.teacher
+
     def target(self, run: R) -> Logits:
         """What the student of a run learns from."""
-        return self.teacher_logits(run.teacher, self.training_split)
+        return self.teacher_logits(self.teacher_of(run), self.training_split)
 
     def fit_options(self, run: R) -> dict[str, Any]:
         """Further arguments of `fit`: the setting's."""
@@ -265,7 +269,7 @@ class Study(ABC, Generic[R]):
     def model(self, run: R) -> tuple[PreTrainedModel, dict[str, float]]:
         """(model, values of its training) of a run: its student, or one of the REFERENCES."""
         if run.method == "teacher":
-            return on_device(self.source.teacher(run.teacher)), {}
+            return on_device(self.source.teacher(self.teacher_of(run))), {}
         if run.method == "untrained":
             return on_device(self.source.student(run.student, run.seed)), {}
         student, record = self.distilled(run)

@@ -96,15 +96,12 @@ def tuned(scale: str, methods: Sequence[str], path: Path, workers: jobs.Workers 
     def run(method: str, rate: float, seed: int) -> Run:
         return Run(scale, method, seed, rate, setting.distil.steps)
 
-    def scores(runs: Sequence[Run]) -> dict[Run, float]:
-        known = [jobs.known(path, runs, SEARCH, metric) for metric in MAIN]
-        if todo := [run for run in runs if any(run not in found for found in known)]:
-            prepare(scale, setting.tuning_seeds, workers)
-            cells = {(run, "validation"): [SEARCH] for run in todo}
-            jobs.evaluate(cells, measure, rows, path, workers, "learning rates")
-            known = [jobs.known(path, runs, SEARCH, metric) for metric in MAIN]
-        return {run: -sum(found[run] for found in known) for run in runs}
+    def fill(runs: Sequence[Run]) -> None:
+        prepare(scale, setting.tuning_seeds, workers)
+        cells = {(run, "validation"): [SEARCH] for run in runs}
+        jobs.evaluate(cells, measure, rows, path, workers, "learning rates")
 
+    scores = jobs.searched(path, SEARCH, dict.fromkeys(MAIN, -1), fill)
     return jobs.halving(dict.fromkeys(methods, setting.learning_rates), run, setting.tuning_seeds, scores)
 
 
