@@ -23,6 +23,8 @@ QUOTED = [  # where, words there, the committed page, and what it has: if rows c
     ("docs/findings.md", "+0.26 [0.05, 0.47]; inconclusive after Holm's correction", "README", "0.26 [0.05, 0.47] | 4 | score ↑ [points of 10] | **supported** | inconclusive"),
     ("docs/findings.md", "21 of 33 cells take the grid's upper edge, 0.01", "table1", "21 of 33 cells take the grid's upper edge, 0.01"),
     ("docs/findings.md", "KL gains 0.68 [0.20, 1.16] points", "ablations", "**supported** 0.68 [0.20, 1.16]"),
+    ("docs/findings.md", "than −0.17 [−0.59, 0.25] points", "ablations", "**inconclusive** −0.17 [−0.59, 0.25]"),
+    ("docs/adaptivity.md", "has 0.32 [−0.52, 1.15] points more", "ablations", "**inconclusive** 0.32 [−0.52, 1.15]"),
     ("docs/findings.md", "above 0.9 after 38% of the steps", "table2", "above 0.9 after 38% of its steps"),
     ("docs/findings.md", "without it they are −0.09 [−0.54, 0.36]", "table2", "without it TAID − KL is −0.09 [−0.54, 0.36]"),
     ("docs/findings.md", "above its start by 16.9 [13.3, 20.4] percent", "table5", "**supported** 16.9 [13.3, 20.4]"),
