@@ -36,7 +36,7 @@ $(if $(filter results results/%,$(subst $(CURDIR)/,,$(abspath $(RESULTS)))),$(er
 endif
 $(if $(filter-out any,$(TORCH)),$(error TORCH=$(TORCH): any takes the PyTorch for CUDA also where no NVIDIA GPU is))
 ifneq ($(TUNE),)
-$(if $(filter-out table1,$(MAKECMDGOALS)),$(error TUNE=$(TUNE): table1 alone searches its rates again))
+$(if $(filter-out decide table1 table2 table6,$(MAKECMDGOALS))$(filter paper gpu,$(SCALE)),$(error TUNE=$(TUNE): decide, table1, table2 and table6 alone, at smoke or cpu, search their rates again))
 endif
 ifeq ($(origin SEEDS)$(MAKELEVEL),command line0)
 $(if $(filter $(SEEDLESS),$(MAKECMDGOALS)),$(if $(filter $(SEEDED),$(MAKECMDGOALS)),,$(error SEEDS=$(SEEDS): $(MAKECMDGOALS) takes no seeds)))
@@ -122,10 +122,10 @@ plan: ## the minutes of each item that `make all` would run, and the hours of al
 	  END { printf "minutes on two cores at the scale %s, %.1f hours in all; what is finished is skipped\n", scale, sum / 60 }'
 
 decide: setup ## does TAID beat KL? the paper's updates and α, a rule written before the run | 3 / 300 for twelve seeds
-	$(call STUDY,17_decide)
+	$(call STUDY,17_decide) $(TUNED)
 	$(call PAGE,decide)
 
-table1: setup ## Table 1: instruction tuning, 12 methods, 3 pairs; TUNE=1 searches the rates again | 2 / 100 for one seed while no rates are committed, 25 then
+table1: setup ## Table 1: instruction tuning, 12 methods, 3 pairs; TUNE=1 searches rates again | 2 / 100 for one seed while no rates are committed, 25 then
 	$(call STUDY,$(if $(filter paper gpu,$(SCALE)),01_table1_instruction_tuning,01_table1_every_answer)) $(TUNED)
 	$(call PAGE,$(if $(filter paper gpu,$(SCALE)),table1,table1_tuned))
 
@@ -134,7 +134,7 @@ table1-protocol-1: setup ## Table 1 as first run, and what the studies around it
 	$(call PAGE,table1)
 
 table2: setup ## Table 2: continued pre-training from SmolLM2-135M, eight methods, lm-eval | 1 / 210 once while no rates are committed, 45 a seed
-	$(call STUDY,$(if $(filter paper gpu,$(SCALE)),02_table2_continued_pretraining,02_table2_tuned_pretraining))
+	$(call STUDY,$(if $(filter paper gpu,$(SCALE)),02_table2_continued_pretraining,02_table2_tuned_pretraining)) $(TUNED)
 	$(call PAGE,table2)
 
 table2-protocol-1: setup ## Table 2 as first run, and the speed of a teacher's cache | 1 / 30 once, 50 a seed
@@ -153,8 +153,8 @@ table5: setup ## Tables 5, 10: an image-text pair of InternVL, eight families of
 	$(call STUDY,05_table5_image_text)
 	$(call PAGE,table5)
 
-table6: setup ## Table 6, Figure 2 right: the capacity gap, three teachers of each of four sizes | 2 / 90 for six seeds
-	$(call STUDY,$(if $(filter paper gpu,$(SCALE)),06_table6_capacity_gap,06_table6_three_teachers))
+table6: setup ## Table 6, Figure 2 right: the capacity gap, four teachers of every seed's own | 2 / 45 once while no rates are committed, 25 a seed
+	$(call STUDY,$(if $(filter paper gpu,$(SCALE)),06_table6_capacity_gap,06_table6_drawn_teachers)) $(TUNED)
 	$(call PAGE,$(if $(filter paper gpu,$(SCALE)),table6,table6_tuned))
 
 table6-protocol-1: setup ## Table 6 as first run, one teacher of each size | 1 / 45 for five seeds
@@ -219,7 +219,7 @@ mode-collapse: setup ## mixtures of Gaussians: averaging and collapse; then the 
 mt-bench: setup ## MT-Bench of MODEL=folder by JUDGE=gpt-4, PRICE="in out" for a million tokens (docs/mt_bench.md)
 	$(PY) -m taid.studies.mt_bench --model $(MODEL) --judge $(JUDGE) $(if $(PRICE),--price $(PRICE))
 
-verify: setup ## a committed cell from scratch: how far from its row? TABLE=table1, table1_tuned or table6 | 10
+verify: setup ## a committed cell from scratch: how far from its row? TABLE=table1, table1_tuned, table6 or table6_tuned | 10
 	$(PY) -m taid.studies.verify --table $(TABLE)
 
 claims: setup ## the paper's claims, judged on the committed rows | 0.1

@@ -172,7 +172,7 @@ def learning_rates(frame: pd.DataFrame) -> str:
         return [name(method), *cells]
 
     if not rates:
-        return ""
+        return "Not searched here: those of the committed rows.\n" if len(tested) else ""
     taken = {rate: sum(len(by) for by in chosen[rate].values()) for rate in rates}
     note = (
         f"Mean validation score over {plural_seeds(searched)}, of the worse half of the rates on the first alone; bold:"

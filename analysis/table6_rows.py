@@ -27,11 +27,6 @@ def experiment(frame: pd.DataFrame) -> str:
     return PROTOCOLS[0] if frame.experiment.astype(str).str.startswith(PROTOCOLS[0]).any() else PROTOCOLS[1]
 
 
-def draws(frame: pd.DataFrame) -> dict[int, int]:
-    """Seed → which draw of the teachers it has, where there are several."""
-    return {r.seed: r.config["draw"] for r in frame.itertuples() if "draw" in r.config}
-
-
 def by_teacher(frame: pd.DataFrame, metric: str, variant: str = "base") -> BY_TEACHER:
     """Teacher → method → seed → value, of Table 6 or of a variant of the map; every teacher has an entry."""
     where = experiment(frame) if variant == "base" else f"{experiment(frame)}_map"

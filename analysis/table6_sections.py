@@ -22,7 +22,6 @@ from analysis.table6_rows import (
     NONE,
     SIZES,
     by_teacher,
-    draws,
     experiment,
     gaps,
     label,
@@ -105,7 +104,7 @@ def beside_kl(frame: pd.DataFrame) -> str:
 def by_teacher_table(frame: pd.DataFrame, metric: str) -> str:
     """Method × teacher, mean and interval over seeds, the teachers' own, TAID − KL last."""
     ours, digits = by_teacher(frame, metric), MEASURES[metric].digits
-    count = {"teacher": len({*draws(frame).values()}) or 1}  # of each size
+    count = {"teacher": max((len(by.get("teacher", {})) for by in ours.values()), default=1)}  # of each size
     body = [
         [
             name(m),
@@ -253,20 +252,25 @@ def rates_table(frame: pd.DataFrame) -> str:
     chosen = {(r.method, r.teacher): r.learning_rate for r in students.itertuples() if r.learning_rate > 0}
     searched = frame[frame.experiment == f"{experiment(frame)}_search"]
     grid = sorted(searched.learning_rate.unique())
-    if not chosen or not grid:
+    if not chosen:
         return ""
     tried = ", ".join(map(str, sorted(searched.seed.unique())))
 
     def cell(rate: float | None) -> str:
         if rate is None:
             return MISSING
-        return f"**{rate:g}**" if rate in (grid[0], grid[-1]) else f"{rate:g}"
+        return f"**{rate:g}**" if rate in (*grid[:1], *grid[-1:]) else f"{rate:g}"
 
     body = [[name(m), *(cell(chosen.get((m, t))) for t in SIZES)] for m in METHODS]
     sft = chosen.get(("sft", NONE))
-    return (
+    how = (
         f"Grid {', '.join(f'{rate:g}' for rate in grid)}, the same for all; chosen by held-out loss on"
-        f" validation, {'seeds' if ',' in tried else 'seed'} {tried}. Bold: an edge of the grid.\n\n"
+        f" validation, {'seeds' if ',' in tried else 'seed'} {tried}. Bold: an edge of the grid."
+        if grid
+        else "Not searched here: those of the committed rows."
+    )
+    return (
+        f"{how}\n\n"
         + Table(["", *map(name, SIZES)], body).markdown()
         + (f"\nSFT: {cell(sft)}.\n" if sft else "")
         + fixed_rates(frame)
@@ -284,10 +288,12 @@ def fixed_rates(frame: pd.DataFrame) -> str:
         first, last = (losses.get((method, teacher, rate)) for teacher in (small, large))
         return MISSING if first is None or last is None else number(first - last, 3)
 
+    if not rates:
+        return ""
     body = [[name(method), *(cell(method, rate) for rate in rates)] for method in METHODS]
     return (
         "\nIs a gap one of rates? What the largest teacher gains over the smallest in held-out loss at one"
-        f" rate for both (validation, seed {found.seed.min() if len(found) else 0}):\n\n"
+        f" rate for both (validation, seed {found.seed.min()}):\n\n"
         + Table(["", *(f"{rate:g}" for rate in rates)], body).markdown()
     )
 

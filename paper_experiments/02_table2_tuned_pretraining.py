@@ -17,10 +17,10 @@ from taid.studies import jobs, tuned_pretraining
 from taid.studies.tuned_pretraining import DECIDING, METHODS, SETTINGS, TEST, Run, measure, rows
 
 
-def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
+def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path, tune: bool) -> None:
     path, steps = folder / "table2.jsonl", SETTINGS[scale].distil.steps
     for methods in (DECIDING, METHODS[len(DECIDING) :]):
-        rates = tuned_pretraining.tuned(scale, methods, path, workers)
+        rates = tuned_pretraining.tuned(scale, methods, path, workers, tune)
         tuned_pretraining.prepare(scale, range(seeds), workers)
         runs = [Run(scale, method, seed, rates[method], steps) for seed in range(seeds) for method in methods]
         if methods == DECIDING:  # of references, too; there is one teacher, and it takes longest
@@ -31,4 +31,4 @@ def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    jobs.command(main, "Table 2, protocol 2.", SETTINGS, seeds=1)
+    jobs.command(main, "Table 2, protocol 2.", SETTINGS, seeds=1, tunes=True)

@@ -34,11 +34,11 @@ from taid.studies.study import REFERENCES
 DECIDING = ("kl", "taid")  # run first
 
 
-def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
+def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path, tune: bool) -> None:
     path = folder / "decide.jsonl"
     for methods in (DECIDING, [method for method in METHODS if method not in DECIDING]):
         for teacher, pair in ARMS.items():
-            rates = decide.tuned(scale, teacher, methods, path, workers)
+            rates = decide.tuned(scale, teacher, methods, path, workers, tune)
             every_answer.prepare(scale, pair, range(seeds), workers)
             runs = [
                 Run(scale, method, teacher, seed, rates[updates, method], updates)
@@ -52,4 +52,4 @@ def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    jobs.command(main, "Does TAID beat KL?", PLANS, seeds=12)
+    jobs.command(main, "Does TAID beat KL?", PLANS, seeds=12, tunes=True)

@@ -18,6 +18,7 @@ from taid.studies import (
     continued_pretraining,
     decide,
     departures,
+    drawn_teachers,
     every_answer,
     image_text,
     instruction_tuning,
@@ -72,6 +73,8 @@ def run_of(row: results.Row):
             return made(continued_pretraining.Run, config)
         case name if name.startswith("table4"):
             return made(taid_llm.Run, config)
+        case name if name.startswith("table6_tuned"):
+            return made(drawn_teachers.Run, config)
         case name if name.startswith(("table6", "capacity")):
             return made(capacity.Run, config)
         case name if name.startswith("table5"):

@@ -165,7 +165,10 @@ def test_rates_that_are_committed_are_not_searched_again(monkeypatch, tmp_path):
     committed, own, asked = tmp_path / "committed", tmp_path / "own" / "table1_tuned.jsonl", []
 
     def evaluate(cells, measure, rows, path, workers, title):
+        done = results.finished(path)
         for run, split in cells:
+            if results.config_hash(run.config() | {"experiment": SEARCH}) in done:
+                continue
             better = run.learning_rate == (3e-3 if run.method == "kl" else 1e-3)
             results.append(path, rows(run, SEARCH, {("score", "average"): 5.0 + better}, 1.0))
             asked.append((run.method, split))

@@ -205,3 +205,39 @@ def test_halving_leaves_a_rate_where_there_is_one_to_choose():
     assert jobs.halving({"a": (7,)}, lambda *run: run, (100,), lambda runs: dict.fromkeys(runs, 0.0)) == {
         "a": 7
     }
+
+
+def test_scores_to_choose_by_are_sums_over_metrics_of_what_is_committed_and_what_is_new(
+    tmp_path, monkeypatch
+):
+    """By hand: −loss − divergence; a later row in the folder wins over a committed one; nothing known is asked for, and
+    what is asked for stays the same after a kill, so that a shard's part does."""
+    committed, path = tmp_path / "committed" / "rows.jsonl", tmp_path / "own" / "rows.jsonl"
+    monkeypatch.setattr(jobs, "REFERENCE", committed.parent)
+    first, second, third = (
+        instruction_tuning.Run("cpu", "kl", "phi-3-mini", 0, rate) for rate in (1e-3, 3e-3, 1e-2)
+    )
+
+    def keep(where, run, loss, divergence):
+        values = {("held_out_loss", "average"): loss, ("kl_to_teacher", "average"): divergence}
+        results.append(where, instruction_tuning.rows(run, "search", values, 1.0))
+
+    keep(committed, first, 1.0, 0.5)
+    asked = []
+
+    def fill(runs):
+        asked.append([run.learning_rate for run in runs])
+        if second in runs and len(asked) == 1:
+            keep(path, second, 2.0, 0.25)
+            raise KeyboardInterrupt
+        keep(path, third, 3.0, 0.0)
+
+    metrics = {"held_out_loss": -1, "kl_to_teacher": -1}
+    scores = jobs.searched(path, lambda run: "search", metrics, fill)
+    with pytest.raises(KeyboardInterrupt):
+        scores([first, second, third])
+    assert scores([first, second, third]) == {first: -1.5, second: -2.25, third: -3.0}
+    assert asked == [[3e-3, 1e-2]] * 2 and scores([first, third]) == {first: -1.5, third: -3.0}
+    keep(path, first, 5.0, 0.0)
+    assert scores([first]) == {first: -5.0} and len(asked) == 2
+    assert jobs.searched(path, "search", {"held_out_loss": 1}, fill, afresh=True)([first]) == {first: 5.0}

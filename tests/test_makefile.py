@@ -106,8 +106,11 @@ def test_settings_reach_the_study_and_its_page(target):
 
 
 def test_rates_are_searched_again_only_where_they_are_searched():
-    assert "--tune" in make("table1", "TUNE=1").stdout and "--tune" not in make("table1").stdout
-    assert "table1 alone searches" in make("table3", "TUNE=1").stderr
+    for target in ("decide", "table1", "table2", "table6"):
+        assert "--tune" in make(target, "TUNE=1").stdout and "--tune" not in make(target).stdout
+        assert "search their rates again" in make(target, "TUNE=1", "SCALE=paper").stderr
+    for target in ("table3", "table6-protocol-1"):
+        assert "table6 alone, at smoke or cpu, search their rates again" in make(target, "TUNE=1").stderr
 
 
 @pytest.mark.parametrize("target", ["theory", "mode-collapse", "bench", "cost", "figure3"])

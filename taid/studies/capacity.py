@@ -157,7 +157,9 @@ class Run(study.Run):
 
     @property
     def training(self) -> Training:
-        return replace(super().training, steps=round(self.pace * self.setting.distil.steps))
+        whole = super().training
+        steps, warmup_steps = (round(self.pace * count) for count in (whole.steps, whole.warmup_steps))
+        return replace(whole, steps=steps, warmup_steps=warmup_steps)
 
     @property
     def options(self) -> dict[str, Any]:

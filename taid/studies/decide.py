@@ -101,10 +101,15 @@ class Run(every_answer.Run):
 
 
 def tuned(
-    scale: str, teacher: str, methods: Sequence[str], path: Path, workers: jobs.Workers | int
+    scale: str,
+    teacher: str,
+    methods: Sequence[str],
+    path: Path,
+    workers: jobs.Workers | int,
+    afresh: bool = False,
 ) -> dict[Cell, float]:
     """(Updates, method) → learning rate, by the mean score on the validation prompts, see `jobs.halving`. What is
-    committed is not run again."""
+    committed is not run again, unless `afresh`."""
     plan = PLANS[scale]
 
     def run(cell: Cell, rate: float, seed: int) -> Run:
@@ -120,7 +125,7 @@ def tuned(
         jobs.evaluate(cells, measure, rows, path, workers, f"{teacher}, rates")
 
     rates = dict.fromkeys(product(plan.seeds, methods), plan.learning_rates)
-    scores = jobs.searched(path, search, {"score": 1}, fill)
+    scores = jobs.searched(path, search, {"score": 1}, fill, afresh=afresh)
     return jobs.halving(rates, run, TUNING_SEEDS, scores)
 
 

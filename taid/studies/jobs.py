@@ -273,25 +273,26 @@ def searched(
 ) -> Callable[[Sequence[R]], Mapping[R, float]]:
     """The `scores` that `halving` asks for: of each run the sum of its metrics, each times its sign.
 
-    They are in `path` or, unless `afresh`, among the committed rows; what is in neither, fill(runs) appends to `path`.
+    They are in `path` or, unless `afresh`, among the committed rows; fill(runs) appends to `path` what is in neither of
+    all those that are not committed, so that a shard's part of them is the same after a kill.
     """
-    paths = [path] if afresh else [REFERENCE / path.name, path]
+    reference = REFERENCE / path.name
+    committed = [] if afresh or reference.resolve() == path.resolve() else [reference]
 
-    def known(runs: Sequence[R]) -> dict[R, float]:
+    def known(runs: Sequence[R], paths: Sequence[Path]) -> dict[R, float]:
         sums = dict.fromkeys(runs, 0.0)
         for metric, sign in metrics.items():
             found: dict[R, float] = {}
             for each in paths:
                 found |= measured(each, runs, experiment, metric, task)
-            sums = {run: sum_ + sign * found[run] for run, sum_ in sums.items() if run in found}
+            sums = {run: before + sign * found[run] for run, before in sums.items() if run in found}
         return sums
 
     def scores(runs: Sequence[R]) -> dict[R, float]:
-        found = known(runs)
-        if missing := [run for run in runs if run not in found]:
-            fill(missing)
-            found = known(runs)
-        return found
+        if known(runs, [*committed, path]).keys() < {*runs}:
+            kept = known(runs, committed) if committed else {}
+            fill([run for run in runs if run not in kept])
+        return known(runs, [*committed, path])
 
     return scores
 

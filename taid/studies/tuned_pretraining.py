@@ -88,9 +88,11 @@ def prepare(scale: str, seeds: Iterable[int], workers: jobs.Workers | int) -> No
     study.prepare_all(TunedPretraining, scale, workers, models, logits)
 
 
-def tuned(scale: str, methods: Sequence[str], path: Path, workers: jobs.Workers | int) -> dict[str, float]:
+def tuned(
+    scale: str, methods: Sequence[str], path: Path, workers: jobs.Workers | int, afresh: bool = False
+) -> dict[str, float]:
     """Method → learning rate, by the sum of KL to the teacher and held-out loss [nats/token] on the validation windows,
-    see `jobs.halving`. What is committed is not run again."""
+    see `jobs.halving`. What is committed is not run again, unless `afresh`."""
     setting = SETTINGS[scale]
 
     def run(method: str, rate: float, seed: int) -> Run:
@@ -101,7 +103,7 @@ def tuned(scale: str, methods: Sequence[str], path: Path, workers: jobs.Workers 
         cells = {(run, "validation"): [SEARCH] for run in runs}
         jobs.evaluate(cells, measure, rows, path, workers, "learning rates")
 
-    scores = jobs.searched(path, SEARCH, dict.fromkeys(MAIN, -1), fill)
+    scores = jobs.searched(path, SEARCH, dict.fromkeys(MAIN, -1), fill, afresh=afresh)
     return jobs.halving(dict.fromkeys(methods, setting.learning_rates), run, setting.tuning_seeds, scores)
 
 

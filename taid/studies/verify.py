@@ -22,13 +22,13 @@ from unittest.mock import patch
 from taid import results
 from taid.files import cache_dir
 from taid.results import Row
-from taid.studies import capacity, every_answer, instruction_tuning, jobs, study, three_teachers
+from taid.studies import capacity, drawn_teachers, every_answer, instruction_tuning, jobs, study
 
 KINDS: Mapping[str, tuple[type[study.Study], Any]] = {
     "table1": (instruction_tuning.InstructionTuning, instruction_tuning.Run),
     "table1_tuned": (every_answer.EveryAnswer, every_answer.Run),
     "table6": (capacity.Capacity, capacity.Run),
-    "table6_tuned": (three_teachers.ThreeTeachers, three_teachers.Run),
+    "table6_tuned": (drawn_teachers.DrawnTeachers, drawn_teachers.Run),
 }
 TRAINING = "train_seconds"  # tells of the machine's speed, of nothing else
 
