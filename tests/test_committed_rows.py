@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[1]
 STUDIES = (
     "decide",
     "table1",
+    "table1_tuned",
     "table2",
     "table3",
     "table4",
