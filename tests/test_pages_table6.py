@@ -364,7 +364,9 @@ def test_the_second_protocol_is_judged_as_the_first(tmp_path):
     assert "(table6_tuned_map.svg)" in second and "(table6_map.svg)" in first
     verdicts = [line for line in first.splitlines() if "**supported**" in line or "**contradicted**" in line]
     assert verdicts and set(verdicts) <= set(second.splitlines())  # the same numbers
-    assert "| teacher | 4.613 ± 0.000 |" in second and "| teacher | 4.613 (1 seed) |" in first  # 5 + log₁₀ 0.41
+    assert (
+        "| teacher | 4.613 ± 0.000 |" in second and "| teacher | 4.613 (1 seed) |" in first
+    )  # 5 + log₁₀ 0.41
 
 
 def test_teachers_of_every_seed_must_get_better(tmp_path):
