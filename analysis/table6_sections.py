@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from statistics import mean
+from statistics import fmean
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -135,7 +135,7 @@ def teachers_check(frame: pd.DataFrame) -> str:
     for metric in (*JUDGED, "entropy"):
         measure = MEASURES[metric]
         own = [by_teacher(frame, metric)[teacher].get("teacher", {}) for teacher in SIZES]
-        cells = [number(mean(by.values()), measure.digits) if by else MISSING for by in own]
+        cells = [number(fmean(by.values()), measure.digits) if by else MISSING for by in own]
         of_draws = [[by.get(draw) for by in own] for draw in sorted(set().union(*own))]
         said = {strictly_better(each, measure.sign) for each in of_draws} if measure.sign else {""}
         body.append(
@@ -239,7 +239,7 @@ def peakedness(frame: pd.DataFrame) -> str:
     body = []
     for variant in ("base", *variants(frame)):
         ours = by_teacher(frame, "entropy", variant)
-        own = [mean(by.values()) for teacher in (small, large) if (by := ours[teacher].get("teacher"))]
+        own = [fmean(by.values()) for teacher in (small, large) if (by := ours[teacher].get("teacher"))]
         if len(own) == 2:
             body.append(["τ = 1" if variant == "base" else variant, *(number(v, 3) for v in own)])
     table = Table(["teacher's entropy [nats/token]", name(small), name(large)], body).markdown()

@@ -369,6 +369,13 @@ def test_the_second_protocol_is_judged_as_the_first(tmp_path):
     )  # 5 + log₁₀ 0.41
 
 
+def test_numbers_that_know_their_rows_render_alike(tmp_path):
+    """As on the site; but for what a number tells of its rows."""
+    chosen = frame(tmp_path, of_own_teachers())
+    plain, traced = (page.render(table6_tuned.PAGE, f, "cpu") for f in (chosen, rows.traced(chosen)))
+    assert "traced" in traced and re.sub(r"</?span[^>]*>", "", traced) == plain
+
+
 def test_teachers_of_every_seed_must_get_better(tmp_path):
     """One seed's largest teacher is worse than its smaller ones, though the mean over seeds is not."""
     spoilt = ("teacher", "last_word_accuracy", "pythia-6.9b", 2)

@@ -186,7 +186,7 @@ def test_tables_7_and_8(root, script, table):
 
 @pytest.mark.slow
 def test_table_6(root):
-    rows = command("06", root, "table6")
+    rows = command("06_table6_capacity", root, "table6")
     scored = {
         (r.method, r.teacher) for r in rows if (r.experiment, r.metric) == ("table6", "last_word_accuracy")
     }
