@@ -115,7 +115,7 @@ def test_the_readme_promises_the_minutes_of_make_help():
     smoke, cpu = line.split()[0], line.split()[2]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert smoke == "2" and "shows in two minutes" in " ".join(readme.split())
-    assert 90 < int(cpu) <= 120 and "two hours" in readme
+    assert 40 < int(cpu) <= 50 and "three quarters of an hour" in readme
 
 
 COUNTS = ("none", "one", "two", "three", "four", "five", "six", "seven")
