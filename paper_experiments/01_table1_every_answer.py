@@ -42,8 +42,9 @@ def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path, tune: bool
             continue
         # of these students, not of earlier ones at other rates
         if not samples.exists() or samples.stat().st_mtime < path.stat().st_mtime:
-            written = jobs.run(every_answer.samples, [(r,) for r in runs if r.seed == 0], workers, "samples")
-            by_method = {run.method: texts for (run,), texts in written}
+            first = [(run,) for run in runs if run.seed == 0]
+            texts = dict(jobs.run(every_answer.samples, first, workers, "samples"))  # as they finish
+            by_method = {run.method: texts[run,] for (run,) in first}
             write_whole(samples, json.dumps(by_method, indent=1, ensure_ascii=False))
 
 
