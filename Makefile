@@ -125,7 +125,7 @@ decide: setup ## does TAID beat KL? the paper's updates and α, a rule written b
 	$(call STUDY,17_decide) $(TUNED)
 	$(call PAGE,decide)
 
-table1: setup ## Table 1: instruction tuning, 12 methods, 3 pairs; TUNE=1 searches rates again | 2 / 45 for one seed while rates of one pair are not committed, 25 then
+table1: setup ## Table 1: instruction tuning, 12 methods, 3 pairs; TUNE=1 searches rates again | 2 / 25 for one seed from nothing
 	$(call STUDY,$(if $(filter paper gpu,$(SCALE)),01_table1_instruction_tuning,01_table1_every_answer)) $(TUNED)
 	$(call PAGE,$(if $(filter paper gpu,$(SCALE)),table1,table1_tuned))
 

@@ -15,7 +15,7 @@ from analysis import rows
 from analysis.measures import Measure
 from analysis.predicates import Claim, Verdict, in_paper
 from analysis.rows import Scores
-from analysis.tables import Table, effect, provenance
+from analysis.tables import MISSING, Table, effect, provenance
 
 UNSAID = {"png": "Software", "svg": "Date"}  # what a figure's file would hold of the day and of matplotlib
 DPI = 200
@@ -204,7 +204,7 @@ def verdict_table(measures: Sequence[Measure], groups: Sequence[Sequence[Finding
                 group[0].claim.statement,
                 group[0].claim.paper_item,
                 *([known] if papers else []),
-                *(f"**{f.verdict.outcome}** {effect(f.verdict.estimate, f.measure)}" for f in group),
+                *(_judged(f) for f in group),
                 group[0].verdict.explanation,
             ]
         )
@@ -217,6 +217,12 @@ def verdict_table(measures: Sequence[Measure], groups: Sequence[Sequence[Finding
         "difference",
     ]
     return Table(header, body, text_columns=len(header))
+
+
+def _judged(finding: Finding) -> str:
+    """Verdict and effect; a dash where there are no rows to judge."""
+    estimate = finding.verdict.estimate
+    return f"**{finding.verdict.outcome}** {effect(estimate, finding.measure)}" if estimate else MISSING
 
 
 MISSING_IN_PAPER = "no numbers"

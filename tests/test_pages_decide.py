@@ -100,3 +100,4 @@ def test_without_taid_there_is_no_verdict(tmp_path):
     some = frame(tmp_path, taid=5.5)
     text = page.render(PAGE, some[some.method != "taid"], "cpu")
     assert line_of(text, HERE)[4] == "—" and "no rows for TAID" in text
+    assert "inconclusive** —" not in text  # nothing was judged
