@@ -26,7 +26,7 @@ SEEDLESS = figure3 bench cost theory mode-collapse
 given := $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(word)))
 unknown := $(filter-out $(addsuffix =%,SCALE SEEDS WORKERS LAUNCHER RESULTS TUNE TABLE PYTHON TORCH TAID_CACHE TAID_MIRROR TAID_HUB TAID_JUDGE HF_HUB_OFFLINE DRY HASHES MODEL JUDGE PRICE),$(given))
 counted = $(shell printf %s '$(subst ','\'',$($(1)))' | grep -xE '[1-9][0-9]*')
-$(if $(unknown),$(error $(unknown): no such setting; there are SCALE, SEEDS, WORKERS, LAUNCHER, RESULTS, TUNE, TABLE, PYTHON and TORCH))
+$(if $(unknown),$(error $(unknown): no such setting; there are SCALE, SEEDS, WORKERS, LAUNCHER, RESULTS, TUNE, TABLE, MODEL, JUDGE, PRICE, DRY, HASHES, PYTHON and TORCH; of the environment TAID_CACHE, TAID_MIRROR, TAID_HUB, TAID_JUDGE and HF_HUB_OFFLINE))
 $(foreach n,SEEDS WORKERS,$(if $(call counted,$(n)),,$(error $(n)=$($(n)): a whole number from 1 is needed)))
 $(if $(filter-out smoke cpu gpu paper,$(SCALE))$(filter-out 1,$(words $(SCALE))),$(error SCALE=$(SCALE): one of smoke, cpu, gpu (tables 1, 2, 3 and 6, bench, cost) or paper (tables 1 to 8)))
 $(if $(filter-out 1,$(words $(RESULTS))),$(error RESULTS=$(RESULTS): one folder without blanks in its name))

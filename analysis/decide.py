@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from analysis.claims import DECIDE, EFFECT, MARGIN
-from analysis.figures import BANDS, REFERENCE, band, canvas, legend, lines
+from analysis.figures import BANDS, REFERENCE, band, canvas, legend, lines, stacked
 from analysis.measures import MEASURES
 from analysis.page import Comparison, Page
 from analysis.rows import REFERENCES, Pair, Scores, scores
@@ -22,7 +22,7 @@ METHODS = ("kl", "taid", "taid_no_adaptive", "kl_matched")
 PRIMARY, OTHERS = "score", ("knowledge", "prose", "kl_to_teacher", "mode_coverage", "held_out_loss")
 SHOWN = (PRIMARY, *OTHERS, "answer_entropy")
 SHARES = (0.125, 0.25, 0.5)  # of the updates done, as tasks name them
-CURVES = ("score", "kl_to_teacher", "mode_coverage", "answer_entropy")
+COLUMNS = 4  # of panels
 
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
@@ -122,14 +122,15 @@ def measured(frame: pd.DataFrame, pair: Pair, updates: int) -> Table:
 
 
 def on_its_way(frame: pd.DataFrame, pair: Pair) -> Table:
-    """TAID − KL by the share of updates done, at the largest number of updates."""
+    """TAID − KL and − its own ramp, by the share of updates done, at the largest number of updates."""
     updates = trained(frame)[pair][-1]
     shown = (PRIMARY, *OTHERS)
     body = []
     for share in (*SHARES, 1.0):
         found = {m: at(frame, pair, updates, m, f"{share:g}" if share < 1 else "average") for m in shown}
-        label, *gaps = versus(*((found[m], MEASURES[m].digits) for m in shown))
-        body.append([f"{share * updates:,.0f}", label, *gaps])
+        for rival in ("kl", "taid_no_adaptive"):
+            label, *gaps = versus(*((found[m], MEASURES[m].digits) for m in shown), rival=rival)
+            body.append([f"{share * updates:,.0f}", label, *gaps])
     header = ["updates", "", *(MEASURES[metric].heading for metric in shown)]
     return Table(header, body, f"Of {updates:,} updates.", text_columns=2)
 
@@ -196,21 +197,25 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 
 def draw_curves(frame: pd.DataFrame) -> Figure:
-    """A line of panels per pair: measures over the share of updates done, at the largest number of updates."""
+    """A block of panels per pair: measures over the share of updates done, at the largest number of updates."""
     pairs = trained(frame)
-    height = max(1, len(pairs))
-    figure = canvas(0.7 + 2.4 * height)
-    grid = figure.subplots(height, len(CURVES), squeeze=False)
-    for axes, (pair, numbers) in zip(grid, pairs.items(), strict=False):
-        for ax, metric in zip(axes, CURVES, strict=True):
+    figure = canvas(0.7 + 4.4 * max(1, len(pairs)))
+    blocks = stacked(figure, *[1.0] * max(1, len(pairs)))
+    for block, (pair, numbers) in zip(blocks, pairs.items(), strict=False):
+        grid = block.subplots(math.ceil(len(SHOWN) / COLUMNS), COLUMNS)
+        for ax, metric in zip(grid.flat, SHOWN, strict=False):
             for method in METHODS:
-                over(ax, on_the_way(frame, pair, numbers[-1], metric, method), name(method), COLOURS[method])
+                form = "s--" if method == "kl_matched" else "o-"  # it runs along KL's line
+                found = on_the_way(frame, pair, numbers[-1], metric, method)
+                over(ax, found, name(method), COLOURS[method], form)
             reference(ax, at(frame, pair, numbers[-1], metric).get("teacher"))
             measure = MEASURES[metric]
             ax.set_title(f"{measure.title}\n[{measure.unit}]", fontsize=9)
             ax.set(xlabel="share of updates", xlim=(0, 1.02))
-        axes[0].set_ylabel(f"{pair_name(pair)}\n{numbers[-1]:,} updates", fontsize=9)
-    legend(figure, BANDS)
+        for ax in grid.flat[len(SHOWN) :]:
+            ax.set_axis_off()
+        block.suptitle(f"{pair_name(pair)}, {numbers[-1]:,} updates")
+    legend(blocks[-1], BANDS)
     return figure
 
 

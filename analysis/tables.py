@@ -11,9 +11,10 @@ import pandas as pd
 from analysis.measures import Measure
 from analysis.rows import Origins, Scores
 from analysis.statistics import Estimate, difference, mean_interval, paired_interval
+from analysis.style import name
 
 MISSING = "—"
-VERSUS = "**TAID − KL**"
+VERSUS = f"**TAID − {name('kl')}**"
 
 
 @dataclass(frozen=True)
@@ -152,15 +153,16 @@ def effect(estimate: Estimate | None, measure: Measure) -> str:
     return MISSING if estimate is None else f"× {interval(exponential(estimate), measure.digits)}"
 
 
-def versus(*columns: tuple[Scores, int]) -> list[str]:
-    """The last line of a table, TAID − KL paired by seed, as measured: its label with n, a cell per column.
+def versus(*columns: tuple[Scores, int], rival: str = "kl") -> list[str]:
+    """The last line of a table, TAID − KL (or another rival) paired by seed, as measured: its label with n, a cell per
+    column.
 
     A column is its scores and its decimals.
     """
-    found = [(difference(scores, "taid", "kl"), digits) for scores, digits in columns]
+    found = [(difference(scores, "taid", rival), digits) for scores, digits in columns]
     counts = sorted({estimate.n for estimate, _ in found if estimate})
     seeds = f", n = {'–'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}" if counts else ""
-    return [f"{VERSUS}{seeds}", *(interval(estimate, digits) for estimate, digits in found)]
+    return [f"**TAID − {name(rival)}**{seeds}", *(interval(estimate, digits) for estimate, digits in found)]
 
 
 def marks(scores: Scores) -> dict[str, str]:

@@ -26,7 +26,7 @@ PREAMBLE = (
     " beside this page. *Ours*: first − second, paired by seed, turned so that more is better, with the 95%"
     " interval (× is a ratio). *Supported*: the interval lies wholly where the claim has it; *contradicted*: wholly"
     " elsewhere; else *inconclusive*. *After Holm*: corrected for the number of claims on the page, where that"
-    " changes the verdict. *Others*: how many of the other measures (readings, settings) agree. *Paper*: the same"
+    " changes the verdict. *Others*: how many of the other measures (readings, settings) come to the same verdict. *Paper*: the same"
     " difference in the paper's own numbers and measure; a dash where it prints none. Of the cost *ours* is the"
     " measured time over the claimed one. *Minutes*: of all the cells on the claim's page, one after the other, their"
     " search for learning rates among them.\n\n"

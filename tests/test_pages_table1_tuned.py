@@ -48,6 +48,17 @@ def test_the_headline_has_the_paper_and_three_measures(tmp_path):
     assert "12 of 36 cells have rows" in text
 
 
+def test_differences_to_kl_are_of_the_seeds_that_both_have(tmp_path):
+    """TAID has seeds 0 to 2 of six. KL's knowledge there is 1 more than on the others, which would hide a lead of ½."""
+    rows = [r for r in table_rows(6, knowledge=0.5, prose=0.1) if r.method != "taid" or r.seed < 3]
+    lucky = [replace(r, value=r.value + (r.metric == "knowledge" and r.seed < 3)) for r in rows]
+    text = render(frame_of(tmp_path, lucky), tmp_path)
+    assert line_of(text, "KL")[2] == "4.52 ± 0.56" and line_of(text, "TAID")[2].startswith("5.51 ±")
+    apart = text.partition("## Differences to KL")[2].partition("##")[0]
+    assert line_of(apart, "TAID")[1:3] == ["0.50 [0.50, 0.50], 3 seeds", "−0.100 [−0.100, −0.100], 3 seeds"]
+    assert "| KL |" not in apart and "teacher" not in apart.partition("| TAID |")[2]
+
+
 @pytest.mark.parametrize(
     ("lead", "answer"),
     [
