@@ -107,7 +107,7 @@ def test_the_examples_of_the_readme_run_as_they_are_printed(here):
         "teacher": AutoModelForCausalLM.from_pretrained("teacher"),
         "tokenizer": AutoTokenizer.from_pretrained("student"),
         "dataset": Dataset.from_list([{"messages": CHAT}]),
-        "training_arguments": TrainingArguments("three-lines", max_steps=1, use_cpu=True, report_to="none"),
+        "args": TrainingArguments("three-lines", max_steps=1, use_cpu=True, report_to="none"),
     }
     before = copy.deepcopy(given["student"].state_dict())
     exec(compile(code, "README.md", "exec"), given)  # noqa: S102
