@@ -153,7 +153,7 @@ table5: setup ## Tables 5, 10: an image-text pair of InternVL, eight families of
 	$(call STUDY,05_table5_image_text)
 	$(call PAGE,table5)
 
-table6: setup ## Table 6, Figure 2 right: the capacity gap, four teachers of every seed's own | 2 / 45 once while no rates are committed, 25 a seed
+table6: setup ## Table 6, Figure 2 right: the capacity gap, four teachers of every seed's own | 2 / 12 a seed
 	$(call STUDY,$(if $(filter paper gpu,$(SCALE)),06_table6_capacity_gap,06_table6_drawn_teachers)) $(TUNED)
 	$(call PAGE,$(if $(filter paper gpu,$(SCALE)),table6,table6_tuned))
 

@@ -2,6 +2,7 @@
 largest."""
 
 import math
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -41,9 +42,15 @@ def without_teacher(frame: pd.DataFrame, metric: str) -> Scores:
 
 
 def variants(frame: pd.DataFrame) -> list[str]:
-    """The tasks of the map, in the order of their first rows."""
+    """The tasks of the map: students by size, then steps, then temperatures, each ascending."""
     of_map = frame.experiment == f"{experiment(frame)}_map"
-    return list(dict.fromkeys(frame.task[of_map & frame.method.isin(METHODS)]))
+    found = dict.fromkeys(frame.task[of_map & frame.method.isin(METHODS)])
+
+    def place(task: str) -> tuple[int, float]:
+        kind = next(i for i, start in enumerate(("base", "pythia", "steps", "")) if task.startswith(start))
+        return kind, float((re.findall(r"[\d.]+", task) or ["0"])[-1])
+
+    return sorted(found, key=place)
 
 
 def label(variant: str) -> str:

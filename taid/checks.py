@@ -1,6 +1,7 @@
 """What a loss may be given. Each check raises ValueError with what to pass instead."""
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -54,6 +55,7 @@ def require_labels(labels: Tensor | None, student_logits: Tensor, mask: Tensor |
 
 def require_temperature(temperature: Tensor | float) -> None:
     """One positive finite number."""
+    require_number("temperature", temperature)
     if isinstance(temperature, Tensor) and temperature.numel() != 1:
         raise ValueError(f"temperature must be one number, got shape {tuple(temperature.shape)}")
     value = float(temperature.detach() if isinstance(temperature, Tensor) else temperature)
@@ -61,20 +63,43 @@ def require_temperature(temperature: Tensor | float) -> None:
         raise ValueError(f"temperature must be positive and finite, got {value}")
 
 
+def require_number(name: str, value: object) -> None:
+    """No text that reads like a number, no list of them, not None; any type of numbers passes."""
+    # what is none, by its type: torch.compile cannot say of its own floats what a number has
+    if value is None or isinstance(value, str | list | tuple | dict):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+
+
+def require_count(name: str, value: int, unit: str) -> None:
+    """A whole number, 1 or more."""
+    if not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} must be a whole number of {unit}, at least 1, got {value!r}")
+
+
+def require_share(name: str, value: float, of: str) -> None:
+    """A number in [0, 1], a share or a probability."""
+    require_number(name, value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], for it is {of}; got {value}")
+
+
 def require_fraction(name: str, value: float) -> None:
     """A number in (0, 1)."""
+    require_number(name, value)
     if not 0 < value < 1:
         raise ValueError(f"{name} must lie strictly between 0 and 1, got {value}")
 
 
 def require_weight(name: str, value: float) -> None:
     """A number in [0, ∞)."""
+    require_number(name, value)
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} must be finite and not negative, got {value}")
 
 
 def require_finite(name: str, value: float) -> None:
     """A number in (−∞, ∞)."""
+    require_number(name, value)
     if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be a finite number, got {value}")
 

@@ -147,7 +147,7 @@ def _is_text(value) -> bool:
 def pack_documents(examples: Sequence[dict], length: int) -> list[dict]:
     """Whole examples side by side in rows of at most `length` tokens, position_ids counted anew in each.
 
-    From that alone the models of transformers keep documents apart, see `taid.text.examples.check_packing`. The first
+    From that alone the models of transformers keep documents apart, see `taid.probes.check_packing`. The first
     token of a document is no label: what is before it belongs to another. First fit, the longest ones first.
     """
     pairs = [tokens_of(example) for example in examples]

@@ -14,6 +14,7 @@ from taid.vocabulary import shared_vocabulary
 NOT_FOR_THE_MODEL = ("labels", "shift_labels", "index", "sampled", "logits_to_keep", "num_items_in_batch")
 BEFORE_THE_CACHE = ("PREFIX_TUNING", "CARTRIDGE")  # PEFT's methods whose virtual tokens have no logits
 ENTRIES = 4096  # of a weight in half precision, converted at a time: 4 MB at H = 256
+POSITIONS = ("max_position_embeddings", "max_seq_len")  # their number in a config; the second of MPT
 PROBE, TOLERANCE = 64.0, 0.02  # of `response_head`; bf16 rounds by up to 0.004
 
 
@@ -69,6 +70,13 @@ def response_states(
     hook = head.register_forward_pre_hook(select) if head is not None else None
     try:
         output = model(**model_inputs(model, batch), use_cache=False)
+    except IndexError as error:  # of a table of positions
+        if (limit := position_limit(model)) is None or following.shape[1] <= limit:
+            raise
+        raise ValueError(
+            f"a row has {following.shape[1]} tokens, and {_name(model)} positions for {limit}: cut the rows, to "
+            f"max_length={limit} at most"
+        ) from error
     finally:
         if hook is not None:
             hook.remove()
@@ -187,8 +195,9 @@ def entries_of(model) -> int | None:
 def position_limit(model) -> int | None:
     """The number of tokens that the model has positions for; None where it says nothing."""
     config = getattr(inner(model), "config", None)
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None) if config is not None else None
-    return limit - virtual_tokens(model) if limit and limit > 0 else None
+    text = config.get_text_config() if config is not None else None
+    limit = next((size for name in POSITIONS if (size := getattr(text, name, None))), 0)
+    return limit - virtual_tokens(model) if limit > 0 else None
 
 
 @contextmanager

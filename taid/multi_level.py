@@ -23,13 +23,15 @@ def mlkd(
 
     The authors' code besides takes a second, strongly augmented view of each image, and the weak view's terms for
     the less confident half of a batch alone; here each image is seen once. Raises ValueError for logits that are not
-    [n, V], and for no temperatures.
+    [n, V], and for temperatures that are none, or no numbers.
     """
     require_logits(student_logits, teacher_logits)
     if student_logits.dim() != 2:
         raise ValueError(
             f"mlkd compares the predictions of a batch: pass logits [n, V], got {list(student_logits.shape)}"
         )
+    if isinstance(temperatures, str) or not hasattr(temperatures, "__len__"):
+        raise ValueError(f"mlkd takes several temperatures, such as (2.0, 4.0), got {temperatures!r}")
     if not len(temperatures):
         raise ValueError("mlkd needs at least one temperature")
     found = student_logits.new_zeros(())

@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from taid import fused, losses
+from taid.checks import require_number
 from taid.fused import head
 from taid.logits import Head
 from taid.multi_level import mlkd
-from taid.rollouts import DistiLLMRollouts, GKDRollouts, Rollouts
-from taid.schedule import Adaptive, Linear, Schedule, State
+from taid.rollouts import DistiLLMRollouts, GKDRollouts, Rollouts, settings_of
+from taid.schedule import Adaptive, Linear, Schedule, State, require_schedule
 
 
 class Objective:
@@ -124,14 +125,17 @@ class Divergence(Objective):
         whole = type(self).options is Divergence.options  # else a subclass adds to them
         if unfit := _unfit(loss, options, whole):
             raise TypeError(unfit)
-        if whole and loss in losses.LOSSES.values():
+        if whole and loss in (*losses.LOSSES.values(), mlkd):
             loss(torch.zeros(1, 2), torch.zeros(1, 2), **options)
 
     def __repr__(self):
+        return f"{type(self).__name__}({', '.join(self._settings())})"
+
+    def _settings(self) -> list[str]:
+        """For `__repr__`: its loss, how it samples, and its options."""
         loss = getattr(self.loss, "__name__", type(self.loss).__name__)
-        sampling = [] if self.rollouts is None else [type(self.rollouts).__name__]
-        settings = [f"{name}={value!r}" for name, value in self._options.items()]
-        return f"{type(self).__name__}({', '.join([loss, *sampling, *settings])})"
+        sampling = [] if self.rollouts is None else [settings_of(self.rollouts)]
+        return [loss, *sampling, *(f"{name}={value!r}" for name, value in self._options.items())]
 
     def options(self, labels: Tensor) -> dict:
         """Further arguments of the loss, by name, at positions with these labels [n]."""
@@ -211,6 +215,7 @@ class TAID(Divergence):
         loss: Callable[..., Tensor] = losses.taid_kl,
         **options,
     ):
+        require_schedule(schedule)
         super().__init__(loss, **options)
         self.schedule = schedule
         self.state = schedule.init()
@@ -218,8 +223,8 @@ class TAID(Divergence):
             self.per_token(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))
 
     def __repr__(self):
-        settings = [f"{name}={value!r}" for name, value in self._options.items()]
-        bridge = [] if self.loss is losses.taid_kl else [self.loss.__name__, *settings]
+        settings = self._settings()
+        bridge = settings[1:] if self.loss is losses.taid_kl else settings
         return f"{type(self).__name__}({', '.join([str(self.schedule), *bridge])})"
 
     def options(self, labels):
@@ -254,11 +259,14 @@ class Mixed(Objective):
     τ² because the gradient of soft targets falls as 1/τ² (Hinton, Vinyals, Dean 2015, section 2): the mixture
     stays what it is where τ changes. L hears of the mixture's value: TAID's momentum is of it.
 
-    Raises ValueError for w outside [0, 1), τ ≤ 0, an objective without a teacher or with a temperature of its own,
-    and for w > 0 with rollouts: cross-entropy on the student's own samples learns from no data.
+    Raises ValueError for w outside [0, 1), τ ≤ 0, what is no number, an objective without a teacher or with a
+    temperature of its own, and for w > 0 with rollouts: cross-entropy on the student's own samples learns from no
+    data.
     """
 
     def __init__(self, inner: Objective, ce_weight: float = 0.0, temperature: float = 1.0):
+        require_number("ce_weight", ce_weight)
+        require_number("temperature", temperature)
         if not 0 <= ce_weight < 1:
             raise ValueError(
                 f"ce_weight must lie in [0, 1), got {ce_weight}; cross-entropy alone is method 'sft'"

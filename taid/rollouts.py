@@ -5,6 +5,7 @@ end-of-sequence token kept. (The official code samples greedily, masks the end, 
 on a draw from the replay buffer instead of the fresh sample.)
 """
 
+import inspect
 import random
 import warnings
 from collections import deque
@@ -13,9 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from taid.checks import require_count, require_share
 from taid.data import IGNORE, join, pad_left, pad_right
-from taid.logits import NOT_FOR_THE_MODEL
-from taid.sampling import agreed, pad_token, placeholders, sample_responses
+from taid.logits import NOT_FOR_THE_MODEL, base_model, inner
+from taid.sampling import agreed, end_tokens, pad_token, placeholders, sample_responses
 
 TOKENS = {"input_ids", "attention_mask", "position_ids", *NOT_FOR_THE_MODEL}
 
@@ -47,14 +49,17 @@ def _before_labels(batch: dict, values: Tensor) -> list[list[int]]:
 
 def beside_prompts(model, batch: dict) -> dict:
     """What a batch holds beside its tokens, as it belongs to the prompts alone: `types`, further numbers a
-    token (token_type_ids), and `media`, images and the like as they are, in the order of their tokens.
+    token (token_type_ids), and `media`, images and the like as they are, in the order of their tokens. What is
+    `passed_by` is neither.
 
     Raises ValueError for images in the responses, and for what would have to go on over a sampled response in
     a way that is not known.
     """
     ids = batch["input_ids"]
-    others = {name: value for name, value in batch.items() if name not in TOKENS}
-    shapes = {name: getattr(value, "shape", ()) for name, value in others.items()}
+    others = {
+        name: value for name, value in batch.items() if name not in TOKENS | passed_by(model, batch).keys()
+    }
+    shapes = {name: value.shape if isinstance(value, Tensor) else () for name, value in others.items()}
     types = {
         name: _before_labels(batch, others[name]) for name, shape in shapes.items() if shape == ids.shape
     }
@@ -74,6 +79,24 @@ def beside_prompts(model, batch: dict) -> dict:
                 "rows begin after the last image"
             )
     return {"types": types, "media": media}
+
+
+def passed_by(model, batch: dict) -> dict:
+    """What of a batch is no tensor and nothing that the model takes: texts, say, or where a row is from. A forward
+    with **kwargs passes it by; `generate` would refuse it."""
+    taken = _taken(model)
+    return {
+        name: value
+        for name, value in batch.items()
+        if name not in TOKENS and (value is None or not (isinstance(value, Tensor) or name in taken))
+    }
+
+
+def _taken(model) -> set[str]:
+    """The names that `generate` takes for the model: it refuses others."""
+    found = base_model(inner(model))
+    calls = [found.forward, getattr(found, "prepare_inputs_for_generation", found.forward)]
+    return {name for call in calls for name in inspect.signature(call).parameters}
 
 
 def to_batch(
@@ -108,7 +131,10 @@ def to_batch(
 
 
 class Rollouts(Protocol):
-    """How a method mixes the student's own sequences into training."""
+    """How a method mixes the student's own sequences into training.
+
+    A `__repr__` of its own tells its settings, and nothing that moves: a checkpoint knows by it whose it is.
+    """
 
     def __call__(
         self,
@@ -136,12 +162,26 @@ class Rollouts(Protocol):
     def load_tensors(self, tensors: dict[str, Tensor]) -> None: ...
 
 
+def settings_of(rollouts: Rollouts) -> str:
+    """Its `repr`, or its class's name where that would be an address, another in each process."""
+    named = type(rollouts).__repr__ is not object.__repr__
+    return repr(rollouts) if named else type(rollouts).__name__
+
+
 class GKDRollouts:
-    """GKD (Agarwal et al. 2024): with `probability`, train on responses freshly sampled from the student."""
+    """GKD (Agarwal et al. 2024): with `probability`, train on responses freshly sampled from the student.
+
+    Raises ValueError for a probability outside [0, 1], and for less than one new token.
+    """
 
     def __init__(self, max_new_tokens: int, probability: float = 0.5):
-        self.max_new_tokens, self.probability = max_new_tokens, probability
+        require_count("max_new_tokens", max_new_tokens, "tokens")
+        require_share("probability", probability, "the share of batches to sample for")
+        self.max_new_tokens, self.probability = int(max_new_tokens), float(probability)
         self.sampled = self.batches = 0
+
+    def __repr__(self):
+        return f"GKDRollouts(max_new_tokens={self.max_new_tokens}, probability={self.probability})"
 
     def __call__(self, model, batch, progress, seed, vocab_size=None, positions=None):
         self.batches += 1
@@ -149,8 +189,11 @@ class GKDRollouts:
             return batch
         self.sampled += 1
         prompts, beside, limits = prompts_of(batch), beside_prompts(model, batch), (vocab_size, positions)
-        responses = sample_responses(model, prompts, self.max_new_tokens, seed, *limits, **beside)
-        return to_batch(prompts, responses, pad_token(model), batch["input_ids"].device, **beside)
+        taken = _taken(model)
+        heard = {kind: {n: v for n, v in named.items() if n in taken} for kind, named in beside.items()}
+        responses = sample_responses(model, prompts, self.max_new_tokens, seed, *limits, **heard)
+        sampled = to_batch(prompts, responses, pad_token(model), batch["input_ids"].device, **beside)
+        return sampled | passed_by(model, batch)
 
     def on_train_begin(self, validations):
         """It needs none."""
@@ -181,17 +224,33 @@ class DistiLLMRollouts:
     the last measurement. A batch uses student sequences with probability φ: fresh ones with probability
     φ (1 − progress), or as long as the buffer is not full, else a draw from the buffer, which keeps the last
     `capacity` sequences.
+
+    A run's first batch is checked for what sampling will need, for it may be long until φ rises. Raises ValueError
+    for φ or its increment outside [0, 1], for less than one new token, and for a buffer of less than one sequence.
     """
 
     def __init__(
         self, max_new_tokens: int, capacity: int = 1000, threshold: float = 0.0, increment: float = 0.1
     ) -> None:
-        self.max_new_tokens, self.capacity, self.increment = max_new_tokens, capacity, increment
-        self.threshold, self.previous_loss = threshold, float("inf")
-        self.buffer: deque[tuple[list[int], list[int]]] = deque(maxlen=capacity)
+        require_count("max_new_tokens", max_new_tokens, "tokens")
+        require_count("capacity", capacity, "sequences")
+        require_share("threshold", threshold, "the share of batches that are the student's")
+        require_share("increment", increment, "what the threshold, a share, rises by")
+        self.max_new_tokens, self.capacity = int(max_new_tokens), int(capacity)
+        self.start, self.increment = float(threshold), float(increment)
+        self.threshold, self.previous_loss = self.start, float("inf")
+        self.buffer: deque[tuple[list[int], list[int]]] = deque(maxlen=self.capacity)
         self.sampled = self.replayed = self.batches = 0
 
+    def __repr__(self):
+        return (
+            f"DistiLLMRollouts(max_new_tokens={self.max_new_tokens}, capacity={self.capacity}, "
+            f"threshold={self.start}, increment={self.increment})"
+        )
+
     def __call__(self, model, batch, progress, seed, vocab_size=None, positions=None):
+        if not self.batches:
+            self._check_first(model, batch)
         self.batches += 1
         rng = random.Random(seed)
         u = rng.random()
@@ -199,8 +258,7 @@ class DistiLLMRollouts:
         choice = agreed(0 if u >= self.threshold else 1 if fresh else 2, model)
         if choice == 0:
             return batch
-        if any(beside_prompts(model, batch).values()):
-            raise ValueError("the buffer keeps no images and no token types of its sequences: use gkd")
+        self._check_media(model, batch)
         if choice == 1:
             self.sampled += 1
             prompts = prompts_of(batch)
@@ -210,7 +268,19 @@ class DistiLLMRollouts:
             self.replayed += 1
             drawn = rng.sample(list(self.buffer), min(len(batch["input_ids"]), len(self.buffer)))
             prompts, responses = map(list, zip(*drawn, strict=True))
-        return to_batch(prompts, responses, pad_token(model), batch["input_ids"].device)
+        sampled = to_batch(prompts, responses, pad_token(model), batch["input_ids"].device)
+        return sampled | (passed_by(model, batch) if choice == 1 else {})  # a draw's prompts are other rows'
+
+    def _check_first(self, model, batch: dict) -> None:
+        """Raises ValueError for a batch, or a model, that cannot be sampled from; draws nothing."""
+        prompts_of(batch)
+        self._check_media(model, batch)
+        if not end_tokens(model):
+            raise ValueError("sampling needs model.config.eos_token_id: set it from the tokenizer")
+
+    def _check_media(self, model, batch: dict) -> None:
+        if any(beside_prompts(model, batch).values()):
+            raise ValueError("the buffer keeps no images and no token types of its sequences: use gkd")
 
     def on_train_begin(self, validations):
         if validations < 2 and self.threshold == 0:

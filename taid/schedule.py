@@ -64,6 +64,7 @@ class Linear:
     t_end: float = 1.0
 
     def __post_init__(self) -> None:
+        _require_numbers(t_start=self.t_start, t_end=self.t_end)
         if not 0 <= self.t_start <= self.t_end <= 1:
             raise ValueError(f"need 0 ≤ t_start ≤ t_end ≤ 1, got t_start={self.t_start}, t_end={self.t_end}")
 
@@ -122,6 +123,7 @@ class Adaptive(Linear):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require_numbers(alpha=self.alpha, beta=self.beta)
         if not 0 < self.alpha < math.inf:
             raise ValueError(f"alpha must be positive, got {self.alpha}; for no adaptive step use Linear")
         if not 0 <= self.beta <= 1:
@@ -171,6 +173,13 @@ class Replayed:
         return replace(state, t=t, previous_loss=loss, updates=state.updates + 1)
 
 
+def require_schedule(given: object) -> None:
+    """Raises TypeError for what is no schedule: a number, a name, or a class instead of one of its objects."""
+    if isinstance(given, type) or not (hasattr(given, "init") and hasattr(given, "update")):
+        found = f"the class {given.__name__}" if isinstance(given, type) else repr(given)
+        raise TypeError(f"TAID(…) takes a schedule such as Adaptive(t_start=0.2), not {found}")
+
+
 def inert_below(alpha: float, t_start: float = 0.0, t_end: float = 1.0) -> float:
     """Number of updates N = (2/α) (t_end − t_start)/(1 − t_start) below which the adaptive step never leaves
     the linear floor; 2/α for t_end = 1, whatever t_start is: 4,000 for the paper's α.
@@ -186,6 +195,13 @@ def scale_alpha(alpha: float, updates: int, paper_updates: int) -> float:
     if updates < 1 or paper_updates < 1:
         raise ValueError(f"both runs need at least one update, got {updates} and {paper_updates}")
     return alpha * paper_updates / updates
+
+
+def _require_numbers(**values: object) -> None:
+    """Raises ValueError for text and None. (That of `taid.checks` would bring torch in.)"""
+    for name, value in values.items():
+        if not hasattr(value, "__float__"):
+            raise ValueError(f"{name} must be a number, got {value!r}")
 
 
 def _sigmoid(m: float) -> float:

@@ -65,10 +65,15 @@ def known_vocabularies(model, processing_class, teacher, teacher_processing_clas
     """What is known before the first batch, as `shared_vocabulary` takes it: `vocab_size` of both sides, `known` of
     the student's. Tokenizers that are not given are looked for where their models were loaded from.
 
-    Raises ValueError as `compared_tokenizers`, and for a teacher_processing_class without a tokenizer.
+    Raises ValueError as `compared_tokenizers`, for a teacher_processing_class without a tokenizer, and for a
+    vocab_size without a teacher.
     """
     if vocab_size is not None and vocab_size < 1:
         raise ValueError(f"vocab_size={vocab_size}: name the number of first entries to distil, at least 1")
+    if vocab_size is not None and teacher is None:
+        raise ValueError(
+            f"vocab_size={vocab_size} is what student and teacher share, and there is no teacher: leave it out"
+        )
     names = [
         getattr(each, "name_or_path", None) if teacher is not None else None for each in (model, teacher)
     ]
@@ -89,7 +94,8 @@ def shared_vocabulary(
 
     It is `vocab_size` where that is known to hold for both. Else it is `known`, the number of tokens of the
     student's tokenizer, or all if that is None, provided that the teacher's tokenizer can be the same: both
-    tables are equally long, or the teacher's has no entry beyond `known`, or (with a warning) both have some.
+    tables are equally long, or the teacher's has no entry beyond `known`, or (with a warning) both have some. In
+    the first case and the last what is beyond `known` is no more than PADDING.
 
     Raises ValueError, naming the numbers and what to pass, where more than padding may differ.
     """
@@ -102,9 +108,10 @@ def shared_vocabulary(
                 "resize_token_embeddings of the smaller one."
             )
         return min(vocab_size, smaller)
-    if student == teacher or known == teacher < student:
+    too_long = known is not None and max(student, teacher) >= min(2 * known, known + PADDING)
+    if (student == teacher and not too_long) or known == teacher < student:
         return smaller if known is None else min(known, smaller)
-    if known is None or known >= smaller or max(student, teacher) >= min(2 * known, known + PADDING):
+    if known is None or known >= smaller or too_long:
         tokenizer = "no tokenizer was given" if known is None else f"the tokenizer has {known} tokens"
         raise ValueError(
             f"the vocabularies may differ in more than padding: {sizes}, {tokenizer}, and the teacher's own is "

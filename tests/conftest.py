@@ -88,7 +88,7 @@ def tiny_trainer(
     peft_config=None,
     optimizers=(None, None),
     fuse_head: bool = False,
-    eval_kl: bool = True,
+    eval_kl: bool | None = None,
     max_length: int | None = None,
     packing: bool = False,
     **arguments,

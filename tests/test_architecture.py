@@ -23,7 +23,7 @@ LAYERS = [  # of the library, lower first; within a layer imports make no circle
     {"files", "checks"},
     {"losses", "multi_level", "schedule", "theory"},
     {"data", "results", "vocabulary", "logits", "sampling"},
-    {"text", "fused", "rollouts"},
+    {"text", "fused", "rollouts", "probes"},
     {"objectives", "teacher"},
     {"trainer", "evaluation", "toy", "toy_language", "curves"},
     {"command"},

@@ -1,14 +1,15 @@
 """DistillationArguments: the same run from Python, a command line, YAML and JSON."""
 
 import json
+from dataclasses import dataclass
 
 import pytest
-from conftest import tiny_examples, tiny_model
-from transformers import HfArgumentParser
+from conftest import tiny_examples, tiny_model, tiny_tokenizer
+from transformers import HfArgumentParser, TrainingArguments
 
 from taid import DistillationArguments, DistillationTrainer
 from taid.objectives import SFT, TAID
-from taid.trainer.arguments import OPTIONS, chosen, method_options
+from taid.trainer.arguments import DEFAULTS, OPTIONS, chosen, method_options
 
 VALUES = {
     "method": "taid",
@@ -83,6 +84,44 @@ def test_a_conflict_names_both(keyword, argument, tmp_path):
         DistillationTrainer(
             tiny_model(), tiny_model(seed=1), args=DistillationArguments(str(tmp_path), **argument), **keyword
         )
+
+
+@dataclass
+class Foreign(TrainingArguments):
+    """As TRL's: fields of our names, with defaults of their own."""
+
+    max_length: int | None = 1024
+    packing: bool = False
+    temperature: float | None = None
+
+
+def test_options_in_arguments_of_another_class_are_not_dropped(tmp_path):
+    for option in ({"max_length": 4}, {"packing": True}, {"temperature": 0.9}):
+        ((name, value),) = option.items()
+        words = f"Foreign has {name}={value}, which is not read here: pass {name}= to the trainer"
+        with pytest.raises(ValueError, match=words):
+            DistillationTrainer(
+                tiny_model(), tiny_model(seed=1), "kl", args=Foreign(str(tmp_path), **TRAINING, **option)
+            )
+        assert chosen(Foreign(str(tmp_path), **option), **option) == option  # said to the trainer itself
+    defaults = {"max_length": None, "packing": None, "temperature": None, "eval_kl": None}
+    for args in (Foreign(str(tmp_path)), TrainingArguments(str(tmp_path)), None):
+        assert chosen(args, **defaults) == defaults  # what changes nothing
+
+
+def test_a_default_is_what_the_trainer_does_without(tmp_path):
+    """Oracle: runs that are told so."""
+    losses = []
+    for said in ({}, DEFAULTS):
+        args = DistillationArguments(str(tmp_path), method="kl", logging_steps=1, **TRAINING, **said)
+        texts = [{"prompt": f"w{i}", "completion": f"w{i + 1} w{i + 2}"} for i in range(2, 22)]
+        models = tiny_model(max_position_embeddings=2048), tiny_model(seed=1, max_position_embeddings=2048)
+        trainer = DistillationTrainer(
+            *models, args=args, train_dataset=texts, processing_class=tiny_tokenizer()
+        )
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == losses[1] and len(losses[0]) == 3
 
 
 def test_a_model_is_the_teacher_of_its_name_and_no_other(tmp_path):

@@ -1,5 +1,6 @@
 """Teachers on disk: found by content, the live one's logits, whole or not at all."""
 
+import copy
 import hashlib
 import os
 import random
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ from transformers import (
 )
 
 from taid.data import IGNORE, Collator, pack
+from taid.objectives import objective
 from taid.rollouts import to_batch
 from taid.teacher import FullLogits, HiddenStates, LiveTeacher, TopLogits, cached_teacher
 from taid.teacher import cache as cache_module
@@ -125,6 +128,18 @@ def test_each_row_has_its_own_share_of_other_inputs():
         plain([[7, 8]], [[N, 8]], pixel_values=images[1:]),
     ]
     assert keys(both) == [keys(batch)[0] for batch in alone]
+
+
+def test_texts_are_divided_among_rows_and_what_is_no_row_s_is_whole():
+    """Oracle: each example alone; another text, or another record of all, is another example."""
+    about = {"meta": {"k": [1]}, "note": None, "three": [1, 2, 3]}
+    both = plain([[5, 6], [7, 8]], [[N, 6], [N, 8]], texts=["a", "b"], **about)
+    first, second = (
+        plain([[i, i + 1]], [[N, i + 1]], texts=[text], **about) for i, text in ((5, "a"), (7, "b"))
+    )
+    assert keys(both) == [*keys(first), *keys(second)]
+    for change in ({"texts": ["b"]}, {"meta": {"k": [2]}}, {"three": [1, 2]}):
+        assert keys(first | change) != keys(first)
 
 
 REFUSED = {
@@ -334,10 +349,29 @@ def test_left_padding_does_not_move_positions(folder):
         torch.testing.assert_close(cache(batch), LiveTeacher(model)(batch), atol=HALF, rtol=0)
 
 
-def absolute():
+def absolute(n_positions: int = 64):
     torch.manual_seed(0)
-    options = {"vocab_size": VOCAB, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    options = {"vocab_size": VOCAB, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": n_positions}
     return AutoModelForCausalLM.from_config(GPT2Config(**options, initializer_range=0.3)).eval()
+
+
+def test_texts_beside_the_tokens_are_no_obstacle(folder, tmp_path, teacher):
+    """Oracle: the run without them."""
+    plain_rows = DataCollatorForSeq2Seq(tiny_tokenizer())
+
+    def with_texts(rows):
+        texts = [" ".join(map(str, row["input_ids"])) for row in rows]
+        return dict(plain_rows(rows)) | {"texts": texts, "note": None, "meta": {"k": [1]}}
+
+    found = []
+    for name, collator in (("without", plain_rows), ("with", with_texts)):
+        cached = cached_teacher(teacher, tokenised(), collator, folder / name)
+        trainer = tiny_trainer(
+            tmp_path, "kl", examples=tokenised(), collator=collator, steps=3, teacher=cached
+        )
+        trainer.train()
+        found.append(losses(trainer))
+    assert found[0] == found[1]
 
 
 def test_a_subset_a_new_order_and_duplicates_need_nothing_new(folder, teacher):
@@ -379,6 +413,70 @@ def test_samples_of_the_student_go_to_the_live_teacher(folder, teacher, tmp_path
     sampled = to_batch([[5, 6], [7]], [[8, END], [9, 10, END]], PAD, "cpu")
     assert torch.equal(cache(sampled), LiveTeacher(teacher)(sampled))
     losses(tiny_trainer(tmp_path, "gkd", teacher=cache, examples=EXAMPLES, steps=6))
+
+
+def test_samples_fit_the_positions_of_the_cached_model(folder, tmp_path):
+    """Oracle: what the model is called with, of a table of 24 positions below a student of 128."""
+    short, seen = absolute(n_positions=24), []
+    cache = cached_teacher(short, EXAMPLES, COLLATOR, folder)
+    short.register_forward_pre_hook(
+        lambda _, args, inputs: seen.append(inputs["input_ids"].shape[1]), with_kwargs=True
+    )
+    gkd = objective("gkd", probability=1.0, max_new_tokens=64)
+    student = tiny_model()
+    student.generation_config.eos_token_id = student.config.eos_token_id = 47  # rarely written
+    tiny_trainer(tmp_path, gkd, student=student, teacher=cache, examples=EXAMPLES).train()
+    assert max(seen) == 24 and len(seen) >= 4
+
+
+# The model of a cache as a student
+
+
+def test_a_model_learns_from_its_own_cache(folder, tmp_path, teacher):
+    """Born again. Oracle: the cache of a copy; of the first step: KL(p ‖ p) = 0, but for fp16."""
+    teacher.get_input_embeddings().weight.requires_grad_(False)
+    before = {name: parameter.requires_grad for name, parameter in teacher.named_parameters()}
+    cache, runs = cached_teacher(teacher, EXAMPLES, COLLATOR, folder), []
+    assert before == {name: parameter.requires_grad for name, parameter in teacher.named_parameters()}
+    copied = cached_teacher(copy.deepcopy(teacher), EXAMPLES, COLLATOR, folder)
+    for given, student in ((copied, copy.deepcopy(teacher)), (cache, teacher)):
+        given.check(objective("kl"), student)
+        runs.append(losses(tiny_trainer(tmp_path, "kl", student=student, teacher=given, examples=EXAMPLES)))
+    assert runs[0] == runs[1] and runs[0][0] == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("store", ["full", "hidden"])
+def test_adapters_learn_from_the_cache_of_their_base(store, folder, tmp_path, teacher):
+    """Oracle: the live base, adapters off."""
+    cache, runs = cached_teacher(teacher, EXAMPLES, COLLATOR, folder, store=STORES[store]), []
+    config = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    for given in (cache, None):
+        torch.manual_seed(0)
+        student = get_peft_model(teacher if given else copy.deepcopy(teacher), config)
+        cache.check(objective("kl"), student)
+        given = given or student.get_base_model()
+        runs.append(losses(tiny_trainer(tmp_path, "kl", student=student, teacher=given, examples=EXAMPLES)))
+        teacher = tiny_model(seed=1)
+    assert runs[0] == pytest.approx(runs[1], abs=1e-2) and runs[0][0] > 0.01
+
+
+def test_a_student_does_not_move_what_its_teacher_still_runs(folder, teacher):
+    """The whole model for samples; for hidden states its head, which adapters elsewhere leave as it is."""
+    cache = cached_teacher(teacher, EXAMPLES, COLLATOR, folder, store=HiddenStates())
+    for apart in (copy.deepcopy(teacher), None):
+        for method in ("kl", "gkd"):
+            cache.check(objective(method), apart)
+    with pytest.raises(ValueError, match="share weights.*copy.deepcopy.model. as the teacher, or to cached"):
+        cache.check(objective("gkd"), teacher)
+    with pytest.raises(ValueError, match="trains the head.*copy.deepcopy.model. to cached_teacher"):
+        cache.check(objective("kl"), teacher)
+    for modules, moves in ((["q_proj"], False), (["lm_head"], True)):
+        student = get_peft_model(teacher, LoraConfig(target_modules=modules, task_type="CAUSAL_LM"))
+        with pytest.raises(ValueError, match="share weights"):
+            cache.check(objective("gkd"), student)
+        with pytest.raises(ValueError, match="trains the head") if moves else nullcontext():
+            cache.check(objective("kl"), student)
+        teacher = student.unload()
 
 
 def test_a_row_without_labels_needs_no_entry(folder, teacher):

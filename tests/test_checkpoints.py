@@ -220,7 +220,12 @@ def test_a_stream_takes_no_step_of_left_over_micro_batches(tmp_path):
 def test_state_is_json_of_one_form(tmp_path):
     tiny_trainer(tmp_path, "taid", steps=1, **SAVE).train()
     state = json.loads((tmp_path / "checkpoint-1" / STATE).read_text())
-    assert set(state) == KEYS and state["data"] == {"data seed": 42, "rows per step": 4, "rows of data": 64}
+    assert set(state) == KEYS and state["data"] == {
+        "data seed": 42,
+        "train_sampling_strategy": "random",
+        "rows per step": 4,
+        "rows of data": 64,
+    }
     files = {path.name: path.stat().st_size for path in (tmp_path / "checkpoint-1").iterdir()}
     assert state["files"] == {name: size for name, size in files.items() if name != STATE}
 
@@ -283,6 +288,12 @@ def test_a_checkpoint_of_an_older_version_says_so(absent, run_folder):
         (dict(batch=8), "with rows per step 4, and this one has 8"),
         (dict(gradient_accumulation_steps=2), "with rows per step 4, and this one has 8"),
         (dict(seed=7), "with data seed 42, and this one has 7"),
+        (dict(data_seed=0), "with data seed 42, and this one has 0"),
+        (
+            dict(train_sampling_strategy="group_by_length"),
+            "train_sampling_strategy random, and this one has group_by_length",
+        ),
+        (dict(optim="sgd"), "holds the state of optim='adamw_torch_fused', which 'sgd' cannot go on from"),
         (dict(examples=tiny_examples(60)), "with rows of data 64, and this one has 60"),
     ],
 )

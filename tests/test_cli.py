@@ -198,6 +198,32 @@ def test_errors_are_one_sentence(name, here, capsys):
     assert said in refused(capsys, arguments)
 
 
+ELSEWHERE = {  # options of TrainingArguments that would undo what a command does → what it does
+    "a seed for all": (
+        "compare",
+        ["--seed", "7"],
+        "leave out --seed of compare.*--seeds 3 takes 42, 43 and 44",
+    ),
+    "an order for all": ("compare", ["--data_seed=5"], "leave out --data_seed of compare.*--seeds"),
+    "another checkpoint": ("compare", ["--resume_from_checkpoint", "x"], "same command goes on by itself"),
+    "a checkpoint": ("distill", ["--resume_from_checkpoint", "x"], "same command goes on by itself"),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_options_that_would_undo_the_command_s_own_are_refused_before_training(name, here, capsys):
+    command, more, said = ELSEWHERE[name]
+    methods = ["--methods", "kl", "sft", "--seeds", "2"] if command == "compare" else []
+    assert re.search(said, refused(capsys, [command, *methods, *words()[1:], *more]))
+    assert not (here / "out").exists()
+
+
+def test_one_run_takes_an_order_of_its_own(here):
+    assert main(words(method="sft", teacher=None, steps=1, seed=7, data_seed=5)) == 0
+    settings = json.loads((here / "out" / "taid.json").read_text())["settings"]
+    assert settings["seed"] == 7 and settings["training"]["data_seed"] == 5
+
+
 def test_a_teacher_of_another_tokenizer_is_one_sentence(here, capsys):
     """Of as many tokens, but other ones."""
     path = here / "teacher" / "tokenizer.json"
@@ -264,6 +290,40 @@ def test_a_data_set_is_a_file_or_a_folder(kind, tmp_path):
     assert list(load_rows(str(path), None)) == rows
     if kind == "saved splits":
         assert list(load_rows(str(path), "validation")) == rows[:1]
+
+
+def test_a_saved_split_is_the_one_that_is_asked_for(tmp_path):
+    """A folder of one split, which knows its name or, made by hand, is "train" as a file's rows are."""
+    rows = [{"text": f"w{i}"} for i in range(3)]
+    for name, split in {"named": "validation", "unnamed": None}.items():
+        path = str(tmp_path / name)
+        Dataset.from_list(rows, split=split).save_to_disk(path)
+        assert list(load_rows(path, None)) == list(load_rows(path, split or "train")) == rows
+        with pytest.raises(ValueError, match=f"no split 'test', but {split or 'train'}: choose by --split"):
+            load_rows(path, "test")
+
+
+@pytest.mark.parametrize(
+    ("splits", "chosen"),
+    [
+        (("train", "test", "validation"), "validation"),
+        (("train", "test"), "test"),
+        (("train", "other"), "train"),
+        (("other",), "other"),
+    ],
+)
+def test_validation_data_are_a_data_set_s_split_for_it(splits, chosen, here):
+    """Oracle: as many rows as the split has, one more each."""
+    many = {name: Dataset.from_list([{"messages": CHAT}] * (i + 2)) for i, name in enumerate(splits)}
+    DatasetDict(many).save_to_disk("given")
+    assert main(words(method="sft", teacher=None, steps=1, eval_dataset="given")) == 0
+    assert json.loads((here / "out" / "taid.json").read_text())["rows"] == [40, len(many[chosen])]
+
+
+def test_validation_data_of_other_splits_are_not_guessed(here, capsys):
+    DatasetDict({name: Dataset.from_list([{"messages": CHAT}]) for name in ("a", "b")}).save_to_disk("given")
+    said = refused(capsys, words(eval_dataset="given"))
+    assert "no split 'validation' or 'test' or 'train', but a, b" in said and "save the one you want" in said
 
 
 @pytest.mark.slow

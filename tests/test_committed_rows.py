@@ -41,6 +41,7 @@ STUDIES = (
     "table4",
     "table5",
     "table6",
+    "table6_tuned",
     "ablations",
     "adaptivity",
     "departures",

@@ -7,7 +7,7 @@ import torch
 from conftest import END, FAMILIES, PAD, VOCAB, tiny_examples, tiny_model, tiny_tokenizer
 from datasets import Dataset
 from scipy.stats import chisquare
-from transformers import DataCollatorForSeq2Seq
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
 
 from taid.data import Collator
 from taid.evaluation.generation import distinct_bigrams, generate
@@ -25,13 +25,14 @@ NEW_TOKENS = 16
 
 
 @torch.no_grad()
-def by_hand(model, tokenizer, prompt: list[int]) -> str:
+def by_hand(model, tokenizer, prompt: list[int], ends=(END,), most: int = NEW_TOKENS) -> str:
     """Argmax after argmax, the whole sequence anew for each token: no cache, no batch, no padding."""
     ids = list(prompt)
-    for _ in range(NEW_TOKENS):
-        ids.append(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax().item())
-        if ids[-1] == END:
+    for _ in range(most):
+        token = model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax().item()
+        if token in ends:
             break
+        ids.append(token)
     return tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
 
 
@@ -45,6 +46,54 @@ def test_greedy_is_the_argmax_in_any_batch(family, tokenizer):
     for size in (1, 5, 64):
         assert generate(model, tokenizer, EXAMPLES, NEW_TOKENS, batch_size=size) == expected
     assert generate(model, tokenizer, EXAMPLES[::-1], NEW_TOKENS) == expected[::-1]
+
+
+@pytest.mark.parametrize("where", ["generation_config", "config"])
+def test_a_response_ends_before_any_end_of_model_and_tokenizer(where, tokenizer):
+    """As Phi-3's and Gemma's models, which end a turn by a token that is not their tokenizer's end."""
+    model, ends = tiny_model().eval(), list(range(2, 12))
+    model.generation_config.eos_token_id = None
+    getattr(model, where).eos_token_id = ends
+    expected = [by_hand(model, tokenizer, e["prompt_ids"], {END, *ends}) for e in EXAMPLES]
+    assert expected != [by_hand(model, tokenizer, e["prompt_ids"]) for e in EXAMPLES]
+    assert generate(model, tokenizer, EXAMPLES, NEW_TOKENS) == expected
+    said = generate(model, tokenizer, EXAMPLES, NEW_TOKENS, temperature=1.0)
+    assert not {word for text in said for word in text.split()} & {f"w{i}" for i in ends}
+
+
+def without_padding(**special) -> PreTrainedTokenizerFast:
+    """As GPT-2's and Llama's."""
+    return PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer().backend_tokenizer, **special)
+
+
+def test_a_tokenizer_needs_no_padding(tokenizer):
+    """Padding is masked: with it or without, the same; also where there is no end, and where the model lacks it."""
+    model = tiny_model().eval()
+    expected = [by_hand(model, tokenizer, e["prompt_ids"]) for e in EXAMPLES]
+    assert generate(model, without_padding(eos_token="<end>"), EXAMPLES, NEW_TOKENS) == expected
+    added = without_padding(eos_token="<end>")
+    added.add_special_tokens({"pad_token": "[PAD]"})
+    assert added.pad_token_id == VOCAB
+    assert generate(model, added, EXAMPLES, NEW_TOKENS) == expected
+    endless, plain = tiny_model(eos_token_id=None, pad_token_id=None).eval(), without_padding()
+    expected = [by_hand(endless, plain, e["prompt_ids"], ()) for e in EXAMPLES]
+    assert generate(endless, plain, EXAMPLES, NEW_TOKENS) == expected
+
+
+def test_a_response_ends_where_the_positions_do(tokenizer):
+    """GPT-2 of 10 learned positions: 16 tokens do not follow 2 to 6; and a prompt's response is its own in any batch."""
+    model = tiny_model("gpt2", max_position_embeddings=10).eval()
+    expected = [by_hand(model, tokenizer, e["prompt_ids"], most=10 - len(e["prompt_ids"])) for e in EXAMPLES]
+    assert {len(text.split()) for text in expected} >= {4, 8}, "none is cut, or all at once"
+    for size in (1, 5, 64):
+        assert generate(model, tokenizer, EXAMPLES, NEW_TOKENS, batch_size=size) == expected
+    with pytest.raises(ValueError, match="10 tokens leaves no place.*10 positions.*Shorten"):
+        generate(model, tokenizer, [*EXAMPLES, {"prompt_ids": [5] * 10}], NEW_TOKENS)
+
+
+def test_tokens_of_another_tokenizer_are_refused(tokenizer):
+    with pytest.raises(ValueError, match=f"token {VOCAB}, and the model {VOCAB} entries: take the tokenizer"):
+        generate(tiny_model(), tokenizer, [{"prompt_ids": [5, VOCAB]}], NEW_TOKENS)
 
 
 def test_sampling_depends_on_the_seed_alone(tokenizer):

@@ -14,7 +14,8 @@ from torch.utils.data import IterableDataset
 from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq, DataCollatorWithFlattening
 
 from taid.data import IGNORE, Collator, KeepEnds, pack_documents
-from taid.text.examples import check_packing, examples, length_for
+from taid.probes import check_packing
+from taid.text.examples import examples, length_for
 
 TEMPLATE = (
     "{% for m in messages %}{{ 'w2' if m['role'] == 'user' else 'w3' }} {{ m['content'] }} <end> {% endfor %}"

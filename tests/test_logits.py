@@ -16,13 +16,15 @@ from transformers import (
     EncoderDecoderConfig,
     EncoderDecoderModel,
     LlamaForCausalLM,
+    MptConfig,
+    MptForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
 from transformers.modeling_outputs import CausalLMOutput
 
 from taid.data import IGNORE, Collator
-from taid.logits import response_head, response_logits, virtual_tokens
+from taid.logits import position_limit, response_head, response_logits, virtual_tokens
 from taid.losses import forward_kl
 from taid.objectives import objective
 from taid.teacher import LiveTeacher
@@ -242,6 +244,26 @@ class Own(torch.nn.Module):
 
     def forward(self, input_ids, attention_mask=None, position_ids=None, use_cache=None):
         return self.body(input_ids, attention_mask, position_ids, use_cache=use_cache)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        tiny_model("gpt2", max_position_embeddings=8),
+        tiny_model("opt", max_position_embeddings=8, word_embed_proj_dim=16, ffn_dim=32),
+    ],
+    ids=["GPT-2", "OPT"],
+)
+def test_rows_longer_than_the_positions_are_told_in_words(model):
+    ids = torch.full((1, 12), 5)
+    with pytest.raises(ValueError, match="a row has 12 tokens, and .* positions for 8: cut the rows"):
+        response_logits(model, {"input_ids": ids, "labels": ids})
+
+
+def test_positions_by_another_name_are_counted():
+    config = MptConfig(vocab_size=VOCAB, d_model=16, n_heads=2, n_layers=1, max_seq_len=24)
+    assert position_limit(MptForCausalLM(config)) == 24
+    assert position_limit(tiny_model("gpt2", max_position_embeddings=8)) == 8
 
 
 def test_a_module_of_ones_own_is_trained(tmp_path):

@@ -499,6 +499,30 @@ def test_the_command_ends_with_a_sentence(serve, tmp_path, capsys):
     assert "there is no folder" in capsys.readouterr().err
 
 
+WRONG = {  # of a student in a folder → (what is changed of its model, its template, what is said)
+    "tokenizer": ({"vocab_size": 2}, TEMPLATE, "take the tokenizer that it was trained with"),
+    "positions": ({"max_position_embeddings": 1}, TEMPLATE, "leaves no place for a response"),
+    "template": ({}, "{{ raise_exception('no such turn') }}", "no such turn"),
+    "weights": ({}, TEMPLATE, "nan"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_student_that_cannot_answer_is_one_sentence(wrong, tmp_path, capsys):
+    options, template, says = WRONG[wrong]
+    model, tokenizer = tiny_model(**options), chat_tokenizer()
+    tokenizer.chat_template = template
+    if wrong == "weights":
+        model.get_output_embeddings().weight.data.fill_(float("nan"))
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path / "s")
+    write(tmp_path / "data")
+    words = ["--model", str(tmp_path / "s"), "--data", str(tmp_path / "data"), "--output", str(tmp_path)]
+    assert study.main(words) == 2
+    [said] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mt_bench: ")]
+    assert says in said
+
+
 def test_the_published_questions():
     """Oracles: FastChat's data card: 80 questions, ten in each of eight categories, references for thirty."""
     bench = mt_bench.read(sources.fetch("mt_bench"))

@@ -80,6 +80,10 @@ def test_what_is_no_batch_of_predictions_is_refused():
         mlkd(s[None], z[None])
     with pytest.raises(ValueError, match="at least one temperature"):
         mlkd(s, z, [])
+    with pytest.raises(ValueError, match=r"several temperatures, such as \(2.0, 4.0\), got 3.0"):
+        mlkd(s, z, 3.0)
+    with pytest.raises(ValueError, match="temperature must be a number, got '2'"):
+        mlkd(s, z, ["2"])
     with pytest.raises(ValueError, match="temperature must be positive"):
         mlkd(s, z, [2.0, 0.0])
     with pytest.raises(ValueError, match="one shape"):

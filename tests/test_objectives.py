@@ -12,7 +12,8 @@ from taid import losses
 from taid.logits import Head
 from taid.multi_level import mlkd
 from taid.objectives import METHODS, TABLE1, TAID, Divergence, Objective, objective
-from taid.schedule import Adaptive
+from taid.rollouts import GKDRollouts
+from taid.schedule import Adaptive, Linear, Replayed
 
 NAMED = {  # where the papers' name is not the loss's own
     "kl": losses.forward_kl,
@@ -191,11 +192,70 @@ def test_a_subclass_that_forgets_its_loss_is_told():
         (lambda: objective("sft", ce_weight=0.5), "SFT.. takes no temperature or ce_weight"),
         (lambda: objective("ctkd", temperature=2.0), "CTKD.* takes no temperature"),
         (lambda: objective("gkd", ce_weight=0.5), "own samples.*leave out ce_weight"),
+        (lambda: objective("kl", temperature="2"), "temperature must be a number, got '2'"),
+        (lambda: objective("kl", temperature=None), "temperature must be a number, got None"),
+        (lambda: objective("kl", ce_weight="0.1"), "ce_weight must be a number, got '0.1'"),
+        (lambda: objective("dkd", temperature="2"), "temperature must be a number, got '2'"),
+        (lambda: objective("amid", mixture="a"), "mixture must be a number, got 'a'"),
+        (lambda: objective("mlkd", temperatures=()), "at least one temperature"),
+        (lambda: objective("mlkd", temperatures=(2.0, 0.0)), "temperature must be positive"),
+        (lambda: objective("mlkd", temperatures=3.0), "several temperatures"),
+        (lambda: objective("gkd", probability=2), "probability must lie in"),
+        (lambda: objective("distillm", increment=-1), "increment must lie in"),
+        (lambda: TAID(0.2), r"takes a schedule such as Adaptive\(t_start=0.2\), not 0.2"),
+        (lambda: TAID("adaptive"), "takes a schedule .*, not 'adaptive'"),
+        (lambda: TAID(Linear), "takes a schedule .*, not the class Linear"),
     ],
 )
 def test_options_that_do_not_fit_fail_where_they_are_given(build, words):
     with pytest.raises((TypeError, ValueError), match=words):
         build()
+
+
+def test_any_schedule_is_one():
+    class Half:
+        def init(self):
+            return Linear(0.5).init()
+
+        def update(self, state, loss, progress):
+            return state
+
+    assert TAID(Half()).state.t == TAID(Replayed((0.5, 0.6))).state.t == 0.5
+
+
+SETTINGS = {  # pairs that train otherwise
+    "gkd's tokens": [objective("gkd", max_new_tokens=n) for n in (4, 8)],
+    "gkd's share": [objective("gkd", probability=p) for p in (0.0, 1.0)],
+    "distillm's buffer": [objective("distillm", capacity=n) for n in (5, 6)],
+    "distillm's threshold": [objective("distillm", threshold=p) for p in (0.0, 0.5)],
+    "distillm's increment": [objective("distillm", increment=p) for p in (0.1, 0.3)],
+    "in a mixture": [objective("gkd", max_new_tokens=n, temperature=2.0) for n in (4, 8)],
+    "taid's kl": [TAID(), TAID(official=True)],
+    "taid's samples": [TAID(), TAID(rollouts=GKDRollouts(4))],
+}
+
+
+@pytest.mark.parametrize("pair", SETTINGS)
+def test_other_settings_are_another_name(pair):
+    """By it a checkpoint knows whose it is."""
+    one, other = SETTINGS[pair]
+    assert repr(one) != repr(other)
+
+
+def test_equal_settings_are_one_name_whatever_has_moved():
+    moved, fresh = (objective("distillm", threshold=0.5, capacity=4) for _ in range(2))
+    for _ in range(3):
+        moved.rollouts.on_validation(1.0)
+    moved.rollouts.buffer.append(([5], [6]))
+    moved.rollouts.batches = moved.rollouts.sampled = 3
+    assert moved.rollouts.threshold == pytest.approx(0.7) and repr(moved) == repr(fresh)
+    assert repr(objective("gkd", probability=1)) == repr(objective("gkd", probability=1.0))
+    assert repr(objective("taid")) == f"TAID({Adaptive(0.4)})"  # as checkpoints have it
+
+    class Mine(GKDRollouts):
+        __repr__ = object.__repr__  # an address
+
+    assert repr(Divergence(losses.jsd, Mine(4))) == "Divergence(jsd, Mine)"
 
 
 @pytest.mark.parametrize("official", [True, False])

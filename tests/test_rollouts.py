@@ -1,6 +1,7 @@
 """Sampling from the student: what is sampled, what is learned, what is kept."""
 
 import json
+import random
 from itertools import chain
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from taid import sampling
 from taid.data import IGNORE, Collator, pad_right
 from taid.logits import response_logits
 from taid.objectives import objective
-from taid.rollouts import DistiLLMRollouts, GKDRollouts, beside_prompts, prompts_of, to_batch
+from taid.rollouts import DistiLLMRollouts, GKDRollouts, beside_prompts, passed_by, prompts_of, to_batch
 from taid.sampling import sample_responses
 
 STUDENTS = ("llama", "gpt_neox")
@@ -421,6 +422,80 @@ def test_types_of_tokens_go_on_as_text():
     assert built["labels"].tolist() == [[IGNORE, IGNORE, 10, 11, END], [IGNORE] * 3 + [END, IGNORE]]
 
 
+# What is no tensor
+
+BESIDE = {"texts": ["a", "b", "c", "d"], "note": None, "meta": {"k": [1]}}
+
+
+def equal(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_texts_stay_in_the_batch_and_change_no_sample(student, batch):
+    """Oracle: the batch without them."""
+    plain = GKDRollouts(5, probability=1.0)(student, batch, 0.0, seed=3)
+    found = GKDRollouts(5, probability=1.0)(student, batch | BESIDE, 0.0, seed=3)
+    assert {name: found.pop(name) for name in BESIDE} == BESIDE
+    assert equal(found, plain)
+
+
+def test_what_the_model_does_not_take_is_not_handed_to_generate(student, batch):
+    """Llama has no token types, and `generate` refuses a name that it does not know. Oracle: without them."""
+    plain = GKDRollouts(5, probability=1.0)(student, batch, 0.0, seed=3)
+    more = {"token_type_ids": batch["attention_mask"] * 2, "score": torch.arange(4.0)}
+    found = GKDRollouts(5, probability=1.0)(student, batch | more, 0.0, seed=3)
+    assert torch.equal(found["score"], more["score"])
+    assert found["token_type_ids"].shape == found["input_ids"].shape
+    ours, theirs = ({"i": b["input_ids"][b["attention_mask"] == 1]} for b in (found, plain))
+    assert equal(ours, theirs)
+
+
+def test_a_list_that_the_model_takes_is_handed_to_it():
+    batch = {"pixel_values": [torch.ones(3, 8, 8)], "images": ["a.png"], "inputs_embeds": None}
+    assert passed_by(llava(), batch) == {"images": ["a.png"], "inputs_embeds": None}
+
+
+def test_texts_stay_with_fresh_samples_and_not_with_draws(student, batch):
+    rollouts, plain = (DistiLLMRollouts(4, capacity=4, threshold=1.0) for _ in range(2))
+    for progress in (0.0, 1.0):  # fresh, then drawn
+        found, expected = rollouts(student, batch | BESIDE, progress, 3), plain(student, batch, progress, 3)
+        kept = {name: found.pop(name) for name in BESIDE if name in found}
+        assert kept == (BESIDE if progress == 0 else {}) and equal(found, expected)
+    assert rollouts.sampled == rollouts.replayed == 1
+
+
+# Ranges
+
+OUT_OF_RANGE = {
+    "a share above 1": (lambda: GKDRollouts(4, probability=2), r"probability must lie in \[0, 1\], .* got 2"),
+    "a share below 0": (lambda: GKDRollouts(4, -1), "probability must lie"),
+    "no share": (lambda: GKDRollouts(4, float("nan")), "probability must lie in .* got nan"),
+    "a text": (lambda: GKDRollouts(4, "0.5"), "probability must be a number, got '0.5'"),
+    "no token": (
+        lambda: GKDRollouts(0),
+        "max_new_tokens must be a whole number of tokens, at least 1, got 0",
+    ),
+    "a text of a number": (lambda: GKDRollouts("8"), "max_new_tokens must be .*, got '8'"),
+    "a part of a token": (lambda: DistiLLMRollouts(2.5), "max_new_tokens must be .*, got 2.5"),
+    "no buffer": (lambda: DistiLLMRollouts(4, capacity=0), "capacity must be a whole number of sequences"),
+    "a threshold of 3": (lambda: DistiLLMRollouts(4, threshold=3), "threshold must lie in .* got 3"),
+    "a falling threshold": (lambda: DistiLLMRollouts(4, increment=-1), "increment must lie in .* got -1"),
+}
+
+
+@pytest.mark.parametrize("case", OUT_OF_RANGE)
+def test_settings_out_of_range_are_refused_where_they_are_given(case):
+    build, words = OUT_OF_RANGE[case]
+    with pytest.raises(ValueError, match=words):
+        build()
+
+
+def test_the_ends_of_the_ranges_are_within():
+    for share in (0, 1):
+        GKDRollouts(1, share)
+        DistiLLMRollouts(1, capacity=1, threshold=share, increment=share)
+
+
 # GKD
 
 
@@ -490,6 +565,34 @@ def test_the_buffer_fills_first_and_keeps_the_newest(student, batch):
     assert list(rollouts.buffer) == expected[-10:]  # replay adds nothing
 
 
+def test_what_cannot_be_sampled_from_is_refused_in_the_first_step(student, batch):
+    """Though the threshold is 0; the same words as where it samples."""
+    packed = DataCollatorWithFlattening()(
+        [{"input_ids": [5, 6, 7, END], "labels": [IGNORE, IGNORE, 7, END]}] * 2
+    )
+    whole = batch | {"labels": batch["input_ids"]}
+    images = with_images([[5, *[IMAGE] * 4]], [[8, END]])
+    cases = [(student, packed, "one document"), (student, whole, "need a prompt")]
+    for model, unfit, words in [*cases, (llava(), images, "buffer keeps no images")]:
+        for threshold in (0.0, 1.0):
+            with pytest.raises(ValueError, match=words):
+                DistiLLMRollouts(4, threshold=threshold)(model, unfit, 0.0, 3)
+    student.config.eos_token_id = student.generation_config.eos_token_id = None
+    student.config.pad_token_id = PAD
+    for threshold in (0.0, 1.0):
+        with pytest.raises(ValueError, match="eos_token_id: set it"):
+            DistiLLMRollouts(4, threshold=threshold)(student, batch, 0.0, 3)
+
+
+def test_the_first_step_alone_is_checked_and_draws_nothing(student, batch, monkeypatch):
+    looked = []
+    monkeypatch.setattr(rollouts_module, "end_tokens", lambda model: looked.append(model) or {END})
+    rollouts, torch_state, state = DistiLLMRollouts(4), torch.random.get_rng_state(), random.getstate()
+    assert all(rollouts(student, batch, 0.5, seed) is batch for seed in range(5))
+    assert len(looked) == 1
+    assert random.getstate() == state and torch.equal(torch.random.get_rng_state(), torch_state)
+
+
 @pytest.mark.parametrize("fill", [0, 2])
 def test_state_and_buffer_survive_a_checkpoint(fill, tmp_path, student, batch):
     """Restored rollouts go on exactly as the saved ones do."""
@@ -509,6 +612,27 @@ def test_state_and_buffer_survive_a_checkpoint(fill, tmp_path, student, batch):
         for each in (restored, rollouts):
             each.on_validation(0.5)
     assert restored.state_dict() == rollouts.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "others"),
+    [
+        ("gkd", {"probability": 0.0}, {"probability": 1.0}),
+        ("distillm", {"capacity": 4, "threshold": 1.0}, {"capacity": 8, "threshold": 1.0}),
+    ],
+)
+def test_a_run_goes_on_with_the_same_sampling_alone(method, settings, others, tmp_path):
+    def trainer(steps: int, chosen: dict):
+        how = objective(method, max_new_tokens=4, **chosen)
+        return tiny_trainer(tmp_path, how, steps=steps, save_strategy="steps", save_steps=2)
+
+    trainer(2, settings).train()
+    name, value = next(iter(others.items()))
+    with pytest.raises(
+        ValueError, match=rf"checkpoint of .*{name}={settings[name]}.*method is .*{name}={value}"
+    ):
+        trainer(3, others).train(resume_from_checkpoint=True)
+    trainer(3, settings).train(resume_from_checkpoint=True)
 
 
 # Several ranks

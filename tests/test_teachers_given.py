@@ -1,6 +1,7 @@
 """Teachers and students as users give them: names, shared weights, adapters, compiled and checkpointed models."""
 
 import copy
+import random
 import sys
 
 import pytest
@@ -13,7 +14,8 @@ from taid.data import Collator
 from taid.logits import response_logits
 from taid.losses import forward_kl
 from taid.objectives import METHODS, objective
-from taid.teacher import LiveTeacher, OwnBase, live, live_teacher
+from taid.teacher import LiveTeacher, OwnBase, check_callable, live, live_teacher
+from taid.teacher.live import share_memory
 
 BATCH = Collator(PAD)(tiny_examples(4))
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
@@ -76,6 +78,92 @@ def test_shared_weights_are_refused(tmp_path, student):
         with pytest.raises(ValueError, match="share weights.*copy.deepcopy"):
             tiny_trainer(tmp_path, "taid", student=model, teacher=teacher)
     tiny_trainer(tmp_path, "taid", student=student, teacher=copy.deepcopy(student), steps=1).train()
+
+
+def test_views_of_one_storage_are_shared_where_they_overlap(tmp_path, student, teacher):
+    """Oracle of what overlaps: the teacher's weight after the student's is filled."""
+    rows = torch.randn(3 * VOCAB, 16)
+    teacher.lm_head.weight.data = rows[VOCAB - 8 : -VOCAB - 8]
+    for start, overlaps in (
+        (VOCAB, True),
+        (2 * VOCAB, False),
+    ):  # side by side: as of one file, packed by a library
+        student.lm_head.weight.data = rows[start : start + VOCAB]
+        before = teacher.lm_head.weight.clone()
+        student.lm_head.weight.data.fill_(start)
+        assert torch.equal(teacher.lm_head.weight, before) is not overlaps
+        if overlaps:
+            with pytest.raises(ValueError, match="share weights.*copy.deepcopy"):
+                tiny_trainer(tmp_path, "kl", student=student, teacher=teacher)
+        else:
+            tiny_trainer(tmp_path, "kl", student=student, teacher=teacher, steps=1).train()
+
+
+def test_a_buffer_is_shared_as_a_weight_is(tmp_path, student, teacher):
+    """As the running means of a classifier, which move in every pass."""
+    for model in (student, teacher):
+        model.register_buffer("mean", torch.zeros(3))
+    tiny_trainer(tmp_path, "kl", student=student, teacher=teacher)
+    student.mean = teacher.mean
+    with pytest.raises(ValueError, match="share weights"):
+        tiny_trainer(tmp_path, "kl", student=student, teacher=teacher)
+
+
+def test_memory_is_shared_where_what_is_written_is_read():
+    """Oracle: some tensors are filled, and others read. Slices of two storages, of any place and step."""
+    rng, found = random.Random(0), set()
+    for _ in range(300):
+        arenas = torch.zeros(40), torch.zeros(40)
+        pair = [[_slice(rng, rng.choice(arenas)) for _ in range(rng.randint(0, 3))] for _ in range(2)]
+        for tensor in pair[0]:
+            tensor.fill_(1.0)
+        expected = any(bool(tensor.any()) for tensor in pair[1])
+        assert share_memory(*pair) is share_memory(*pair[::-1]) is expected
+        found.add(expected)
+    assert found == {True, False}
+
+
+def _slice(rng: random.Random, arena: torch.Tensor) -> torch.Tensor:
+    """Some neighbours of a flat tensor, maybe none, maybe as a matrix that is transposed."""
+    start = rng.randrange(0, 37)
+    return (
+        arena[start : start + rng.randint(0, 4)] if rng.random() < 0.7 else arena[start:][:2].reshape(2, 1).T
+    )
+
+
+def test_what_lies_nowhere_is_not_shared():
+    """On `meta` every tensor lies at 0. Of a packed tensor the parts count, for itself it lies nowhere."""
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    with torch.device("meta"):
+        assert not share_memory(tiny_model().parameters(), tiny_model().parameters())
+    part = torch.ones(2)
+    packed = [TwoTensor(torch.ones(2), torch.ones(2)), TwoTensor(torch.ones(2), part)]
+    assert not share_memory(packed[:1], packed[1:]) and share_memory([part], packed[1:])
+
+
+def test_what_is_called_with_text_is_no_teacher(tmp_path, tokenizer):
+    """A tokenizer is callable; a processor and a pipeline, which has a save_pretrained too, are as well."""
+
+    class Pipe:
+        save_pretrained = __call__ = print
+
+    with pytest.raises(TypeError, match="the teacher is a .*: pass a language model"):
+        tiny_trainer(tmp_path, "kl", teacher=tokenizer)
+    with pytest.raises(TypeError, match="the teacher is a Pipe: pass a language model"):
+        check_callable(Pipe())
+
+
+def test_a_kl_that_is_asked_for_wants_a_teacher_that_knows():
+    def function(batch):
+        return None
+
+    for teacher, words in ((None, "there is no teacher"), (function, "a function does not say")):
+        check_callable(teacher), check_callable(teacher, False)
+        with pytest.raises(ValueError, match=f"eval_kl=True, but {words}.*knows = lambda batch: True"):
+            check_callable(teacher, True)
+    function.knows = lambda batch: True
+    check_callable(function, True)
 
 
 def test_a_teacher_is_frozen_wherever_it_comes_from(student, teacher):

@@ -13,15 +13,24 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PAD, tiny_examples, tiny_model, tiny_trainer
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from test_trainer import distance, tokenised, weights
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    DataCollatorForSeq2Seq,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
 from taid import losses
 from taid.data import Collator
 from taid.objectives import METHODS, TAID, Divergence, Objective, objective
 from taid.trainer import DistillationTrainer
 from taid.trainer.objective import ObjectiveTrainer
-from taid.trainer.refusals import REFUSED, check_arguments
+from taid.trainer.refusals import REFUSED, check_arguments, check_call, check_student
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "trainer.md"
@@ -252,6 +261,16 @@ def test_what_is_no_method_is_said_at_construction(keywords, error, words, tmp_p
         DistillationTrainer(tiny_model(), tiny_model(seed=1), args=args, **keywords)
 
 
+@pytest.mark.parametrize("model", ["gpt2", Path("gpt2"), dict(name="gpt2")])
+def test_a_name_is_no_student(model):
+    with pytest.raises(
+        TypeError, match=r"^model is .*gpt2.*load the student first, AutoModel.*from_pretrained\("
+    ):
+        check_call("kl", {}, model)
+    check_call("kl", {}, None)  # of model_init
+    check_call("kl", {}, tiny_model())
+
+
 def test_a_loss_that_balances_experts_is_refused(tmp_path):
     """Oracle of what would be lost: the model's own loss has more than the cross-entropy."""
     experts = tiny_model("mixtral", num_local_experts=2, output_router_logits=True)
@@ -263,6 +282,66 @@ def test_a_loss_that_balances_experts_is_refused(tmp_path):
         tiny_trainer(tmp_path, "sft", student=experts)
     experts.config.output_router_logits = False
     tiny_trainer(tmp_path, "kl", student=experts, steps=1).train()
+
+
+def test_a_loss_that_balances_experts_below_a_tower_is_refused():
+    """Its setting is the text's; oracle as above."""
+    sizes = dict(hidden_size=16, intermediate_size=32, num_heads=2, num_attention_heads=2)
+    text = dict(vocab_size=48, num_hidden_layers=2, num_key_value_heads=2, head_dim=8, moe_intermediate_size=16,
+        num_experts=2, num_experts_per_tok=1, router_aux_loss_coef=1.0, output_router_logits=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]})  # fmt: skip
+    tower = dict(depth=1, out_hidden_size=16, deepstack_visual_indexes=[0])
+    model = Qwen3VLMoeForConditionalGeneration(
+        Qwen3VLMoeConfig(
+            text_config=sizes | text, vision_config=sizes | tower, image_token_id=46, video_token_id=47,
+            vision_start_token_id=44, vision_end_token_id=45,
+        )
+    )  # fmt: skip
+    batch = {"input_ids": torch.tensor([[3, 4, 5]]), "labels": torch.tensor([[3, 4, 5]])}
+    output = model(**batch)
+    plain = torch.nn.functional.cross_entropy(output.logits[0, :-1], batch["labels"][0, 1:])
+    assert output.loss > plain + 1e-4
+    words = r"balances its experts.*model.config.get_text_config\(\).output_router_logits = False"
+    with pytest.raises(ValueError, match=words):
+        check_student(model)
+    model.config.get_text_config().output_router_logits = False
+    check_student(model)
+
+
+def test_a_loss_of_adapters_is_refused(tmp_path):
+    """Oracle of what would be lost: PEFT's own loss has more than the cross-entropy."""
+    options = dict(init_r=4, target_r=2, tinit=1, tfinal=1, total_step=10)
+    for weight, lost in ((0.5, True), (0.0, False)):
+        config = AdaLoraConfig(
+            **options, orth_reg_weight=weight, target_modules=["q_proj"], task_type="CAUSAL_LM"
+        )
+        student = get_peft_model(tiny_model(), config)
+        batch = {"input_ids": torch.tensor([[3, 4, 5]]), "labels": torch.tensor([[3, 4, 5]])}
+        output = student(**batch)
+        plain = torch.nn.functional.cross_entropy(output.logits[0, :-1], batch["labels"][0, 1:])
+        assert bool(output.loss > plain + 1e-2) is lost
+        if lost:
+            with pytest.raises(ValueError, match="keeps AdaLoRA's factors orthogonal.*set orth_reg_weight=0"):
+                tiny_trainer(tmp_path, "sft", student=student)
+        else:
+            tiny_trainer(tmp_path, "kl", student=student, steps=1).train()
+
+
+def test_a_student_without_anything_to_train_is_refused(tmp_path):
+    """A former teacher is one, and so are adapters that were loaded to be used."""
+    former = tiny_model(seed=1)
+    tiny_trainer(tmp_path, "kl", teacher=former)
+    get_peft_model(tiny_model(), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "lora")
+    used = PeftModel.from_pretrained(tiny_model(), tmp_path / "lora")
+    for student in (former, used):
+        for method in ("sft", "kl"):
+            with pytest.raises(
+                ValueError, match="no parameter of the student.*requires_grad_.True.*is_trainable"
+            ):
+                tiny_trainer(tmp_path, method, student=student)
+    tiny_trainer(tmp_path, "kl", student=former.requires_grad_(True), steps=1).train()
+    again = PeftModel.from_pretrained(tiny_model(), tmp_path / "lora", is_trainable=True)
+    tiny_trainer(tmp_path, "kl", student=again, steps=1).train()
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("sft", "gkd", "distillm")])

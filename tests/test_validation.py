@@ -6,13 +6,14 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from conftest import PAD, tiny_examples, tiny_model, tiny_trainer
+from conftest import PAD, tiny_examples, tiny_model, tiny_tokenizer, tiny_trainer
+from datasets import Dataset
 from ranks import on_two_ranks
 from test_trainer import SGD, distance, tokenised, weights
 from torch.nn.functional import kl_div
-from transformers import DataCollatorForSeq2Seq, Trainer
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, Trainer
 
-from taid.data import IGNORE, Collator
+from taid.data import IGNORE, Collator, tokens_of
 from taid.objectives import objective
 from taid.teacher import cached_teacher
 
@@ -207,6 +208,7 @@ def test_the_threshold_does_not_hear_of_other_evaluations(tmp_path):
         ({"eval_steps": 2}, True),  # of 4: after step 2, and at the end
         ({"eval_steps": 2, "eval_on_start": True}, False),
         ({"eval_steps": 1}, False),
+        ({"eval_steps": 1, "eval_delay": 3}, True),
         (
             {
                 "eval_strategy": "epoch",
@@ -268,6 +270,39 @@ def uneven(folder, method: str, batch: int, **arguments):
 
 
 UNEVEN = ("kl", "taid", "ctkd", "sft")
+FLATTENED = (9, 5, 3, 1)
+
+
+def numbered(rows: int) -> list[dict]:
+    return [
+        dict(zip(("input_ids", "labels"), tokens_of(row), strict=True)) for row in tiny_examples(rows, seed=2)
+    ]
+
+
+def flattened(folder, batch: int, rows: int) -> list[float]:
+    """The losses of one pass over so many rows, each batch joined to one, and the loss of validation on them."""
+    data = numbered(rows)
+    options = {"train_sampling_strategy": "sequential", "num_train_epochs": 1, "logging_steps": 1}
+    trainer = tiny_trainer(
+        folder,
+        "kl",
+        collator=DataCollatorWithFlattening(),
+        examples=data,
+        validation=data,
+        batch=batch,
+        steps=-1,
+        per_device_eval_batch_size=batch,
+        **options | SGD | {"learning_rate": 0.0},
+    )
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    return [before, *(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)]
+
+
+def streamed(folder, batch: int, rows: int) -> float:
+    stream = Dataset.from_list(numbered(rows)).to_iterable_dataset()
+    collate, size = DataCollatorForSeq2Seq(tiny_tokenizer()), {"per_device_eval_batch_size": batch}
+    return tiny_trainer(folder, "kl", collator=collate, validation=stream, **size).evaluate()["eval_loss"]
 
 
 def measured(trainer) -> dict:
@@ -288,6 +323,8 @@ def _rank(rank: int, folder) -> dict:
     saved.train()
     resumed = uneven(folder / "kl", "kl", batch=2)
     resumed.train(resume_from_checkpoint=str(folder / "kl" / "checkpoint-4"))
+    found["flattened"] = [flattened(folder, batch=2, rows=rows) for rows in FLATTENED]
+    found["streamed"] = [streamed(folder, batch=2, rows=rows) for rows in FLATTENED]
     found["resumed"] = distance(weights(saved.model), weights(resumed.model))
     for method in ("gkd", "distillm"):
         sampling = {"gkd": {"probability": 1.0}, "distillm": {"threshold": 1.0, "capacity": 4}}[method]
@@ -309,6 +346,17 @@ def test_two_ranks_with_an_uneven_end_equal_one(method, two_ranks, tmp_path):
         assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
         assert found["metrics"] == pytest.approx(expected["metrics"], abs=1e-5)
         assert found["predictions"] == expected["predictions"] == 5
+
+
+@pytest.mark.parametrize("at", range(len(FLATTENED)), ids=[f"{rows} rows" for rows in FLATTENED])
+def test_repeated_rows_count_for_nothing_where_batches_are_joined(at, two_ranks, tmp_path):
+    """Oracle: one process with batches of four; of a stream as well."""
+    rows = FLATTENED[at]
+    expected = flattened(tmp_path, batch=4, rows=rows)
+    whole = streamed(tmp_path, batch=4, rows=rows)
+    for rank in two_ranks:
+        assert rank["flattened"][at] == pytest.approx(expected, abs=1e-5)
+        assert rank["streamed"][at] == pytest.approx(whole, abs=1e-5)
 
 
 def test_an_uneven_end_is_resumed_as_it_was(two_ranks):

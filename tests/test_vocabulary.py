@@ -92,6 +92,7 @@ def test_tokenizers_that_differ_are_told_apart_where_they_begin_to(tokenizer):
     [
         ((48, 48, None, None), 48),  # equal tables, nothing known
         ((64, 64, None, 48), 48),  # both padded alike
+        ((32064, 32064, None, 32011), 32011),  # Phi-3
         ((64, 48, None, 48), 48),  # the teacher knows no entry that the student's tokenizer does not
         ((48, 80, 48, None), 48),  # said, or compared
         ((80, 500, 48, None), 48),
@@ -110,6 +111,8 @@ def test_entries_that_are_shared(sizes, entries):
         (48, 80, None, 48),
         (52, 500, None, 48),  # both longer, but by more than padding
         (32064, 151936, None, 32011),
+        (500, 500, None, 48),  # as long as each other, and too long for padding
+        (151936, 151936, None, 150911),
         (48, 64, None, None),
         (64, 48, None, 52),
         (48, 64, 52, None),
@@ -170,6 +173,20 @@ def test_another_tokenizer_is_refused_with_what_to_pass(tmp_path, tokenizer):
 def test_a_number_of_entries_is_one(tmp_path):
     with pytest.raises(ValueError, match="vocab_size=0: name the number"):
         tiny_trainer(tmp_path, "kl", vocab_size=0)
+
+
+def test_tables_that_are_too_long_are_refused_until_the_tokenizers_are_known(tmp_path, tokenizer):
+    """500 entries may be another tokenizer's, whatever the tables of both sides."""
+    models = {"student": tiny_model(vocab_size=500), "teacher": tiny_model(seed=1, vocab_size=500)}
+    with pytest.raises(ValueError, match="has 500 entries, the teacher's 500, the tokenizer has 48 tokens"):
+        tiny_trainer(tmp_path, "kl", tokenizer=tokenizer, **models)
+    for known in ({"teacher_tokenizer": tokenizer}, {"vocab_size": VOCAB}):
+        tiny_trainer(tmp_path, "kl", steps=1, tokenizer=tokenizer, **models, **known).train()
+
+
+def test_a_number_of_entries_wants_a_teacher(tmp_path):
+    with pytest.raises(ValueError, match="vocab_size=20 is what student and teacher share.*leave it out"):
+        tiny_trainer(tmp_path, "sft", teacher=None, vocab_size=20)
 
 
 def test_nothing_is_looked_for_without_a_teacher(tmp_path, monkeypatch):

@@ -20,6 +20,12 @@ OWN = {  # options of TrainingArguments that have a short name here
     "gradient_accumulation_steps": "accumulation",
     "method_options": "option",
 }
+RESUME = "the same command goes on by itself, from the last checkpoint in --output"
+SEEDS = "its runs differ by their seeds, the order of the data: --seeds 3 takes 42, 43 and 44 for each method"
+REFUSED = {  # command → options of TrainingArguments that it does otherwise
+    "distill": {"resume_from_checkpoint": RESUME},
+    "compare": {"resume_from_checkpoint": RESUME, "seed": SEEDS, "data_seed": SEEDS},
+}
 EXAMPLE = """example:
   taid distill --student ./small --teacher ./large --dataset chats.jsonl --output ./distilled
   taid compare --methods kl taid sft --student ./small --teacher ./large --dataset chats.jsonl --output ./compared
@@ -77,7 +83,9 @@ def parser() -> Parser:
     needed.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="where the result goes")
     needed.add_argument("--split", help="of the data set (default: train)")
     needed.add_argument(
-        "--eval-dataset", metavar="DATA", help="to validate on (default: 5%% of the rows, 200 at most)"
+        "--eval-dataset",
+        metavar="DATA",
+        help="to validate on, its split validation, else test (default: 5%% of the rows, 200 at most)",
     )
     how = shared.add_argument_group("how")
     how.add_argument(
@@ -117,8 +125,9 @@ def parser() -> Parser:
     return top
 
 
-def training_options(words: Sequence[str]) -> dict:
-    """Further options of TrainingArguments, checked by transformers' own parser. Raises ValueError."""
+def training_options(words: Sequence[str], command: str) -> dict:
+    """Further options of TrainingArguments, checked by transformers' own parser. Raises ValueError for one that is
+    not known, that has a short name, or that the command does otherwise."""
     if not words:
         return {}
     from transformers import HfArgumentParser, TrainingArguments
@@ -137,12 +146,15 @@ def training_options(words: Sequence[str]) -> dict:
         raise ValueError(f"there is no option {unknown[0]}: taid distill --help lists ours")
     for name in vars(said).keys() & OWN.keys():
         raise ValueError(f"--{name} is called --{OWN[name]} here")
+    for name, instead in REFUSED[command].items():
+        if name in vars(said):
+            raise ValueError(f"leave out --{name} of {command}: {instead}")
     return vars(said)
 
 
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> str:
     """What to print in the end. Imports torch, which --help and --version do without."""
-    training = training_options(rest)
+    training = training_options(rest, arguments.command)
     from taid.command.runs import Settings, compare, distil
     from taid.objectives import METHODS, objective
 

@@ -1,5 +1,6 @@
 """Models, tokenizers and rows of text by a name on the hub or a path; what cannot be had is said in one sentence."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -32,10 +33,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def load_rows(name: str, split: str | None):
+def load_rows(name: str, split: str | None, preferred: Sequence[str] = ("train",)):
     """A `datasets.Dataset`: a file of FILES, a folder of save_to_disk or of such files, or a name on the hub.
 
-    `split`: which of several; None: the only one, or "train".
+    `split`: which of several; None: the only one, or the first of `preferred` that is there. Raises ValueError for
+    what cannot be read, and where that split is not there.
     """
     try:
         import datasets
@@ -55,12 +57,14 @@ def load_rows(name: str, split: str | None):
             raise ValueError("there is no such file or folder")
     except Exception as error:  # of datasets, pyarrow, fsspec or the hub: one sentence for all
         raise ValueError(f"the data set {name!r} cannot be read: {_first(error)}") from error
-    if isinstance(found, datasets.Dataset):
-        return found
-    chosen = split or ("train" if "train" in found or len(found) > 1 else next(iter(found)))
-    if chosen not in found:
+    if isinstance(found, datasets.Dataset):  # one split, saved alone; without a name as a file's
+        found = {str(found.split or "train"): found}
+    wanted = (split,) if split else tuple(found) if len(found) == 1 else tuple(preferred)
+    chosen = next((each for each in wanted if each in found), None)
+    if chosen is None:
         raise ValueError(
-            f"the data set {name!r} has no split {chosen!r}, but {', '.join(found)}: choose by --split"
+            f"the data set {name!r} has no split {' or '.join(map(repr, wanted))}, but {', '.join(found)}: choose by "
+            "--split, which is for --dataset; for --eval-dataset save the one you want alone"
         )
     return found[chosen]
 

@@ -22,6 +22,7 @@ from taid.trainer.checkpoints import last_checkpoint
 from taid.trainer.refusals import check_arguments
 
 RECORD = "taid.json"  # in the folder of a run: what it is, and once it is finished what came out
+VALIDATION = ("validation", "test", "train")  # the splits of a data set to validate on, as they are preferred
 HELD_OUT, MOST = 0.05, 200  # of the rows are kept for validation where there is no data set for it
 METRICS = {"eval_loss": "held-out loss [nats/token]", "eval_kl": "KL to the teacher [nats/token]"}
 
@@ -146,7 +147,7 @@ def _data(settings: Settings):
     """(training rows, rows to validate on or None): the given ones, or a share of the training rows, whatever the seed."""
     train = load_rows(settings.dataset, settings.split)
     if settings.eval_dataset:
-        return train, load_rows(settings.eval_dataset, None)
+        return train, load_rows(settings.eval_dataset, None, VALIDATION)
     held_out = min(MOST, int(HELD_OUT * len(train)))
     if not held_out:
         return train, None

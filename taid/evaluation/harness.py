@@ -3,7 +3,9 @@
 Tasks whose data are local files (`taid.studies.lm_tasks`) need no network. The model is called through
 `taid.logits.response_logits`, so that no row of logits is computed but those of the choices, and once for all
 choices with the same beginning; on a CPU that is several times faster than lm-eval's own class, HFLM, with the
-same numbers.
+same numbers but in one case, where HFLM's are wrong unless it has `logits_cache=False`: of requests that read the
+same tokens and score different numbers of them, ("a b", " c") and ("a", " b c"), the shorter continuation gets the
+longer one's first rows of logits.
 """
 
 import io

@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from taid.evaluation.generation import generate
+from taid.evaluation.generation import generate, room
 from taid.files import locked, write_whole
-from taid.logits import position_limit
 from taid.results import digest
 from taid.teacher.digests import digest_of_model
 
@@ -237,14 +236,14 @@ class LocalModel:
         alike: dict[tuple[float, int], list[int]] = {}
         for i, request in enumerate(requests):
             alike.setdefault((request.temperature, rooms[i]), []).append(i)
-        for (temperature, room), rows in alike.items():
+        for (temperature, left), rows in alike.items():
             for start in range(0, len(rows), self.batch_size):
                 chosen = rows[start : start + self.batch_size]
                 texts = generate(
                     self.model,
                     self.tokenizer,
                     [{"prompt_ids": prompts[i]} for i in chosen],
-                    room,
+                    left,
                     temperature,
                     batch_size=self.batch_size,
                 )
@@ -262,11 +261,7 @@ class LocalModel:
         )["input_ids"]
 
     def _room(self, prompt: list[int], request: Request) -> int:
-        limit = position_limit(self.model)
-        room = request.max_tokens if limit is None else min(request.max_tokens, limit - len(prompt))
-        if room < 1:
-            raise ValueError(
-                f"a conversation of {len(prompt)} tokens leaves no place for a response: the model has {limit} "
-                f"positions ({dict(request.about)})"
-            )
-        return room
+        try:
+            return room(self.model, len(prompt), request.max_tokens)
+        except ValueError as error:
+            raise ValueError(f"{error} ({dict(request.about)})") from None

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
+from safetensors import SafetensorError
 
 from taid.command.hub import load_model, load_tokenizer
 from taid.evaluation import mt_bench
@@ -114,8 +116,9 @@ def run(given: Namespace) -> None:
 def main(words: Sequence[str] | None = None) -> int:
     try:
         run(parser().parse_args(words))
-    except (ValueError, OSError) as error:
-        print(f"mt_bench: {error}", file=sys.stderr)
+    # RuntimeError is torch's: of weights that are NaN, or of memory; a template's is of turns that it does not take
+    except (ValueError, OSError, RuntimeError, ImportError, TemplateError, SafetensorError) as error:
+        print(f"mt_bench: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mt_bench: stopped; the same command goes on", file=sys.stderr)

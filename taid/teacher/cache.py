@@ -7,7 +7,8 @@ OfflineTeacher(folder)                              the teacher of such a run
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,9 +18,17 @@ from transformers import DataCollatorForLanguageModeling
 from taid import losses
 from taid.data import Collator, KeepEnds
 from taid.files import locked
-from taid.logits import base_model, check_model, evaluation_mode, inner, is_classifier, is_encoder_decoder
+from taid.logits import (
+    base_model,
+    check_model,
+    evaluation_mode,
+    inner,
+    is_classifier,
+    is_encoder_decoder,
+    output_embeddings,
+)
 from taid.teacher.digests import Key, keys, one_a_row
-from taid.teacher.live import LiveTeacher
+from taid.teacher.live import LiveTeacher, check_apart, share_memory
 from taid.teacher.shards import Mismatch, Shards, Writer, clear
 from taid.teacher.stores import FullLogits, HiddenStates, Kept, Store, TopLogits
 
@@ -80,8 +89,9 @@ class OfflineTeacher:
     def _unknown(self, found: Sequence[Key]) -> int:
         return sum(key.size > 0 and key.digest not in self.shards for key in found)
 
-    def check(self, objective) -> None:
-        """Raises ValueError for an objective (`taid.objectives`) that these logits cannot teach."""
+    def check(self, objective, student=None) -> None:
+        """Raises ValueError for an objective (`taid.objectives`) that these logits cannot teach, or not to this
+        student."""
         if not objective.uses_teacher:
             return
         if self.live is None and objective.rollouts is not None:
@@ -106,6 +116,28 @@ class CachedTeacher(OfflineTeacher):
         self.live = live
         super().__init__(folder)
 
+    @property
+    def model(self) -> torch.nn.Module | None:
+        """The model that gave the logits, as of a LiveTeacher: its positions limit what is sampled."""
+        return self.live.model if self.live is not None else None
+
+    def check(self, objective, student=None) -> None:
+        """As of logits without a model. Raises ValueError too for a student that shares what is still run of the
+        model: all of it for the student's own samples, and the head for hidden states."""
+        super().check(objective)
+        if student is None or self.model is None:
+            return
+        if objective.rollouts is not None:
+            check_apart(self.model, student)
+        if isinstance(self.shards.store, HiddenStates):
+            head = output_embeddings(self.model)
+            learned = (parameter for parameter in student.parameters() if parameter.requires_grad)
+            if head is not None and share_memory(head.parameters(), learned):
+                raise ValueError(
+                    f"the student trains the head that makes logits of the hidden states in {self.shards.folder}: "
+                    "pass copy.deepcopy(model) to cached_teacher, or keep FullLogits()"
+                )
+
     def __call__(self, batch: dict) -> Tensor:
         if self.live is not None and "sampled" in batch:
             return self.live(batch)
@@ -127,14 +159,15 @@ def cached_teacher(
     `examples` and `collator` are what the trainer gets: a data set with a length (list, `datasets.Dataset`,
     torch), and any collator that gives input_ids and labels. Order and number do not matter: a run may train on
     a part of them. `remove_unused_columns` is that of TrainingArguments. `progress` is called with the numbers of
-    examples done and in all.
+    examples done and in all. The model is in evaluation mode from now on; what of it may be trained still may.
 
     Files of another model, of another store, or damaged ones are made again, with a warning. A killed run goes
     on after its last whole shard; other processes wait for the one that computes.
     """
     _check(model, examples)
-    folder, live = _made(folder), LiveTeacher(model)
-    with locked(folder):
+    folder = _made(folder)
+    with locked(folder), _trainable_as_found(model):
+        live = LiveTeacher(model)
         writer = _renewed(folder, model, store)
         _write(
             writer,
@@ -167,12 +200,18 @@ def write_offline(
     store: Store = FullLogits() if k is None else TopLogits(k)
     _check(model, examples)
     folder = _made(folder)
+    with locked(folder), evaluation_mode(model), _trainable_as_found(model):
+        writer = Writer(folder, model, store)
+        collate = _prepared(model, collator or Collator(0), remove_unused_columns)
+        _write(writer, LiveTeacher(model), store, examples, collate, batch_size, progress)
+
+
+@contextmanager
+def _trainable_as_found(model) -> Iterator[None]:
+    """What is frozen within, as a LiveTeacher's model, can be trained again: it may be a student's, or one."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        with locked(folder), evaluation_mode(model):
-            writer = Writer(folder, model, store)
-            collate = _prepared(model, collator or Collator(0), remove_unused_columns)
-            _write(writer, LiveTeacher(model), store, examples, collate, batch_size, progress)
+        yield
     finally:
         for parameter in learned:
             parameter.requires_grad_(True)

@@ -104,7 +104,9 @@ def _others(batch: dict) -> Iterator[tuple[str, tuple[Any, bool]]]:
         if name in KNOWN:
             continue
         if not isinstance(value, Tensor):
-            yield name, ([np.frombuffer(repr(value).encode(), np.uint8)] * size[0], False)
+            listed = isinstance(value, list | tuple) and len(value) == size[0]
+            rows = [value[i : i + 1] if listed else value for i in range(size[0])]  # as in a batch of its own
+            yield name, ([np.frombuffer(repr(row).encode(), np.uint8) for row in rows], False)
             continue
         by_row = value.dim() > 0 and len(value) == size[0]
         if not by_row and size[0] > 1:

@@ -18,7 +18,7 @@ from transformers import (
 from taid.logits import check_model, inner, is_classifier, is_encoder_decoder
 from taid.sampling import is_sharded
 from taid.teacher.cache import OfflineTeacher
-from taid.teacher.live import LiveTeacher, OwnBase
+from taid.teacher.live import LiveTeacher, OwnBase, check_apart
 from taid.teacher.shards import INDEX
 
 
@@ -61,12 +61,7 @@ def live_teacher(model: torch.nn.Module, student, device: torch.device) -> LiveT
     inside = getattr(inner(student), "get_base_model", None)
     if inside is not None and inner(model) is inside():
         return OwnBase(inner(student))
-    if _storages(model) & _storages(student):
-        raise ValueError(
-            "teacher and student share weights, so that the teacher would change as the student learns: pass "
-            "copy.deepcopy(model) as the teacher. (A student of PEFT can have student.get_base_model() as its "
-            "teacher.)"
-        )
+    check_apart(model, student)
     placed = hasattr(model, "hf_device_map") or getattr(model, "is_quantized", False) or is_sharded(model)
     model = model if placed else model.to(device)
     if not is_sharded(model):
@@ -122,15 +117,20 @@ def _check_classes(teacher, student) -> None:
             )
 
 
-def check_callable(teacher) -> None:
-    """Raises TypeError for a teacher that is neither a model nor a function; None is no teacher."""
-    if teacher is not None and (isinstance(teacher, type) or not callable(teacher)):
+def check_callable(teacher, eval_kl: bool | None = None) -> None:
+    """Raises TypeError for a teacher that is neither a model nor a function; None is no teacher.
+
+    Raises ValueError where `eval_kl` is asked for, and the teacher does not say of which batches it gives logits.
+    """
+    tool = hasattr(teacher, "save_pretrained")  # a tokenizer, a processor, a pipeline: called with text
+    if teacher is not None and (isinstance(teacher, type) or tool or not callable(teacher)):
         raise TypeError(
-            f"the teacher is {teacher!r}: pass a language model, its name or folder, or a function from a batch to "
-            "logits [n, V] at its n labels"
+            f"the teacher is {f'a {type(teacher).__name__}' if tool else repr(teacher)}: pass a language model, its "
+            "name or folder, or a function from a batch to logits [n, V] at its n labels"
         )
-
-
-def _storages(model) -> set[int]:
-    """Where its weights lie."""
-    return {parameter.data_ptr() for parameter in model.parameters()} - {0}
+    if eval_kl and not hasattr(teacher, "knows"):
+        given = "there is no teacher" if teacher is None else "a function does not say what it knows"
+        raise ValueError(
+            f"eval_kl=True, but {given}: pass a model as the teacher, set teacher.knows = lambda batch: True of a "
+            "function that knows every example of validation, or leave eval_kl out"
+        )

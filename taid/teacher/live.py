@@ -1,7 +1,8 @@
 """A teacher that is a model in memory: one of its own, or the model inside a student of PEFT."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from accelerate.utils import send_to_device
@@ -64,3 +65,40 @@ class OwnBase(LiveTeacher):
         finally:
             for parameter, grad in wanted:  # PEFT switches them all on again
                 parameter.requires_grad_(grad)
+
+
+def check_apart(teacher: torch.nn.Module, student: torch.nn.Module) -> None:
+    """Raises ValueError for a teacher that shares weights or buffers with the student, and would learn with it."""
+    if share_memory(*(chain(model.parameters(), model.buffers()) for model in (teacher, student))):
+        raise ValueError(
+            "teacher and student share weights, so that the teacher would change as the student learns: pass "
+            "copy.deepcopy(model) as the teacher, or to cached_teacher. (A student of PEFT can have "
+            "student.get_base_model() as its teacher.)"
+        )
+
+
+def share_memory(some: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
+    """Whether one of some tensors lies, in part at least, where one of the others does.
+
+    Of bytes, not of storages: two models that were read from one file may lie in one storage side by side.
+    """
+    spans = sorted(
+        (*span, owner) for owner, tensors in enumerate((some, others)) for t in tensors for span in _spans(t)
+    )
+    ends = [("", 0), ("", 0)]  # the furthest place that either has reached
+    for device, start, end, owner in spans:
+        if ends[1 - owner] > (device, start):
+            return True
+        ends[owner] = max(ends[owner], (device, end))
+    return False
+
+
+def _spans(tensor: Tensor) -> Iterator[tuple[str, int, int]]:
+    """(device, first byte, byte after the last) of a tensor, or of those that it is packed of; none on `meta`."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _spans(getattr(tensor, name))
+    elif tensor.layout == torch.strided and tensor.numel() and tensor.data_ptr():
+        last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+        start = tensor.data_ptr()
+        yield str(tensor.device), start, start + (last + 1) * tensor.element_size()

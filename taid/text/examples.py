@@ -7,7 +7,6 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
-import torch
 from torch.utils.data import IterableDataset
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -17,7 +16,7 @@ from transformers import (
 )
 
 from taid.data import Collator, KeepEnds, pack_documents
-from taid.logits import evaluation_mode, position_limit
+from taid.logits import position_limit
 from taid.text.chat import LAYOUTS, TOKENISED, Encoder, Unusable, layout
 
 PADDING = (DataCollatorForSeq2Seq, DataCollatorWithPadding, DataCollatorWithFlattening, KeepEnds)
@@ -59,6 +58,8 @@ class Text:
 
     def examples(self, data, name: str, packing: bool = False):
         """`examples` of a data set, or the data set itself."""
+        if self.given and hasattr(data, "__len__") and not len(data):
+            raise ValueError(f"{name} has no rows")
         if data is None or self.given:
             if isinstance(self.collator, PADDING) and _holds_text(data):
                 padding = type(self.collator).__name__
@@ -274,33 +275,3 @@ def length_for(models: Iterable, max_length: int | None) -> int:
             f"max_length={max_length}, but a model has {positions} positions: ask for at most these"
         )
     return max_length
-
-
-@torch.no_grad()
-def check_packing(model, rows: int = 1) -> None:
-    """Raises ValueError if documents that are packed side by side see each other in this model.
-
-    Tried on two documents of three tokens, in batches of as many `rows`: the second one's logits are to be
-    those that it has alone, whatever stands before it.
-    """
-    device, vocabulary = next(model.parameters()).device, model.config.get_text_config().vocab_size
-    first, other, second = (torch.arange(start, start + 3) % vocabulary for start in (1, 7, 4))
-
-    def logits(*documents):
-        ids = torch.cat(documents).repeat(rows, 1).to(device)
-        positions = torch.cat([torch.arange(3) for _ in documents]).repeat(rows, 1).to(device)
-        return model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, -3:].float()
-
-    try:
-        with evaluation_mode(model):
-            packed, beside, alone = logits(first, second), logits(other, second), logits(second)
-    except TypeError:  # it takes no position_ids
-        packed = beside = alone = torch.tensor(torch.nan)
-    if not torch.equal(packed, beside) or (packed - alone).norm() > 0.02 * alone.norm():
-        name = type(model).__name__
-        attention = getattr(model.config, "_attn_implementation", None)
-        raise ValueError(
-            f"in {name} (attention {attention}, {rows} rows a batch) packed documents see each other: train with "
-            "packing=False, or load the model with attn_implementation='sdpa'; flash attention keeps them apart "
-            "with per_device_train_batch_size=1"
-        )

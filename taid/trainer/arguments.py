@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from taid.text.examples import MAX_LENGTH
+
 
 @dataclass
 class DistillationArguments(TrainingArguments):
@@ -36,16 +38,32 @@ class DistillationArguments(TrainingArguments):
 
 
 OPTIONS = tuple(name for name in DistillationArguments.__annotations__ if not name.startswith("_"))
+DEFAULTS = {  # what an option is where nobody sets it, if not None
+    "ce_weight": 0,
+    "temperature": 1,
+    "max_length": MAX_LENGTH,
+    "packing": False,
+    "fuse_head": False,
+    "eval_kl": True,
+}
 
 
 def chosen(args: TrainingArguments | None, **keywords) -> dict[str, Any]:
     """Each option as the trainer's keyword has it, or `args`, or None.
 
-    Raises ValueError, naming both, where they have it otherwise; a model is not another teacher than its name.
+    Raises ValueError, naming both, where they have it otherwise; a model is not another teacher than its name. And
+    where arguments of another class, TRL's say, have an option of ours, which may mean something else there, unless
+    it is given as the keyword too, or changes nothing.
     """
-    found = {}
+    ours, found = isinstance(args, DistillationArguments), {}
     for name, keyword in keywords.items():
-        argument = getattr(args, name, None) if isinstance(args, DistillationArguments) else None
+        argument = getattr(args, name, None)
+        if not ours and keyword is None and argument is not None and argument != DEFAULTS.get(name):
+            raise ValueError(
+                f"{type(args).__name__} has {name}={argument!r}, which is not read here: pass {name}= to the trainer, "
+                "or take DistillationArguments"
+            )
+        argument = argument if ours else None
         same = (
             keyword == argument
             if isinstance(keyword, str | int | float | dict)

@@ -17,7 +17,7 @@ from taid.files import write_whole
 from taid.objectives import Objective
 
 STATE, BUFFER = "distillation_state.json", "rollouts-{rank}.safetensors"
-KEYS = {"method", "objective", "rollouts", "ranks", "weights_only", "position", "data", "files"}
+KEYS = {"method", "objective", "rollouts", "ranks", "weights_only", "position", "data", "optimizer", "files"}
 
 
 def last_checkpoint(output_dir: str) -> str | None:
@@ -90,6 +90,18 @@ def read_state(folder: Path, objective: Objective, data: dict[str, Any] | None =
             f"one from its weights, from_pretrained('{folder}')"
         )
     return state
+
+
+def check_optimizer(folder: Path, state: dict, optim: str) -> None:
+    """Raises ValueError for an optimizer that cannot go on from what another left in the checkpoint."""
+    before, now = (
+        "adamw" if name.startswith("adamw_torch") else name for name in (state["optimizer"], optim)
+    )
+    if before != now:
+        raise ValueError(
+            f"{folder} holds the state of optim={state['optimizer']!r}, which {optim!r} cannot go on from: resume with "
+            f"the same, or begin a new run from its weights, from_pretrained('{folder}')"
+        )
 
 
 def read_buffer(folder: Path, rank: int, ranks: int, written: int) -> dict[str, Tensor]:

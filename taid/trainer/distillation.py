@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, default_data_collator
 from transformers.trainer_utils import has_length
 
-from taid.data import IGNORE
+from taid.data import IGNORE, Collator
 from taid.logits import (
     NOT_FOR_THE_MODEL,
     Head,
@@ -33,9 +33,10 @@ from taid.logits import (
     vocabulary,
 )
 from taid.objectives import Objective, objective
+from taid.probes import check_causal, check_packing, check_padding, shifts_labels
 from taid.sampling import check_sampling
 from taid.teacher import LiveTeacher, check_callable, check_teacher, live_teacher, load_teacher
-from taid.text.examples import Text, check_packing
+from taid.text.examples import Text
 from taid.trainer.adapters import with_adapters
 from taid.trainer.arguments import chosen, method_options
 from taid.trainer.objective import ObjectiveTrainer
@@ -43,6 +44,7 @@ from taid.trainer.refusals import check_arguments, check_call, check_objective, 
 from taid.trainer.validation import (
     Answered,
     Sums,
+    examples_in,
     losses_and_kl,
     only_rows,
     own_randomness,
@@ -107,7 +109,7 @@ class DistillationTrainer(ObjectiveTrainer):
         teacher, method, options = given["teacher"], given["method"] or "taid", method_options(given)
         if options and not isinstance(method, str):
             raise ValueError(f"the options {options} are for a method given by its name, not for {method!r}")
-        check_call(method, kwargs)
+        check_call(method, kwargs, model)
         self.objective = objective(method, **options) if isinstance(method, str) else method
         check_objective(self.objective, given["fuse_head"])
         if self.objective.uses_teacher and teacher is None:
@@ -129,21 +131,24 @@ class DistillationTrainer(ObjectiveTrainer):
             self.model, self.processing_class, teacher, teacher_processing_class, given["vocab_size"]
         )
         check_model(self.model, "student")
+        check_causal(self.model, "student")
         if self.objective.rollouts is not None:
             if is_classifier(self.model):
                 raise ValueError(
                     f"{self.objective!r} samples text from the student, and a classifier writes none"
                 )
             check_sampling(self.model)
+            check_padding(self.model, "this method samples from such")
         if isinstance(teacher, torch.nn.Module):
             check_teacher(teacher, self.model)
+            check_causal(teacher, "teacher")
             self._check_vocabulary(entries_of(teacher))
             teacher = live_teacher(teacher, self.model, self.args.device)
         elif hasattr(teacher, "check"):  # logits on disk
             self._check_vocabulary(teacher.vocab_size)
-            teacher.check(self.objective)
+            teacher.check(self.objective, self.model)
         else:
-            check_callable(teacher)
+            check_callable(teacher, given["eval_kl"])
         self.teacher, self.fuse_head = teacher, bool(given["fuse_head"])
         self.eval_kl = given["eval_kl"] is not False
         self._prepare_data(kwargs.get("data_collator"), given["max_length"], bool(given["packing"]))
@@ -166,6 +171,13 @@ class DistillationTrainer(ObjectiveTrainer):
             loading.dispatch_batches = False  # which differ in length
         if collator is None and is_classifier(self.model):
             collator = default_data_collator
+        if collator is None and is_encoder_decoder(self.model):
+            raise ValueError(
+                f"{type(self.model).__name__} has an encoder, and rows do not say what it reads: make input_ids and "
+                "labels of them, and pass data_collator=DataCollatorForSeq2Seq(tokenizer, model=model)"
+            )
+        ours = collator is None or isinstance(collator, Collator)  # whose labels stand under their tokens
+        self._labels_unclear = not ours and not shifts_labels(self.model)
         models = [m for m in (self.model, getattr(self.teacher, "model", None)) if m is not None]
         self._text = Text(self.processing_class, models, collator, max_length, packing, self.args.world_size)
         if packing and self.objective.rollouts is not None:
@@ -202,7 +214,7 @@ class DistillationTrainer(ObjectiveTrainer):
                 seed = self.args.seed * 1_000_003 + draw
                 batches[i] = self.objective.rollouts(model, batch, self._progress(), seed, *self._limits())
         if own is not None:
-            batches[-1] = only_rows(batches[-1], own)
+            batches[-1] = only_rows(batches[-1], own, self._batch_size())
         if own is not None or self.objective.rollouts is not None:
             count = self._get_num_items_in_batch(batches, device)
         if batches and count is None:
@@ -219,6 +231,7 @@ class DistillationTrainer(ObjectiveTrainer):
         if not model.training:
             return self._validate(model, inputs, return_outputs)
         self._last_inputs = inputs
+        self._require_clear(inputs)
         student, labels = response_head(model, inputs) if self.fuse_head else response_logits(model, inputs)
         teacher = None
         if self.objective.uses_teacher:
@@ -236,9 +249,19 @@ class DistillationTrainer(ObjectiveTrainer):
         loss = loss * self.accelerator.num_processes  # for gradients are averaged over ranks
         return (loss, {"loss": loss}) if return_outputs else loss
 
+    def _require_clear(self, batch: dict) -> None:
+        """Raises ValueError for labels of which it is not known what they belong to."""
+        if self._labels_unclear and "shift_labels" not in batch:
+            raise ValueError(
+                f"to {type(self.model).__name__} itself label i belongs to logits i, and here, as to other causal "
+                "models, to those before it; which yours are cannot be told: collate shift_labels, [batch, length], too,"
+                f" what each position is to predict and {IGNORE} where nothing"
+            )
+
     def _validate(self, model, inputs, return_outputs):
         """The cross-entropy on the labels [nats/token]; with whole logits, as the Trainer has them, if asked."""
-        inputs = only_rows(inputs, self._own_rows(inputs))
+        self._require_clear(inputs)
+        inputs = only_rows(inputs, self._own_rows(inputs), self._batch_size())
         answered, outputs = model, {}
         if self._whole_logits:
             outputs = model(**model_inputs(model, inputs))
@@ -254,7 +277,12 @@ class DistillationTrainer(ObjectiveTrainer):
         args = self.args
         if args.world_size == 1 or args.dataloader_drop_last or "labels" not in batch:
             return None
-        return own_rows(len(batch["labels"]), args.process_index, args.world_size)
+        return own_rows(examples_in(batch, self._batch_size()), args.process_index, args.world_size)
+
+    def _batch_size(self) -> int:
+        """The examples of a rank's batch."""
+        size = self._train_batch_size if self.model.training else self.args.eval_batch_size
+        return size // self.args.world_size if self.accelerator.split_batches else size
 
     def _limits(self) -> tuple[int | None, int | None]:
         """The entries of the vocabulary that may be sampled, and the teacher's number of positions; None: any."""
@@ -317,12 +345,21 @@ class DistillationTrainer(ObjectiveTrainer):
         return metrics
 
     def get_eval_dataloader(self, eval_dataset=None):
-        if not isinstance(eval_dataset, str):  # the name of one of several
-            eval_dataset = self._text.examples(eval_dataset, "eval_dataset")
+        if isinstance(eval_dataset, str):  # the name of one of several
+            self.eval_dataset[eval_dataset] = self._counted(self.eval_dataset[eval_dataset])
+        elif eval_dataset is None:
+            self.eval_dataset = self._counted(self.eval_dataset)
+        else:
+            eval_dataset = self._counted(self._text.examples(eval_dataset, "eval_dataset"))
         return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset):
-        return super().get_test_dataloader(self._text.examples(test_dataset, "test_dataset"))
+        return super().get_test_dataloader(self._counted(self._text.examples(test_dataset, "test_dataset")))
+
+    def _counted(self, data):
+        """A stream as a list where ranks share it out: of what has no length it is not known which rows are repeated."""
+        streamed = data is not None and not isinstance(data, dict) and not has_length(data)
+        return list(data) if streamed and self.args.world_size > 1 else data
 
     def _set_signature_columns_if_needed(self):
         """The columns that `remove_unused_columns`, on by default, leaves to the collator."""

@@ -17,7 +17,15 @@ from transformers.trainer_utils import has_length, rotate_checkpoints
 
 from taid.logits import evaluation_mode, response_states
 from taid.objectives import Objective
-from taid.trainer.checkpoints import BUFFER, STATE, last_checkpoint, read_buffer, read_state, write_state
+from taid.trainer.checkpoints import (
+    BUFFER,
+    STATE,
+    check_optimizer,
+    last_checkpoint,
+    read_buffer,
+    read_state,
+    write_state,
+)
 
 FEW = 4  # positions whose logits tell whether the student says something finite
 
@@ -40,9 +48,8 @@ class ObjectiveTrainer(Trainer):
                 raise ValueError(f"no whole checkpoint in {self.args.output_dir}: train from the beginning")
         if resume_from_checkpoint:
             seen = None if self.args.ignore_data_skip else self._data_seen()
-            read_state(
-                Path(resume_from_checkpoint), self.objective, seen
-            )  # its words, before weights are loaded
+            folder = Path(resume_from_checkpoint)
+            check_optimizer(folder, read_state(folder, self.objective, seen), self.args.optim.value)
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self._require_finite("at the end of training", "it is not to be used")
         return output
@@ -73,9 +80,14 @@ class ObjectiveTrainer(Trainer):
             return start
         return tuple(read_state(Path(resume_from_checkpoint), self.objective)["position"])
 
-    def _data_seen(self) -> dict[str, int]:
+    def _data_seen(self) -> dict[str, int | str]:
         """What decides which examples a step sees. Memory may decide the size of batches, and one reader the rows."""
-        args, found = self.args, {"data seed": self.args.data_seed or self.args.seed}
+        args = self.args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        found: dict[str, int | str] = {
+            "data seed": seed,
+            "train_sampling_strategy": args.train_sampling_strategy,
+        }
         if not args.auto_find_batch_size:
             found["rows per step"] = (
                 args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -145,6 +157,7 @@ class ObjectiveTrainer(Trainer):
                 "weights_only": self.args.save_only_model,
                 "position": self._position(),
                 "data": self._data_seen(),
+                "optimizer": self.args.optim.value,
                 "objective": self.objective.state_dict(),
                 "rollouts": rollouts.state_dict() if rollouts is not None else None,
             }

@@ -2,7 +2,10 @@
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import torch
 from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
@@ -16,6 +19,11 @@ IN_BACKWARD = (  # optimizers that step while gradients are computed: no step is
     OptimizerNames.GALORE_ADAFACTOR_LAYERWISE,
     OptimizerNames.APOLLO_ADAMW_LAYERWISE,
 )
+
+OF_ADAPTERS = {  # field of PEFT's configuration, a weight -> what the loss that it weighs does
+    "orth_reg_weight": "keeps AdaLoRA's factors orthogonal",
+    "auxiliary_loss_weight": "trains the shadow path on its own",
+}
 
 Refusal = tuple[Callable[[TrainingArguments], bool], str]
 REFUSED: dict[str, Refusal] = {  # field -> (whether it asks for what we do not do, what to do instead)
@@ -64,9 +72,14 @@ REFUSED: dict[str, Refusal] = {  # field -> (whether it asks for what we do not 
 }
 
 
-def check_call(method, keywords: dict) -> None:
-    """Raises TypeError or ValueError for a `method` that is none, and for keywords that the Trainer does not know
-    or whose loss would not be the method's."""
+def check_call(method, keywords: dict, model=None) -> None:
+    """Raises TypeError or ValueError for a `method` or a `model` that is none, and for keywords that the Trainer does
+    not know or whose loss would not be the method's. (None is no model yet: `model_init` may make it.)"""
+    if model is not None and not isinstance(model, torch.nn.Module):
+        name = repr(str(model)) if isinstance(model, str | Path) else "…"
+        raise TypeError(
+            f"model is {model!r:.80}: load the student first, AutoModelForCausalLM.from_pretrained({name})"
+        )
     if isinstance(method, type) and issubclass(method, Objective):
         raise TypeError(f"method is the class {method.__name__}: pass an objective, {method.__name__}(…)")
     if not isinstance(method, str | Objective):
@@ -114,10 +127,25 @@ def check_arguments(args: TrainingArguments) -> None:
 
 
 def check_student(model) -> None:
-    """Raises ValueError for a student with a loss of its own beside the method's."""
-    config = getattr(model, "config", None)
-    if getattr(config, "output_router_logits", False):
+    """Raises ValueError for a student that has nothing to train, or a loss of its own beside the method's."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
-            f"{type(model).__name__} would add a loss that balances its experts (output_router_logits=True), and the "
-            "method's loss has none: set model.config.output_router_logits = False, and watch the balance"
+            f"no parameter of the student, a {type(model).__name__}, is to be trained (was it a teacher, which is "
+            "frozen?): call model.requires_grad_(True), or load adapters with PeftModel.from_pretrained(…, "
+            "is_trainable=True)"
         )
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if config is not None else None
+    for where, part in {"config": config, "config.get_text_config()": text}.items():
+        if getattr(part, "output_router_logits", False):
+            raise ValueError(
+                f"{type(model).__name__} would add a loss that balances its experts (output_router_logits=True), and "
+                f"the method's loss has none: set model.{where}.output_router_logits = False, and watch the balance"
+            )
+    adapters = model.peft_config.values() if hasattr(model, "get_base_model") else ()
+    for field, does in OF_ADAPTERS.items():
+        if weight := max((getattr(adapter, field, 0) for adapter in adapters), default=0):
+            raise ValueError(
+                f"{type(model).__name__} would add a loss that {does} ({field}={weight}), and the method's loss has "
+                f"none: set {field}=0 in its configuration, or take LoraConfig"
+            )

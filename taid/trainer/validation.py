@@ -49,6 +49,21 @@ def losses_and_kl(model, batch: dict, teacher, vocabularies: dict) -> tuple[Tens
     return cross_entropy(logits.float(), labels, reduction="none"), kl
 
 
+def examples_in(batch: dict, size: int) -> int:
+    """How many examples a batch has, of a loader whose batches have `size`: one a row, or documents of one row, as
+    DataCollatorWithFlattening makes of them. Raises ValueError for one row of several examples that cannot be counted."""
+    rows = len(batch["labels"])
+    if rows == size or rows > 1:
+        return rows
+    documents = 0 if "position_ids" not in batch else int((batch["position_ids"] == 0).sum())
+    if documents != size:
+        raise ValueError(
+            f"the collator makes one row of {size} examples, and position_ids do not tell them apart, so that on several "
+            "ranks it is not known which are repeated at the end: set dataloader_drop_last=True"
+        )
+    return size
+
+
 def own_rows(rows: int, rank: int, ranks: int) -> int | None:
     """How many of a rank's `rows` are its own, in the batch that its loader gave last; None for all.
 
@@ -64,24 +79,26 @@ def own_rows(rows: int, rank: int, ranks: int) -> int | None:
     return min(max(rest - rank * rows, 0), rows) if rest > 0 else None
 
 
-def only_rows(batch: dict, rows: int | None) -> dict:
-    """The batch with its labels masked beyond the first `rows`; None: as it is."""
+def only_rows(batch: dict, rows: int | None, size: int) -> dict:
+    """The batch with its labels masked beyond its first `rows` examples, see `examples_in`; None: as it is."""
     if rows is None:
         return batch
     labels = {name: batch[name].clone() for name in ("labels", "shift_labels") if name in batch}
+    documents = len(batch["labels"]) == 1 < size
+    beyond = (batch["position_ids"] == 0).cumsum(1) > rows if documents else slice(rows, None)
     for masked in labels.values():
-        masked[rows:] = IGNORE
+        masked[beyond] = IGNORE
     return batch | labels
 
 
 def validations(args: TrainingArguments, state: TrainerState) -> int:
     """How many validations a run has scheduled before its last step."""
     scheduled = {
-        "no": 0,
-        "steps": (state.max_steps - 1) // max(state.eval_steps or 1, 1),
-        "epoch": max(state.num_train_epochs - 1, 0),
+        "no": range(0),
+        "steps": range(state.eval_steps or 1, state.max_steps, state.eval_steps or 1),
+        "epoch": range(1, state.num_train_epochs),
     }
-    return scheduled[args.eval_strategy] + bool(args.eval_on_start)
+    return sum(at >= args.eval_delay for at in scheduled[args.eval_strategy]) + bool(args.eval_on_start)
 
 
 class Answered:
