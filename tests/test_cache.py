@@ -142,6 +142,16 @@ def test_texts_are_divided_among_rows_and_what_is_no_row_s_is_whole():
         assert keys(first | change) != keys(first)
 
 
+@pytest.mark.parametrize("kind", [torch.tensor, np.array], ids=["tensors", "arrays"])
+def test_images_in_a_list_are_told_apart_in_their_middle(kind):
+    """What a large tensor shows of itself leaves that out."""
+    image = np.zeros((50, 50))
+    other = image.copy()
+    other[25, 25] = 1.0
+    first, second = (plain([[5, 6]], [[N, 6]], images=[kind(each)]) for each in (image, other))
+    assert repr(first["images"]) == repr(second["images"]) and keys(first) != keys(second)
+
+
 REFUSED = {
     "images of no row": (
         plain([[5, 6]] * 2, [[N, 6]] * 2, pixel_values=torch.zeros(3, 2)),

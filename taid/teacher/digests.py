@@ -106,7 +106,7 @@ def _others(batch: dict) -> Iterator[tuple[str, tuple[Any, bool]]]:
         if not isinstance(value, Tensor):
             listed = isinstance(value, list | tuple) and len(value) == size[0]
             rows = [value[i : i + 1] if listed else value for i in range(size[0])]  # as in a batch of its own
-            yield name, ([np.frombuffer(repr(row).encode(), np.uint8) for row in rows], False)
+            yield name, ([np.frombuffer(_said(row), np.uint8) for row in rows], False)
             continue
         by_row = value.dim() > 0 and len(value) == size[0]
         if not by_row and size[0] > 1:
@@ -118,6 +118,20 @@ def _others(batch: dict) -> Iterator[tuple[str, tuple[Any, bool]]]:
         value = value if by_row else value[None]
         value = value.view(torch.int16) if value.dtype == torch.bfloat16 else value
         yield name, (value.numpy(), value.shape[:2] == size)
+
+
+def _said(value) -> bytes:
+    """All of a value: the `repr` of a tensor or array leaves out the middle of a large one."""
+    if isinstance(value, Tensor):
+        whole = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        return f"{value.dtype}{list(value.shape)}".encode() + whole.tobytes()
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}".encode() + value.tobytes()
+    if isinstance(value, list | tuple):
+        return b"[" + b", ".join(map(_said, value)) + b"]"
+    if isinstance(value, dict):
+        return b"{" + b", ".join(_said(name) + b": " + _said(each) for name, each in value.items()) + b"}"
+    return repr(value).encode()
 
 
 def one_a_row(batch: dict) -> dict:

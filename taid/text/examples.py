@@ -266,9 +266,9 @@ def length_for(models: Iterable, max_length: int | None) -> int:
     positions = min([size for size in known if size], default=None)
     if max_length is None:
         return min(MAX_LENGTH, positions or MAX_LENGTH)
-    if max_length < 2:
+    if not isinstance(max_length, int) or max_length < 2:
         raise ValueError(
-            f"max_length={max_length}: an example has 2 tokens at least, one to learn and one before it"
+            f"max_length={max_length!r}: an example has 2 tokens at least, one to learn and one before it"
         )
     if positions and max_length > positions:
         raise ValueError(
