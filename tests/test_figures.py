@@ -90,11 +90,11 @@ def test_pictures_of_a_page_lead_to_their_lines():
 
 
 def test_every_committed_picture_has_its_lines_beside_it():
-    """And no more than four megabytes are of either form."""
+    """And no more than five megabytes are of either form."""
     pictures = [*RESULTS.rglob("*.png")]
     assert len(pictures) > 25 and all(path.with_suffix(".svg").exists() for path in pictures)
     for form in ("png", "svg"):
-        assert sum(path.with_suffix(f".{form}").stat().st_size for path in pictures) < 4e6
+        assert sum(path.with_suffix(f".{form}").stat().st_size for path in pictures) < 5e6
 
 
 def committed() -> list[tuple[str, Figure]]:
