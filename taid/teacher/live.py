@@ -96,8 +96,9 @@ def share_memory(some: Iterable[Tensor], others: Iterable[Tensor]) -> bool:
 def _spans(tensor: Tensor) -> Iterator[tuple[str, int, int]]:
     """(device, first byte, byte after the last) of a tensor, or of those that it is packed of; none on `meta`."""
     if hasattr(tensor, "__tensor_flatten__"):
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from _spans(getattr(tensor, name))
+        parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+        for part in parts:
+            yield from _spans(part) if isinstance(part, Tensor) else ()  # a sharded one names its devices too
     elif tensor.layout == torch.strided and tensor.numel() and tensor.data_ptr():
         last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
         start = tensor.data_ptr()

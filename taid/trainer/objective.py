@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import has_length, rotate_checkpoints
+from transformers.training_args import OptimizerNames
 
 from taid.logits import evaluation_mode, response_states
 from taid.objectives import Objective
@@ -49,7 +50,9 @@ class ObjectiveTrainer(Trainer):
         if resume_from_checkpoint:
             seen = None if self.args.ignore_data_skip else self._data_seen()
             folder = Path(resume_from_checkpoint)
-            check_optimizer(folder, read_state(folder, self.objective, seen), self.args.optim.value)
+            check_optimizer(
+                folder, read_state(folder, self.objective, seen), OptimizerNames(self.args.optim).value
+            )
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self._require_finite("at the end of training", "it is not to be used")
         return output
@@ -157,7 +160,7 @@ class ObjectiveTrainer(Trainer):
                 "weights_only": self.args.save_only_model,
                 "position": self._position(),
                 "data": self._data_seen(),
-                "optimizer": self.args.optim.value,
+                "optimizer": OptimizerNames(self.args.optim).value,
                 "objective": self.objective.state_dict(),
                 "rollouts": rollouts.state_dict() if rollouts is not None else None,
             }
