@@ -199,8 +199,9 @@ def draw(frame: pd.DataFrame) -> Figure:
 def draw_curves(frame: pd.DataFrame) -> Figure:
     """A block of panels per pair: measures over the share of updates done, at the largest number of updates."""
     pairs = trained(frame)
-    figure = canvas(0.7 + 4.4 * max(1, len(pairs)))
-    blocks = stacked(figure, *[1.0] * max(1, len(pairs)))
+    count = max(1, len(pairs))
+    figure = canvas(0.7 + 4.4 * count)
+    blocks = stacked(figure, *[1.0] * count)
     for block, (pair, numbers) in zip(blocks, pairs.items(), strict=False):
         grid = block.subplots(math.ceil(len(SHOWN) / COLUMNS), COLUMNS)
         for ax, metric in zip(grid.flat, SHOWN, strict=False):

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from taid.data import Collator
+from taid.data import Collator, batches
 from taid.logits import (
     base_model,
+    entries_of,
     evaluation_mode,
     inner,
     is_classifier,
@@ -23,35 +24,35 @@ BEFORE = 1e-3  # of a norm: what a causal model computes before a token does not
 
 def _tokens(model, *ids: int) -> Tensor:
     """[1, n] tokens of the model's vocabulary, where its weights are."""
-    entries = inner(model).config.get_text_config().vocab_size
+    entries = entries_of(model) or max(ids) + 1
     return torch.tensor([[i % entries for i in ids]], device=next(model.parameters()).device)
 
 
 def _unknown(model) -> bool:
-    """Whether a few tokens tell nothing of the model: it has no config, is for images, has no weights yet, or rounds
-    all of a row by its largest entry."""
+    """Whether a few tokens tell nothing of the model: it has no config, is for images or has an encoder, has no weights
+    yet, or rounds all of a row by its largest entry."""
     found = base_model(inner(model))
     if not hasattr(found, "config"):
         return True
     kinds = {type(module).__module__.partition(".quantization")[0] for module in found.modules()}
     empty = any(weight.is_meta for weight in found.parameters())
-    return is_classifier(found) or empty or bool(kinds & {"torch.ao", "torch.ao.nn.quantized"})
+    other = is_classifier(found) or is_encoder_decoder(found)
+    return other or empty or bool(kinds & {"torch.ao", "torch.ao.nn.quantized"})
 
 
 def _ask(model, **inputs: Any) -> Any:
     """The model's output; None from one that needs more than these inputs: its first batch tells."""
     try:
         with torch.no_grad(), evaluation_mode(model):
-            return getattr(model, "_orig_mod", model)(
-                **inputs, use_cache=False
-            )  # compiled for its batches alone
+            plain = getattr(model, "_orig_mod", model)  # a model is compiled for its batches alone
+            return plain(**inputs, use_cache=False)
     except Exception:  # whatever it is that the model misses
         return None
 
 
 def check_causal(model, role: str) -> None:
     """Raises ValueError for a decoder whose logits at a token change with the tokens after it, which it is to predict."""
-    if is_encoder_decoder(model) or _unknown(model):
+    if _unknown(model):
         return
     one, other = (_ask(model, input_ids=_tokens(model, 3, 4, *rest)) for rest in ((5, 6), (7, 8)))
     if getattr(one, "logits", None) is None or one.logits.shape[:2] != (1, 4):
@@ -67,7 +68,7 @@ def check_causal(model, role: str) -> None:
 def shifts_labels(model) -> bool:
     """Whether the model's own loss moves labels on by one, as causal models of transformers do: BartForCausalLM,
     XLNetLMHeadModel and their kind have label i belong to logits i. True where it is not known."""
-    if is_encoder_decoder(model) or _unknown(model):
+    if _unknown(model):
         return True
     ids = _tokens(model, 3, 4, 5, 6)
     output = _ask(model, input_ids=ids, labels=ids)
@@ -80,21 +81,19 @@ def shifts_labels(model) -> bool:
 
 def check_padding(model, what: str) -> None:
     """Raises ValueError if a prompt that is padded on the left, by `taid.data.Collator`, has other logits than alone."""
-    if (
-        is_encoder_decoder(model) or _unknown(model) or virtual_tokens(model)
-    ):  # PEFT itself pads after its own
+    if _unknown(model) or virtual_tokens(model):  # virtual ones PEFT itself puts before the padding
         return
-    [short], [long] = _tokens(model, 5).tolist(), _tokens(model, 3, 4, 5, 6, 7).tolist()
-    response = _tokens(model, 6, 7).tolist()[0]
+    short, long, response = (_tokens(model, *ids)[0].tolist() for ids in ((5,), (3, 4, 5, 6, 7), (6, 7)))
     examples = [
         {"index": i, "prompt_ids": ids, "response_ids": response} for i, ids in enumerate((short, long))
     ]
-    device, collate = next(model.parameters()).device, Collator(0)
+    device = next(model.parameters()).device
     try:
         with torch.no_grad(), evaluation_mode(model):
             alone, beside = (
-                response_logits(model, {n: v.to(device) for n, v in collate(rows).items()})[0][:2].float()
+                response_logits(model, batch)[0][:2].float()
                 for rows in (examples[:1], examples)
+                for batch in batches(rows, Collator(0), len(rows), device)
             )
     except Exception:  # whatever it is that the model misses: the first batch tells
         return

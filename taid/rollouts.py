@@ -17,7 +17,7 @@ from torch import Tensor
 from taid.checks import require_count, require_share
 from taid.data import IGNORE, join, pad_left, pad_right
 from taid.logits import NOT_FOR_THE_MODEL, base_model, inner
-from taid.sampling import agreed, end_tokens, pad_token, placeholders, sample_responses
+from taid.sampling import agreed, pad_token, placeholders, required_ends, sample_responses
 
 TOKENS = {"input_ids", "attention_mask", "position_ids", *NOT_FOR_THE_MODEL}
 
@@ -55,10 +55,8 @@ def beside_prompts(model, batch: dict) -> dict:
     Raises ValueError for images in the responses, and for what would have to go on over a sampled response in
     a way that is not known.
     """
-    ids = batch["input_ids"]
-    others = {
-        name: value for name, value in batch.items() if name not in TOKENS | passed_by(model, batch).keys()
-    }
+    ids, apart = batch["input_ids"], TOKENS | passed_by(model, batch).keys()
+    others = {name: value for name, value in batch.items() if name not in apart}
     shapes = {name: value.shape if isinstance(value, Tensor) else () for name, value in others.items()}
     types = {
         name: _before_labels(batch, others[name]) for name, shape in shapes.items() if shape == ids.shape
@@ -275,8 +273,7 @@ class DistiLLMRollouts:
         """Raises ValueError for a batch, or a model, that cannot be sampled from; draws nothing."""
         prompts_of(batch)
         self._check_media(model, batch)
-        if not end_tokens(model):
-            raise ValueError("sampling needs model.config.eos_token_id: set it from the tokenizer")
+        required_ends(model)
 
     def _check_media(self, model, batch: dict) -> None:
         if any(beside_prompts(model, batch).values()):

@@ -41,9 +41,7 @@ def sample_responses(
     a response, and for weights that are sharded by what cannot be sampled from.
     """
     check_sampling(model)
-    ends = end_tokens(model)
-    if not ends:
-        raise ValueError("sampling needs model.config.eos_token_id: set it from the tokenizer")
+    ends = required_ends(model)
     pad = pad_token(model)
     limits = [limit for limit in (positions, position_limit(model)) if limit is not None]
     longest = max(map(len, prompts))
@@ -94,6 +92,13 @@ def plain_generation(model) -> Iterator[None]:
 def end_tokens(model) -> set[int]:
     """All tokens that end a response, by the generation_config, the config, or its part for text."""
     return set(_tokens(model, "eos_token_id"))
+
+
+def required_ends(model) -> set[int]:
+    """The `end_tokens`. Raises ValueError for none."""
+    if ends := end_tokens(model):
+        return ends
+    raise ValueError("sampling needs model.config.eos_token_id: set it from the tokenizer")
 
 
 def pad_token(model) -> int:

@@ -586,7 +586,7 @@ def test_what_cannot_be_sampled_from_is_refused_in_the_first_step(student, batch
 
 def test_the_first_step_alone_is_checked_and_draws_nothing(student, batch, monkeypatch):
     looked = []
-    monkeypatch.setattr(rollouts_module, "end_tokens", lambda model: looked.append(model) or {END})
+    monkeypatch.setattr(rollouts_module, "required_ends", lambda model: looked.append(model) or {END})
     rollouts, torch_state, state = DistiLLMRollouts(4), torch.random.get_rng_state(), random.getstate()
     assert all(rollouts(student, batch, 0.5, seed) is batch for seed in range(5))
     assert len(looked) == 1

@@ -123,10 +123,9 @@ def _others(batch: dict) -> Iterator[tuple[str, tuple[Any, bool]]]:
 def _said(value) -> bytes:
     """All of a value: the `repr` of a tensor or array leaves out the middle of a large one."""
     if isinstance(value, Tensor):
-        whole = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        return f"{value.dtype}{list(value.shape)}".encode() + whole.tobytes()
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype}{list(value.shape)}".encode() + value.tobytes()
+        return b"".join(_bytes(value, "what lies beside the tokens"))
+    if isinstance(value, np.ndarray):  # of objects, too, whose bytes are addresses
+        return _said([str(value.dtype), value.shape, value.tolist()])
     if isinstance(value, list | tuple):
         return b"[" + b", ".join(map(_said, value)) + b"]"
     if isinstance(value, dict):
