@@ -153,16 +153,20 @@ def effect(estimate: Estimate | None, measure: Measure) -> str:
     return MISSING if estimate is None else f"× {interval(exponential(estimate), measure.digits)}"
 
 
-def versus(*columns: tuple[Scores, int], rival: str = "kl") -> list[str]:
-    """The last line of a table, TAID − KL (or another rival) paired by seed, as measured: its label with n, a cell per
+def versus(*columns: tuple[Scores, int], method: str = "taid", rival: str = "kl") -> list[str]:
+    """The last line of a table, TAID − KL (or another two) paired by seed, as measured: its label with n, a cell per
     column.
 
     A column is its scores and its decimals.
     """
-    found = [(difference(scores, "taid", rival), digits) for scores, digits in columns]
+    found = [(difference(scores, method, rival), digits) for scores, digits in columns]
     counts = sorted({estimate.n for estimate, _ in found if estimate})
     seeds = f", n = {'–'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))}" if counts else ""
-    return [f"**TAID − {name(rival)}**{seeds}", *(interval(estimate, digits) for estimate, digits in found)]
+    first = f"({name(method)})" if ", " in name(method) else name(method)
+    return [
+        f"**{first} − {name(rival)}**{seeds}",
+        *(interval(estimate, digits) for estimate, digits in found),
+    ]
 
 
 def marks(scores: Scores) -> dict[str, str]:

@@ -24,6 +24,9 @@ from analysis.table2_rows import (
 from analysis.tables import MISSING, Table, interval, number, plural, value, versus
 
 BESIDE = "last_word"  # like LAMBADA; not in the paper's average
+WHY_BELOW = {  # chance, where the reason is known
+    "arithmetic": ": its choices differ in more than in being right, so this task says nothing about sums"
+}
 
 
 def average_note(frame: pd.DataFrame, experiment: str = TABLE2) -> str:
@@ -67,8 +70,7 @@ def below_chance(frame: pd.DataFrame, experiment: str = TABLE2) -> str:
         if short[0] > SURELY:
             sentences.append(
                 f"In *{task}* all {plural(len(found), 'method')} end below chance, by {number(short[0], 0)} to"
-                f" {number(short[-1], 0)} standard errors of one score: its choices differ in more than in"
-                " being right, so this task says nothing about sums."
+                f" {number(short[-1], 0)} standard errors of one score{WHY_BELOW.get(task, '')}."
             )
             sound = [other for other in sound if other != task]
     if sentences and len(sound) < len(averaged(frame, experiment)):

@@ -77,6 +77,28 @@ def test_a_task_below_chance_is_named_and_what_is_left_without_it(tmp_path):
     text = tasks.below_chance(frame_of(tmp_path, rows))
     assert "In *arithmetic* all 2 methods end below chance, by 9 to 10 standard errors" in text
     assert "without it TAID − KL is 0.00 [0.00, 0.00]" in text and "cloze" not in text
+    assert "says nothing about sums" in text
+
+
+def test_only_of_the_first_sums_is_it_known_why_students_are_below_chance(tmp_path):
+    rows = [r for task in ("cloze", "pronoun") for r in scored("teacher", task, 0.9)]
+    rows += [
+        r for method in ("kl", "taid") for r in scored(method, "pronoun", 0.15) + scored(method, "cloze", 0.5)
+    ]
+    text = tasks.below_chance(frame_of(tmp_path, rows))
+    assert "In *pronoun* all 2 methods end below chance" in text and "sums" not in text
+
+
+def test_longer_bridges_are_compared_with_kl_and_say_how_long_they_are(tmp_path):
+    """By hand: 0.4 + 0.6 (1 − 0.9^n) > 0.9 from n = 18 of 100 on; 1 − 0.8 · 0.9^n from 20 on. 1.2 − 1.1 twice: 0.1."""
+    rows = [row(1.1 + 0.1 * seed, method="kl", seed=seed, experiment="table2_tuned") for seed in (0, 1)]
+    for method, t_start in (("taid", 0.4), ("t_start_0.2", 0.2)):
+        config = {"steps": 100, "options": {"t_start": t_start, "alpha": 0.2}}
+        fields = {"experiment": "table2_tuned", "method": method, "config": config}
+        rows += [row(1.2 + 0.1 * seed, seed=seed, **fields) for seed in (0, 1)]
+    text = page.render(table2.PAGE, frame_of(tmp_path, rows), "cpu")
+    assert "above 0.9 after 18% of its steps (20% with t_start = 0.2)" in text
+    assert "| **(TAID, t_start = 0.2) − KL**, n = 2 | 0.100 [0.100, 0.100] |" in text
 
 
 def test_from_where_on_taid_is_kl_by_the_closed_form():
@@ -99,5 +121,6 @@ def test_a_second_protocol_comes_first_and_the_first_stays(tmp_path):
     assert both.index("## Task scores, protocol 2") < both.index("## Task scores, protocol 1")
     assert "sums, like gsm8k" in both and "arithmetic, like gsm8k" in both
     assert "| TAID, α × ¼ | **1.400 (1 seed)** |" in both and "| TAID, α × ¼ | **4.500** |" in both
+    assert "**(TAID, α × ¼) − KL** |" in both and "t_start = 0.2) − KL" not in both  # no rows, no line
     wheres = {c.where for c in table2.comparisons(frame_of(tmp_path, first + rows))}
     assert wheres == {"protocol 1", "protocol 2"}
