@@ -71,8 +71,10 @@ def figure(history: list[dict]) -> "Figure":
     return drawn
 
 
-def draw(history: list[dict], path: Path) -> bool:
-    """Write `figure` to `path`; False where there is no matplotlib to draw it."""
+def draw(history: list[dict], path: Path) -> bool | None:
+    """Write `figure` to `path`; False where there is no matplotlib to draw it, None where there is nothing to draw."""
+    if not _panels(history):
+        return None
     try:
         figure(history).savefig(path, dpi=120)
     except ImportError:

@@ -297,19 +297,23 @@ class Mixed(Objective):
         return self.inner.fusable and not self.ce_weight
 
     def __call__(self, student_logits, teacher_logits, labels):
-        data = 0.0
-        if self.ce_weight:
-            data = cross_entropy(student_logits.float(), labels, reduction="sum") / max(len(labels), 1)
+        data = self._data(student_logits, labels).sum() / max(len(labels), 1)
         return self._mix(self.inner(*self._soften(student_logits, teacher_logits), labels), data)
 
     def per_token(self, student_logits, teacher_logits, labels):
-        data = cross_entropy(losses._upcast(student_logits), labels, reduction="none")
+        data = self._data(student_logits, labels)
         return self._mix(self.inner.per_token(*self._soften(student_logits, teacher_logits), labels), data)
 
     def of_heads(self, student, teacher, labels):
         if not self.fusable:
             return super().of_heads(student, teacher, labels)
         return self._mix(self.inner.of_heads(*self._soften(student, teacher), labels), 0.0)
+
+    def _data(self, student_logits, labels):
+        """−log q(label), [n]; 0 without weight, for 0 · ∞ is no number."""
+        if not self.ce_weight:
+            return torch.zeros(len(labels), device=student_logits.device)
+        return cross_entropy(losses._upcast(student_logits), labels, reduction="none")
 
     def _mix(self, distilled, data):
         return (1 - self.ce_weight) * self.temperature**2 * distilled + self.ce_weight * data
@@ -318,10 +322,14 @@ class Mixed(Objective):
         return tuple(logits if self.temperature == 1 else map(self._softened, logits))
 
     def _softened(self, logits: Tensor | Head) -> Tensor | Head:
+        def softer(numbers: Tensor) -> Tensor:
+            return losses._upcast(numbers) / self.temperature  # rounded to 16 bits they would be other logits
+
         if isinstance(logits, Tensor):
-            return logits / self.temperature
-        bias = None if logits.bias is None else logits.bias / self.temperature
-        return Head(logits.hidden / self.temperature, logits.weight, bias)
+            return softer(logits)
+        return Head(
+            softer(logits.hidden), logits.weight, None if logits.bias is None else softer(logits.bias)
+        )
 
     def on_train_begin(self, updates):
         self.inner.on_train_begin(updates)

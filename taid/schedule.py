@@ -175,9 +175,11 @@ class Replayed:
 
 def require_schedule(given: object) -> None:
     """Raises TypeError for what is no schedule: a number, a name, or a class instead of one of its objects."""
-    if isinstance(given, type) or not (hasattr(given, "init") and hasattr(given, "update")):
+    if isinstance(given, type) or not all(hasattr(given, name) for name in ("init", "check", "update")):
         found = f"the class {given.__name__}" if isinstance(given, type) else repr(given)
-        raise TypeError(f"TAID(…) takes a schedule such as Adaptive(t_start=0.2), not {found}")
+        raise TypeError(
+            f"TAID(…) takes a schedule such as Adaptive(t_start=0.2), which has init, check and update; not {found}"
+        )
 
 
 def inert_below(alpha: float, t_start: float = 0.0, t_end: float = 1.0) -> float:

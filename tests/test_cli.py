@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from taid.command import runs
 from taid.command.cli import main
 from taid.command.hub import load_rows
+from taid.teacher import write_offline
+from taid.text.examples import examples
 
 ROOT = Path(__file__).parents[1]
 TEMPLATE = (
@@ -143,6 +145,40 @@ def test_a_killed_run_goes_on_with_the_same_command(here, monkeypatch):
     assert main(words(**options)) == 0
     one, two = (load_file(here / folder / "model.safetensors") for folder in ("whole", "out"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_run_that_logs_nothing_is_finished_all_the_same(here):
+    write(here / "chats.jsonl", [{"messages": CHAT}] * 12)  # too few to keep some for validation
+    assert main([*words(logging_strategy="no"), "--logging_first_step", "false"]) == 0
+    page = (here / "out" / "README.md").read_text()
+    assert "curves" not in page and (here / "out" / "model.safetensors").exists()
+    assert "metrics" in json.loads((here / "out" / "taid.json").read_text())
+
+
+def test_the_teacher_may_be_a_folder_of_logits(here):
+    """Oracle: the same run with the model itself; all logits kept, in fp16."""
+    teacher = AutoModelForCausalLM.from_pretrained("teacher")
+    kept = examples(load_rows("chats.jsonl", None), AutoTokenizer.from_pretrained("student"), 128)
+    write_offline(teacher, kept, here / "logits", k=None)
+    losses = []
+    for name in ("teacher", "logits"):
+        assert main(words(method="kl", teacher=name, output=f"by-{name}")) == 0
+        record = json.loads((here / f"by-{name}" / "taid.json").read_text())
+        losses.append(record["metrics"]["eval_kl"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2) and losses[0] > 0.01
+
+
+def test_an_option_may_be_of_one_method_of_several(here, capsys):
+    more = ["--option", "taid.t_start=0.2", "--option", "kl.ce_weight=0.2", "--option", "ce_weight=0.1"]
+    assert main(["compare", "--methods", "kl", "taid", *words(output="out", steps=1)[1:], *more]) == 0
+    found = {
+        method: json.loads((here / "out" / f"{method}-seed42" / "taid.json").read_text())["settings"]
+        for method in ("kl", "taid")
+    }
+    assert found["kl"]["method_options"] == {"ce_weight": 0.2}
+    assert found["taid"]["method_options"] == {"t_start": 0.2, "ce_weight": 0.1}
+    said = refused(capsys, words(option="kl.ce_weight=0.2"))
+    assert "--option kl.ce_weight: 'kl' is not run here, but taid" in said
 
 
 def test_compare_prints_paired_differences(here, capsys):
@@ -308,7 +344,7 @@ def test_a_saved_split_is_the_one_that_is_asked_for(tmp_path):
     [
         (("train", "test", "validation"), "validation"),
         (("train", "test"), "test"),
-        (("train", "other"), "train"),
+        (("train",), "train"),
         (("other",), "other"),
     ],
 )
@@ -321,9 +357,10 @@ def test_validation_data_are_a_data_set_s_split_for_it(splits, chosen, here):
 
 
 def test_validation_data_of_other_splits_are_not_guessed(here, capsys):
-    DatasetDict({name: Dataset.from_list([{"messages": CHAT}]) for name in ("a", "b")}).save_to_disk("given")
+    splits = ("train", "other")
+    DatasetDict({name: Dataset.from_list([{"messages": CHAT}]) for name in splits}).save_to_disk("given")
     said = refused(capsys, words(eval_dataset="given"))
-    assert "no split 'validation' or 'test' or 'train', but a, b" in said and "save the one you want" in said
+    assert "no split 'validation' or 'test', but train, other" in said and "save the one you want" in said
 
 
 @pytest.mark.slow

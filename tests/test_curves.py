@@ -70,7 +70,7 @@ def without(monkeypatch, missing: str) -> None:
 
 def test_without_matplotlib_a_run_ends_all_the_same(tmp_path, monkeypatch):
     without(monkeypatch, "matplotlib")
-    assert not draw(HISTORY, tmp_path / "curves.png") and not list(tmp_path.iterdir())
+    assert draw(HISTORY, tmp_path / "curves.png") is False and not list(tmp_path.iterdir())
     with pytest.raises(ImportError, match=r"pip install 'taid\[notebooks\]'"):
         LiveCurves()
 
@@ -84,5 +84,7 @@ def test_a_table_has_a_line_a_step_and_what_was_not_logged_is_empty():
 
 def test_a_picture_of_a_run_is_written(tmp_path):
     assert draw(HISTORY, tmp_path / "curves.png")
+    assert draw([{"step": 1, "train_runtime": 2.0}], tmp_path / "nothing.png") is None
+    assert not (tmp_path / "nothing.png").exists()
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert set(curves.STYLES) <= {name for names in curves.PANELS.values() for name in names}

@@ -76,7 +76,9 @@ def parser() -> Parser:
     needed.add_argument(
         "--student", required=True, metavar="MODEL", help="folder of save_pretrained, or hub name"
     )
-    needed.add_argument("--teacher", metavar="MODEL", help="likewise; sft needs none")
+    needed.add_argument(
+        "--teacher", metavar="MODEL", help="likewise, or a folder of its logits; sft needs none"
+    )
     needed.add_argument(
         "--dataset", required=True, metavar="DATA", help="json, jsonl, csv or parquet file, folder, hub name"
     )
@@ -93,7 +95,7 @@ def parser() -> Parser:
         type=option,
         action="append",
         metavar="NAME=VALUE",
-        help="of the method: t_start=0.2, ce_weight=0.1",
+        help="of the method: t_start=0.2, ce_weight=0.1; of one of several: taid.t_start=0.2",
     )
     length = how.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=positive(float), default=1.0, help="(default: 1)")
@@ -152,6 +154,19 @@ def training_options(words: Sequence[str], command: str) -> dict:
     return vars(said)
 
 
+def method_options(given: Sequence[tuple[str, object]], methods: Sequence[str]) -> dict[str, dict | None]:
+    """Method → its options or None: those with a method's name before a dot are its own, and win. Raises ValueError
+    for those of a method that is not run."""
+    found: dict[str, dict] = {method: {} for method in methods}
+    for name, value in sorted(given, key=lambda option: "." in option[0]):
+        own, dot, rest = name.rpartition(".")
+        if dot and own not in found:
+            raise ValueError(f"--option {name}: {own!r} is not run here, but {', '.join(methods)}")
+        for method in [own] if dot else methods:
+            found[method][rest] = value
+    return {method: options or None for method, options in found.items()}
+
+
 def run(arguments: argparse.Namespace, rest: Sequence[str]) -> str:
     """What to print in the end. Imports torch, which --help and --version do without."""
     training = training_options(rest, arguments.command)
@@ -159,11 +174,12 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> str:
     from taid.objectives import METHODS, objective
 
     methods = arguments.methods if arguments.command == "compare" else [arguments.method]
+    options = method_options(arguments.option or (), methods)
     for method in methods:
         if method not in METHODS:
             raise ValueError(f"there is no method {method!r}; there are {', '.join(METHODS)}")
         try:
-            uses_teacher = objective(method, **dict(arguments.option or ())).uses_teacher
+            uses_teacher = objective(method, **(options[method] or {})).uses_teacher
         except TypeError as error:
             raise ValueError(f"the options do not fit {method}: {error}") from error
         if uses_teacher and not arguments.teacher:
@@ -178,13 +194,13 @@ def run(arguments: argparse.Namespace, rest: Sequence[str]) -> str:
         **{name: getattr(arguments, name) for name in ("steps", "epochs", "batch_size", "accumulation")},
         **{name: getattr(arguments, name) for name in ("learning_rate", "max_length", "packing")},
         method=methods[0],
-        method_options=dict(arguments.option) if arguments.option else None,
+        method_options=options[methods[0]],
         seed=getattr(arguments, "seed", 42),
         training=training or None,
     )
     if arguments.command == "compare":
         seeds = range(42, 42 + arguments.seeds)
-        return compare(settings, methods, seeds, arguments.output) + f"\nAll in {arguments.output}."
+        return compare(settings, options, seeds, arguments.output) + f"\nAll in {arguments.output}."
     record = distil(settings, arguments.output)
     numbers = ", ".join(f"{name} {value:.4f}" for name, value in record["metrics"].items())
     drawn = (arguments.output / "curves.png").exists()

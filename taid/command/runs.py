@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -16,13 +16,17 @@ from taid.command.card import card
 from taid.command.hub import load_model, load_rows, load_tokenizer
 from taid.files import write_whole
 from taid.results import provenance
+from taid.teacher import holds_logits
 from taid.trainer import DistillationTrainer
 from taid.trainer.arguments import DistillationArguments
 from taid.trainer.checkpoints import last_checkpoint
 from taid.trainer.refusals import check_arguments
 
 RECORD = "taid.json"  # in the folder of a run: what it is, and once it is finished what came out
-VALIDATION = ("validation", "test", "train")  # the splits of a data set to validate on, as they are preferred
+VALIDATION = (
+    "validation",
+    "test",
+)  # the splits of a data set of several to validate on, as they are preferred
 HELD_OUT, MOST = 0.05, 200  # of the rows are kept for validation where there is no data set for it
 METRICS = {"eval_loss": "held-out loss [nats/token]", "eval_kl": "KL to the teacher [nats/token]"}
 
@@ -87,11 +91,10 @@ def distil(settings: Settings, output: Path) -> dict:
         return record
     check_arguments(settings.arguments(output, False))  # before models are loaded
     student, tokenizer = load_model(settings.student, "student"), load_tokenizer(settings.student)
-    teacher = load_model(settings.teacher, "teacher") if settings.teacher else None
     train, validation = _data(settings)
     trainer = DistillationTrainer(
         student,
-        teacher,
+        _teacher(settings.teacher),
         args=settings.arguments(output, validation is not None),
         train_dataset=train,
         eval_dataset=validation,
@@ -143,6 +146,11 @@ def _record(settings: Settings, output: Path) -> dict:
     return record
 
 
+def _teacher(name: str | None):
+    """The model, or the name of a folder of its logits, which the trainer reads itself."""
+    return name if name is None or holds_logits(name) else load_model(name, "teacher")
+
+
 def _data(settings: Settings):
     """(training rows, rows to validate on or None): the given ones, or a share of the training rows, whatever the seed."""
     train = load_rows(settings.dataset, settings.split)
@@ -155,8 +163,11 @@ def _data(settings: Settings):
     return parts["train"], parts["test"]
 
 
-def compare(settings: Settings, methods: Sequence[str], seeds: Sequence[int], output: Path) -> str:
-    """Each method with each seed and the same budget, in folders of `output`; the table, which lies there too.
+def compare(
+    settings: Settings, methods: Mapping[str, dict | None], seeds: Sequence[int], output: Path
+) -> str:
+    """Each method, with its options, with each seed and the same budget, in folders of `output`; the table, which
+    lies there too.
 
     Raises ValueError as `distil`, and if there is nothing to validate on.
     """
@@ -168,13 +179,14 @@ def compare(settings: Settings, methods: Sequence[str], seeds: Sequence[int], ou
     ):
         raise ValueError(f"too few rows to keep {HELD_OUT:.0%} for validation: give --eval-dataset")
     found = {}
-    for method in methods:
+    for method, options in methods.items():
         for seed in seeds:
             folder = output / f"{method}-seed{seed}"
-            found[method, seed] = distil(replace(settings, method=method, seed=seed), folder)
+            own = replace(settings, method=method, method_options=options, seed=seed)
+            found[method, seed] = distil(own, folder)
             for checkpoint in folder.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint, ignore_errors=True)  # another rank may be at it
-    text = table(found, methods, seeds)
+    text = table(found, [*methods], seeds)
     write_whole(output / "comparison.md", text)
     rows = [{"method": m, "seed": s, "seconds": r["seconds"], **r["metrics"]} for (m, s), r in found.items()]
     write_whole(output / "comparison.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))

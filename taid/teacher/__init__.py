@@ -6,7 +6,14 @@ row by row, as `response_logits` orders them.
 
 from taid.logits import response_logits
 from taid.teacher.cache import CachedTeacher, OfflineTeacher, cached_teacher, write_offline
-from taid.teacher.given import auto_class, check_callable, check_teacher, live_teacher, load_teacher
+from taid.teacher.given import (
+    auto_class,
+    check_callable,
+    check_teacher,
+    holds_logits,
+    live_teacher,
+    load_teacher,
+)
 from taid.teacher.live import LiveTeacher, OwnBase
 from taid.teacher.stores import FullLogits, HiddenStates, Store, TopLogits
 
@@ -23,6 +30,7 @@ __all__ = [
     "cached_teacher",
     "check_callable",
     "check_teacher",
+    "holds_logits",
     "live_teacher",
     "load_teacher",
     "response_logits",

@@ -22,13 +22,18 @@ from taid.teacher.live import LiveTeacher, OwnBase, check_apart
 from taid.teacher.shards import INDEX
 
 
+def holds_logits(name: str | Path) -> bool:
+    """Whether it is a folder of a teacher's logits, of `write_offline`."""
+    return (Path(name) / INDEX).exists()
+
+
 def load_teacher(name: str | Path, student, args: TrainingArguments) -> PreTrainedModel | OfflineTeacher:
     """The model of a folder or of a hub, of the student's kind, from safetensors, in the type that the student
     computes in; of a folder of logits, the teacher that reads them.
 
     No code of a hub runs. Raises ValueError, saying why, if there is no such model.
     """
-    if (Path(name) / INDEX).exists():
+    if holds_logits(name):
         return OfflineTeacher(name)
     auto: Any = AutoModelForSeq2SeqLM if is_encoder_decoder(student) else auto_class(inner(student).config)
     auto = AutoModelForImageClassification if is_classifier(student) else auto
