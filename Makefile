@@ -6,7 +6,7 @@ WORKERS ?= $(if $(filter paper gpu,$(SCALE)),1,2)
 LAUNCHER ?=
 # Your own runs go to runs/<scale>; `RESULTS=results` adds to the committed reference rows instead.
 RESULTS ?= runs/$(SCALE)
-# of which `make verify` runs a cell again
+# The table of which `make verify` runs a cell again.
 TABLE ?= table6
 # The first of these that runs makes the environment; `make setup PYTHON=…` names yours.
 PYTHON ?= python3.14 python3.13 python3.12 python3.11
@@ -38,6 +38,10 @@ $(if $(filter-out any,$(TORCH)),$(error TORCH=$(TORCH): any takes the PyTorch fo
 ifneq ($(TUNE),)
 $(if $(filter-out decide table1 table2 table6,$(MAKECMDGOALS))$(filter paper gpu,$(SCALE)),$(error TUNE=$(TUNE): decide, table1, table2 and table6 alone, at smoke or cpu, search their rates again))
 endif
+ifeq ($(MAKELEVEL),0)
+HERE = bench cost theory mode-collapse verify mt-bench
+$(foreach n,DRY LAUNCHER,$(if $($(n)),$(foreach item,$(filter $(HERE),$(MAKECMDGOALS)),$(error $(n)=$($(n)): $(item) runs here and at once, it takes no $(n)))))
+endif
 ifeq ($(origin SEEDS)$(MAKELEVEL),command line0)
 $(if $(filter $(SEEDLESS),$(MAKECMDGOALS)),$(if $(filter $(SEEDED),$(MAKECMDGOALS)),,$(error SEEDS=$(SEEDS): $(MAKECMDGOALS) takes no seeds)))
 endif
@@ -54,16 +58,17 @@ PY = .venv/bin/python
 NOTEBOOK = $(if $(filter smoke,$(SCALE)),@: skipped,.venv/bin/jupyter-execute --inplace)
 STAMP = .venv/.installed
 # a study's script, then its page
-STUDY = $(PY) paper_experiments/$(1).py --scale $(SCALE) --seeds $(SEEDS) --workers $(WORKERS) --results $(RESULTS)$(if $(LAUNCHER), --launcher $(LAUNCHER))$(if $(DRY), --dry-run)
+SCRIPT = $(PY) paper_experiments/$(1).py --scale $(SCALE)$(2) --workers $(WORKERS) --results $(RESULTS)$(if $(LAUNCHER), --launcher $(LAUNCHER))$(if $(DRY), --dry-run)
+STUDY = $(call SCRIPT,$(1), --seeds $(SEEDS))
 # learning rates: the committed ones, or searched again
 TUNED = $(if $(TUNE),--tune)
 PAGE = $(if $(DRY),@: no page of,$(PY) -m analysis) $(1) --scale $(SCALE) --results $(RESULTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data lock audit lab lint test test-slow fuzz kill all plan what-it-takes $(SEEDED) $(SEEDLESS) mt-bench verify claims report clean FORCE
+.PHONY: help setup data lock audit lab lint test test-slow fuzz kill all plan what-it-takes $(SEEDED) $(SEEDLESS) mt-bench verify claims pages report clean FORCE
 
 help: ## this list
-	@echo "make TARGET [SCALE=smoke|cpu|gpu|paper] [DRY=1] [SEEDS=n] [WORKERS=2] [RESULTS=folder]"
+	@echo "make TARGET [SCALE=smoke|cpu|gpu|paper] [SEEDS=n] [WORKERS=2] [RESULTS=folder] [DRY=1] [TUNE=1] [LAUNCHER=slurm|ray]"
 	@echo
 	@printf "  %-15s %-58s %s\n" target "what" "minutes on two cores (smoke / cpu)"
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\) | \(.*\)/  \1|\2|\3/p; s/^\([a-z0-9-]*\):.*## \([^|]*\)$$/  \1|\2|/p' $(MAKEFILE_LIST) \
@@ -113,7 +118,8 @@ kill: setup ## kill -9 at 50 random points of two processes in one folder, each 
 	$(PY) tests/test_kills.py 50
 
 all: setup plan ## every item of the paper, one after the other; what is finished is skipped
-	@for item in $(PAPER); do echo; echo "make $$item"; $(MAKE) --no-print-directory $$item || exit 1; done
+	@for item in $(if $(DRY),$(filter-out cost,$(PAPER)),$(PAPER)); do \
+	  echo; echo "make $$item"; $(MAKE) --no-print-directory $$item || exit 1; done
 
 plan: ## the minutes of each item that `make all` would run, and the hours of all
 	@for item in $(PAPER); do sed -n "s/^$$item:.*## .* | /$$item|/p" $(MAKEFILE_LIST); done | awk -F '[|]' -v scale=$(SCALE) ' \
@@ -141,7 +147,7 @@ table2-protocol-1: setup ## Table 2 as first run, and the speed of a teacher's c
 	$(call STUDY,02_table2_continued_pretraining)
 	$(call PAGE,table2)
 
-table3: setup ## Table 3: head and tail mass of Table 1's students | 0.3 / 3 after table1
+table3: setup ## Table 3: head and tail mass of Table 1's students | 0.3 / 3 after table1-protocol-1
 	$(call STUDY,03_table3_probability_mass)
 	$(call PAGE,table3)
 
@@ -169,27 +175,27 @@ table8: setup ## Table 8: image classification, ResNet34 → 18 and ResNet50 →
 	$(call STUDY,08_table8_imagenet)
 	$(call PAGE,table8)
 
-figure1: setup ## Figure 1: KL's fixed teacher, TAID's moving bridge | 0.5 / 3 for four seeds after table1
+figure1: setup ## Figure 1: KL's fixed teacher, TAID's moving bridge | 0.5 / 3 for four seeds after table1-protocol-1
 	$(call STUDY,16_figure1_moving_bridge)
 	$(call PAGE,figure1)
 
-figure2: setup ## Figure 2 left and middle: t over training, the objective and its variance | 0.5 / 6 for four seeds after table1
+figure2: setup ## Figure 2 left and middle: t over training, the objective and its variance | 0.5 / 6 for four seeds after table1-protocol-1
 	$(call STUDY,09_figure2_interpolation)
 	$(call PAGE,figure2)
 
-figure3: setup ## Figure 3: entropy of teachers of images and of language | 0.3 / 1 after table1, table7, table8
-	$(PY) paper_experiments/10_figure3_entropy.py --scale $(SCALE) --workers $(WORKERS) --results $(RESULTS)
+figure3: setup ## Figure 3: entropy of teachers of images and of language | 0.3 / 1 after table1-protocol-1, table7, table8
+	$(call SCRIPT,10_figure3_entropy)
 	$(call PAGE,figure3)
 
-adaptivity: setup ## is the adaptive update adaptive? floor, momentum, replayed curves | 1 / 4 for four seeds after table1
+adaptivity: setup ## is the adaptive update adaptive? floor, momentum, replayed curves | 1 / 4 for four seeds after table1-protocol-1
 	$(call STUDY,14_adaptivity)
 	$(call PAGE,adaptivity)
 
-ablations: setup ## TAID's parts, one by one, around Table 1's first pair | 1 / 8 for one seed after table1
+ablations: setup ## TAID's parts, one by one, around Table 1's first pair | 1 / 8 for one seed after table1-protocol-1
 	$(call STUDY,15_ablations)
 	$(call PAGE,ablations)
 
-departures: setup ## the official code's baselines beside the methods they name | 1 / 15 for four seeds after table1
+departures: setup ## the official code's baselines beside the methods they name | 1 / 15 for four seeds after table1-protocol-1
 	$(call STUDY,18_departures)
 	$(call PAGE,departures)
 
@@ -204,7 +210,7 @@ cost: setup ## the paper's cost claim: TAID, KL, DistiLLM, GKD, seconds per step
 	$(PY) -m benchmarks cost --scale $(SCALE) --results $(RESULTS)
 	$(call PAGE,speed)
 
-rounds: setup ## repeated rounds with language models, beside the theory | 1 / 13 for three seeds after table1
+rounds: setup ## repeated rounds with language models, beside the theory | 1 / 13 for three seeds after table1-protocol-1
 	$(call STUDY,13_rounds)
 	$(call PAGE,rounds)
 
@@ -225,12 +231,11 @@ verify: setup ## a committed cell from scratch: how far from its row? TABLE=tabl
 claims: setup ## the paper's claims, judged on the committed rows | 0.1
 	$(PY) -m analysis claims --results results
 
-.PHONY: pages
 pages: setup ## render the committed rows in results/ again | 0.5
 	$(PY) -m analysis report --results results
 
 report: setup ## one site of all results, notebooks, how-tos and the reference: site/index.html | 0.5
 	$(PY) -m analysis.site
 
-clean: ## remove caches and trained models, keep all rows
+clean: ## remove .cache, with its trained models, and what was built; keep all rows
 	rm -rf .cache build *.egg-info .pytest_cache

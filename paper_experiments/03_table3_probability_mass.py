@@ -2,13 +2,13 @@
 
 Claim of the paper: in the tail of the vocabulary KL ≈ TAID ≫ RKL; in the head RKL has the most.
 
-    python paper_experiments/03_table3_probability_mass.py --scale smoke           # 1 minute, after Table 1's
+    python paper_experiments/03_table3_probability_mass.py --scale smoke           # 1 minute, after Table 1's, protocol 1
     python paper_experiments/03_table3_probability_mass.py --scale cpu --seeds 5   # see `make help`
     python paper_experiments/03_table3_probability_mass.py --scale paper --seeds 1 # GPUs: docs/paper_scale.md
     python -m analysis table3
 
 The students are Table 1's, at the learning rates that it chose; those that are missing are trained now. KL,
-RKL and TAID are measured at every seed, the other methods at Table 1's seeds, and the teacher once.
+RKL and TAID are measured at every seed, the other methods at those of Table 1's rows in the folder, the teacher once.
 """
 
 from pathlib import Path

@@ -16,14 +16,10 @@ tested. TAID's student of seed 0 is saved with a model card, as others would loa
 from pathlib import Path
 
 from taid.studies import jobs, study, taid_llm
-from taid.studies.taid_llm import BOTH, METHODS, SETTINGS, TUNING, Run, TaidLlm, measure, rows
+from taid.studies.taid_llm import BOTH, METHODS, SETTINGS, Run, TaidLlm, measure, rows
 
 
-def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
-    if seeds > TUNING:
-        raise jobs.Refused(
-            f"seed {TUNING} chooses the rates and is never tested: ask for {TUNING} seeds at most"
-        )
+def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     setting, path = taid_llm.setting(scale), folder / "table4.jsonl"
     splits = [f"{arm}-{split}" for arm in setting.arms for split in ("train", "validation", "test")]
     logits = [(setting.teacher, split) for split in splits]
@@ -51,12 +47,12 @@ def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
         print(f"TAID's student of the {arm}, with its card: {made}")
 
 
-def chosen(setting, arm: str, path: Path, workers: int) -> dict[str, float]:
+def chosen(setting, arm: str, path: Path, workers: jobs.Workers) -> dict[str, float]:
     """Method → learning rate; of one there is nothing to choose."""
     if len(setting.learning_rates) == 1:
         return dict.fromkeys(METHODS, setting.learning_rates[0])
     grid = [
-        Run(setting.scale, method, TUNING, rate, setting.search_steps, arm)
+        Run(setting.scale, method, jobs.TUNING_SEEDS[0], rate, setting.search_steps, arm)
         for method in METHODS
         for rate in setting.learning_rates
     ]

@@ -2,7 +2,7 @@
 
 Claims of the paper: a larger α lets t grow faster early; TAID's objective has a lower variance than KL's.
 
-    python paper_experiments/09_figure2_interpolation.py --scale smoke           # a minute, after Table 1's
+    python paper_experiments/09_figure2_interpolation.py --scale smoke           # a minute, after Table 1's, protocol 1
     python paper_experiments/09_figure2_interpolation.py --scale cpu --seeds 4   # see `make help`
     python -m analysis figure2
 

@@ -3,7 +3,7 @@
 Claim of the paper (our reading): predictions of language models have a higher entropy and a lower target probability.
 
     python paper_experiments/10_figure3_entropy.py --scale smoke   # after the smoke runs of Tables 1, 7, 8
-    python paper_experiments/10_figure3_entropy.py --scale cpu     # after Tables 1, 7, 8
+    python paper_experiments/10_figure3_entropy.py --scale cpu     # after Tables 1 (protocol 1), 7, 8
     python -m analysis figure3
 
 Nothing is trained but teachers that are not there yet. One teacher each: there are no seeds.
@@ -15,7 +15,7 @@ from taid.studies import jobs, predictions, study
 from taid.studies.instruction_tuning import MADE
 
 
-def main(scale: str, seeds: int, workers: int, folder: Path) -> None:
+def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     every = predictions.runs(scale)
     for kind in dict.fromkeys(run.kind for run in every):
         teachers = [("teacher", run.teacher, 0) for run in every if run.kind is kind]

@@ -3,7 +3,7 @@
 Claim of the theory: self-distillation loses the teacher's signal round after round; TAID's rounds, which mix
 the teacher in again with a weight λ_t = t/T, keep it; so does a constant λ > 0 (docs/theory.md, section 6).
 
-    python paper_experiments/13_rounds.py --scale smoke           # half a minute, after Table 1's
+    python paper_experiments/13_rounds.py --scale smoke           # half a minute, after Table 1's, protocol 1
     python paper_experiments/13_rounds.py --scale cpu --seeds 3   # see `make help`
     python -m analysis rounds
 

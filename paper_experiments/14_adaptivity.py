@@ -5,7 +5,7 @@ function of the step number (docs/adaptivity.md). So four schedules meet, paired
 σ(m) = ½ held constant, the adaptive update, and t replayed as another seed's run recorded it. Beside them
 what every trace says: how often the floor binds, the range of σ(m), and how far t is from its prediction.
 
-    python paper_experiments/14_adaptivity.py --scale smoke           # half a minute, after Table 1's
+    python paper_experiments/14_adaptivity.py --scale smoke           # half a minute, after Table 1's, protocol 1
     python paper_experiments/14_adaptivity.py --scale cpu --seeds 4   # see `make help`
     python -m analysis adaptivity
 

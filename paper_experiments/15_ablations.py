@@ -3,7 +3,7 @@
 The questions are those of the paper's reviewers and our own: α, β, t_start; logits or probabilities blended;
 the reverse KL; data beside the teacher; top-k logits; is TAID more than a warm-up of the learning rate?
 
-    python paper_experiments/15_ablations.py --scale smoke           # 1 minute, after Table 1's
+    python paper_experiments/15_ablations.py --scale smoke           # 1 minute, after Table 1's, protocol 1
     python paper_experiments/15_ablations.py --scale cpu --seeds 4   # see `make help`
     python -m analysis ablations
 

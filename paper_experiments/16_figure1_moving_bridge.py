@@ -3,7 +3,7 @@
 Claim of the paper: TAID's target is near the student throughout, so that what is asked of it never is far.
 
     python paper_experiments/16_figure1_moving_bridge.py --scale smoke  # 1 minute: does it run?
-    python paper_experiments/16_figure1_moving_bridge.py --seeds 4      # 3 minutes after Table 1, whose rates it takes
+    python paper_experiments/16_figure1_moving_bridge.py --seeds 4      # 3 minutes after Table 1, protocol 1
     python -m analysis figure1
 """
 

@@ -1,6 +1,6 @@
 """What do the official code's departures do to Table 1? Its baselines as they are there, beside the methods they name.
 
-    python paper_experiments/18_departures.py --scale smoke           # 1 minute, after Table 1's
+    python paper_experiments/18_departures.py --scale smoke           # 1 minute, after Table 1's, protocol 1
     python paper_experiments/18_departures.py --scale cpu --seeds 4   # see `make help`
     python -m analysis departures
 
@@ -10,13 +10,12 @@ beside them, to see what becomes of its lead. Which departures are run, and whic
 
 from pathlib import Path
 
-from taid import results
 from taid.studies import departures, jobs
 from taid.studies.instruction_tuning import MADE
 
 
 def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
-    rates = departures.learning_rates(results.read(folder / "table1.jsonl"), scale)
+    rates = departures.learning_rates(jobs.rows(folder, "table1"), scale)
     departures.prepare(scale, seeds, workers)
     cells = {
         (run, "test"): ["departures"] for seed in range(seeds) for run in departures.runs(scale, seed, rates)

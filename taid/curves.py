@@ -28,7 +28,7 @@ class LiveCurves(TrainerCallback):
             from IPython.display import display
         except ImportError as error:
             raise ImportError(
-                f"live curves need a notebook: pip install 'taid[notebooks]' ({error})"
+                f"live curves need a notebook: pip install matplotlib ipython ({error})"
             ) from error
         self._display, self._place = display, None
 

@@ -1,5 +1,6 @@
 """What a run takes: parameters as published, memory as measured, FLOPs by hand; and a plan runs nothing."""
 
+import re
 import runpy
 import weakref
 from dataclasses import replace
@@ -208,11 +209,13 @@ def test_a_plan_has_every_cell_and_runs_none(monkeypatch, tmp_path):
     assert "33 × one run" not in text and "llama-2" in text and "missing: a GPU" in text
 
 
+@pytest.mark.parametrize("scale", ["smoke", "cpu"])
 @pytest.mark.parametrize(
     "script", sorted((ROOT / "paper_experiments").glob("*.py")), ids=lambda path: path.stem
 )
-def test_every_command_can_be_planned(script, monkeypatch, tmp_path):
-    """Nothing is made or written; a study that starts from Table 1's rows says so where there are none."""
+def test_every_command_can_be_planned(script, scale, monkeypatch, tmp_path):
+    """Nothing is made or written. A study that starts from Table 1's rates takes the committed ones, of the scale cpu,
+    and says so at smoke, where there are none."""
     monkeypatch.setenv("TAID_CACHE", str(tmp_path))
     source = script.read_text()
     if "jobs.command(" not in source:
@@ -223,10 +226,11 @@ def test_every_command_can_be_planned(script, monkeypatch, tmp_path):
     [(main, options)] = called
     if options.get("workers") == 0:  # the theory, which has no cells: `--dry-run` is not among its options
         return
-    asked = "smoke", 1, jobs.Workers(1), tmp_path / "rows", *([False] if options.get("tunes") else [])
+    asked = scale, 1, jobs.Workers(1), tmp_path / "rows", *([False] if options.get("tunes") else [])
     try:
         said = jobs.described(jobs.planned(main, *asked), script.stem)
     except jobs.Refused as refused:
         said = str(refused)
-    assert "Table 1 has no learning rate" in said or int(said.split()[1]) > 0
+    without_rates = scale == "smoke" and "Table 1 has no learning rate" in said
+    assert without_rates or re.search(r"^\S+: [1-9]\d* cells", said)
     assert not [*tmp_path.iterdir()]

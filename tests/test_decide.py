@@ -12,7 +12,8 @@ from taid.logits import evaluation_mode
 from taid.objectives import TAID
 from taid.schedule import Linear
 from taid.studies import decide, every_answer, jobs, zoo
-from taid.studies.decide import ARMS, METHODS, PLANS, TUNING_SEEDS, Run
+from taid.studies.decide import ARMS, METHODS, PLANS, Run
+from taid.studies.jobs import TUNING_SEEDS
 from taid.studies.moving_bridge import Watched
 from taid.studies.study import PAPER_ALPHA, PAPER_UPDATES, REFERENCES
 

@@ -44,6 +44,21 @@ def test_workers_compute_alike_on_processors_that_differ():
     assert threads == 1 and (not known or used == "AVX2")
 
 
+def test_no_seed_that_chooses_a_rate_is_tested(monkeypatch, capsys):
+    """Seeds 0 … 99 may be; of 101 the last would be the first tuning seed."""
+    asked: list[int] = []
+
+    def study(seeds: str) -> None:
+        monkeypatch.setattr("sys.argv", ["study.py", "--seeds", seeds])
+        jobs.command(lambda *given: asked.append(given[1]), "A study.", ["cpu"], seeds=1)
+
+    study("100")
+    with pytest.raises(SystemExit):
+        study("101")
+    assert asked == [100] and "seed 100 chooses learning rates and is never tested" in capsys.readouterr().err
+    assert min(jobs.TUNING_SEEDS) == 100
+
+
 def test_no_jobs_start_no_process():
     assert list(jobs.run(square, [], 2, "none")) == []
 
@@ -142,7 +157,7 @@ def test_a_launcher_that_is_not_here_is_a_sentence(monkeypatch, capsys):
 
     monkeypatch.setenv("PATH", "")
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it could not be imported
-    for launcher, words in (("slurm", "there is no sbatch here"), ("ray", "pip install 'taid[launchers]'")):
+    for launcher, words in (("slurm", "there is no sbatch here"), ("ray", "pip install ray")):
         monkeypatch.setattr("sys.argv", ["study.py", "--launcher", launcher])
         with pytest.raises(SystemExit) as end:
             jobs.command(main, "A study.", ["cpu"])

@@ -119,6 +119,15 @@ def test_seeds_are_refused_where_they_would_be_ignored(target):
     assert not make(target).stderr
 
 
+@pytest.mark.parametrize("target", ["theory", "mode-collapse", "bench", "cost", "verify"])
+def test_a_dry_run_or_a_launcher_is_refused_where_it_would_be_ignored(target):
+    for said in ("DRY=1", "LAUNCHER=ray"):
+        assert (
+            f"{target} runs here and at once, it takes no {said.split('=')[0]}" in make(target, said).stderr
+        )
+    assert "--launcher ray --dry-run" in make("figure3", "DRY=1", "LAUNCHER=ray").stdout
+
+
 def test_the_paper_s_scale_goes_to_the_hub_or_its_mirror_and_can_be_tried_dry():
     *_, script, page = make("table1", "SCALE=paper", "TAID_HUB=/mirror", "DRY=1").stdout.splitlines()
     assert script.strip().endswith("--scale paper --seeds 1 --workers 1 --results runs/paper --dry-run")

@@ -150,7 +150,7 @@ class Endpoint:
         try:
             import openai
         except ImportError:
-            raise NoReply("endpoints are asked by the package openai: pip install 'taid[judge]'") from None
+            raise NoReply("endpoints are asked by the package openai: pip install openai") from None
         try:
             return openai.OpenAI(base_url=self.url, max_retries=self.retries, timeout=self.timeout)
         except openai.OpenAIError as error:

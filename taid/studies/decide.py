@@ -20,6 +20,7 @@ from taid import objectives, schedule
 from taid.logits import evaluation_mode
 from taid.studies import adaptivity, every_answer, jobs, study, zoo
 from taid.studies.every_answer import EveryAnswer
+from taid.studies.jobs import TUNING_SEEDS
 from taid.studies.moving_bridge import Watched
 from taid.studies.study import PAPER_ALPHA, PAPER_UPDATES, REFERENCES
 from taid.studies.training import Training
@@ -32,7 +33,6 @@ ARMS = {  # by the teacher; ratios of parameters in the paper's zoo: 6.1, and 32
 }
 SHARES = (0.125, 0.25, 0.5)  # of the updates done, at which a student is measured on its way
 SEARCH = "_search"
-TUNING_SEEDS = (100, 101, 102)  # never tested
 
 
 Cell = tuple[int, str]  # updates and method

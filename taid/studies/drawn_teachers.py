@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 
 from taid.studies import capacity, jobs, study
 from taid.studies.capacity import METHODS, NONE, TEACHERS, UNITS, Capacity, ScaleModels
+from taid.studies.jobs import TUNING_SEEDS
 
 TEST, SEARCH, MAP = "table6_tuned", "table6_tuned_search", "table6_tuned_map"
 MAP_METHODS, MAP_SEEDS = ("taid", "skew_kl", "kl", "rkl"), 3
-TUNING = 100  # the first tuning seed: those from it on share its teachers, to train fewer
 APART = 1000  # from a student's random numbers to its teachers'
 CELLS = (*((method, teacher) for teacher in TEACHERS for method in METHODS), ("sft", NONE))
 
@@ -43,12 +43,8 @@ def _setting(of_protocol_1: capacity.Setting, **changes: Any) -> Setting:
 SETTINGS: Mapping[str, Setting] = {
     setting.scale: setting
     for setting in (
-        _setting(capacity.SMOKE, tuning_seeds=(TUNING,)),
-        _setting(
-            capacity.CPU,
-            learning_rates=(3e-3, 1e-2, 3e-2, 1e-1),
-            tuning_seeds=(TUNING, TUNING + 1, TUNING + 2),
-        ),
+        _setting(capacity.SMOKE, tuning_seeds=TUNING_SEEDS[:1]),
+        _setting(capacity.CPU, learning_rates=(3e-3, 1e-2, 3e-2, 1e-1), tuning_seeds=TUNING_SEEDS),
     )
 }
 
@@ -62,7 +58,7 @@ class Run(capacity.Run):
 
 def drawn(teacher: str, seed: int) -> str:
     """The name of a size of teacher as a seed draws it: "pythia-1b-1002"."""
-    return f"{teacher}-{APART + min(seed, TUNING)}"
+    return f"{teacher}-{APART + min(seed, TUNING_SEEDS[0])}"
 
 
 class DrawnModels(ScaleModels):

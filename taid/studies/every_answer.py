@@ -32,6 +32,7 @@ from taid.logits import response_logits
 from taid.studies import instruction_tuning, instructions, jobs, judge, study, zoo
 from taid.studies.instruction_tuning import InstructionTuning
 from taid.studies.instructions import JUDGED, VERIFIED, Instruction
+from taid.studies.jobs import TUNING_SEEDS
 from taid.studies.study import REFERENCES
 from taid.studies.training import Training
 
@@ -58,14 +59,14 @@ CPU = _setting(
     tune_teacher=Training(700, 64, 3e-3, warmup_steps=50),
     distil=Training(400, 48, 5e-3, warmup_steps=40),  # 1.5 epochs
     learning_rates=(1e-3, 3e-3, 1e-2, 3e-2),
-    tuning_seeds=(100, 101, 102),
+    tuning_seeds=TUNING_SEEDS,
     validations=40,  # DistiLLM's threshold moves at one alone
 )
 SMOKE = _setting(
     instruction_tuning.SMOKE,
     distil=Training(4, 8, 5e-3, warmup_steps=1),
     learning_rates=(3e-3, 1e-2),
-    tuning_seeds=(100,),
+    tuning_seeds=TUNING_SEEDS[:1],
     validations=4,
 )
 SETTINGS: Mapping[str, Setting] = {setting.scale: setting for setting in (SMOKE, CPU)}

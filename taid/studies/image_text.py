@@ -38,7 +38,6 @@ TEACHER, STUDENT = "internvl2-8b", "internvl2-2b"  # 8.08B and 2.21B, 0.30B of e
 PATCH = 14  # pixels, as InternVL's; four patches to a token
 T_START = 0.4  # the paper's for a ratio of parameters of 3.5 (Table 1); what it used here we do not know
 LONGEST_ANSWER = 3  # tokens, its end included
-TUNING_SEED = 100  # the learning rates are chosen on it; it is never tested
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from taid.studies.launchers import LAUNCHERS, Absent, Died
 from taid.studies.progress import Progress
 
 REFERENCE = Path(__file__).parents[2] / "results"  # the committed rows
+TUNING_SEEDS = (100, 101, 102)  # learning rates are chosen on them, or the first; never tested
 C = TypeVar("C")  # a cell of a table: a method and what else has a learning rate of its own
 R = TypeVar("R")  # a run
 
@@ -51,7 +52,7 @@ def parser(description: str, scales: Iterable[str], seeds: int = 0, workers: int
     made.add_argument("--scale", choices=[*scales], default="cpu")
     made.add_argument("--results", type=Path, help="folder of the rows (default: runs/<scale>)")
     if seeds:
-        made.add_argument("--seeds", type=positive, default=seeds, help=f"seeds 0 … n − 1 (default: {seeds})")
+        made.add_argument("--seeds", type=tested, default=seeds, help=f"seeds 0 … n − 1 (default: {seeds})")
     if workers:
         made.add_argument("--workers", type=positive, default=workers, help="jobs at a time, of one thread")
         made.add_argument("--launcher", choices=[*LAUNCHERS], default="local", help="who does the jobs")
@@ -134,6 +135,15 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
+
+
+def tested(text: str) -> int:
+    """How many seeds to test, 0 … n − 1: none of `TUNING_SEEDS`."""
+    if (count := positive(text)) > TUNING_SEEDS[0]:
+        raise ArgumentTypeError(
+            f"seed {TUNING_SEEDS[0]} chooses learning rates and is never tested: ask for fewer"
+        )
+    return count
 
 
 def shard(text: str) -> tuple[int, int]:

@@ -149,7 +149,7 @@ def _engine(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise Absent(f"this launcher needs {name}: pip install 'taid[launchers]'") from error
+        raise Absent(f"this launcher needs {name}: pip install {name}") from error
 
 
 def _handed_on() -> dict[str, str]:

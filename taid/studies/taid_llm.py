@@ -37,7 +37,6 @@ METHODS = ("sft", "kl", "taid")
 PROSE = "public-domain prose (Austen, Melville, the State of the Union)"
 ARMS = {"text": PROSE, "instructions": f"questions about words (WordNet) and about {PROSE}"}
 BOTH = "both"  # the arm of a reference, which is trained on neither
-TUNING = 100  # the seed that chooses the rates, and is never tested
 WARMUP = 0.1  # of the steps, for all
 QUESTIONS = ("category", "synonym", "opposite")  # of `taid.studies.instructions`; no task asks these
 NEXT = "What does the book say after this? {}"

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from taid import objectives
 from taid.studies import continued_pretraining, jobs, lm_tasks, study
 from taid.studies.continued_pretraining import TABLE2, UNITS, ContinuedPretraining
+from taid.studies.jobs import TUNING_SEEDS
 from taid.studies.study import REFERENCES
 
 TEST, SEARCH = "table2_tuned", "table2_tuned_search"
@@ -43,9 +44,9 @@ def _setting(of_protocol_1: continued_pretraining.Setting, **changes: Any) -> Se
 SETTINGS: Mapping[str, Setting] = {
     setting.scale: setting
     for setting in (
-        _setting(continued_pretraining.SMOKE, tuning_seeds=(100,)),
+        _setting(continued_pretraining.SMOKE, tuning_seeds=TUNING_SEEDS[:1]),
         _setting(
-            continued_pretraining.CPU, learning_rates=(1e-4, 3e-4, 1e-3, 3e-3), tuning_seeds=(100, 101, 102)
+            continued_pretraining.CPU, learning_rates=(1e-4, 3e-4, 1e-3, 3e-3), tuning_seeds=TUNING_SEEDS
         ),
     )
 }

@@ -27,7 +27,6 @@ from taid.teacher import LiveTeacher
 
 METHODS = ("sft", "kl", "ctkd", "dkd", "mlkd", "taid")  # the paper's five, and the student alone
 T_START = 0.2  # the paper's for its wider gaps (Table 1); what it used here we do not know
-TUNING_SEED = 100  # of the runs that choose a learning rate: never tested
 
 
 class Pair(NamedTuple):
@@ -333,7 +332,7 @@ def measure(run: Run, split: str) -> tuple[dict[tuple[str, str], float], float]:
     return study.measure(STUDIES[run.table], run, split)
 
 
-def evaluate(table: str, scale: str, seeds: int, workers: int, folder: Path) -> None:
+def evaluate(table: str, scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     """The rows of a table: a learning rate for each method and pair, chosen by validation accuracy in short runs; then
     the students of each seed, and the teachers, on the test images. Finished cells are skipped."""
     setting, path, pairs = SETTINGS[table][scale], folder / f"{table}.jsonl", TABLES[table].pairs
@@ -347,7 +346,7 @@ def evaluate(table: str, scale: str, seeds: int, workers: int, folder: Path) -> 
     best = dict.fromkeys(each, setting.learning_rates[0])
     if len(setting.learning_rates) > 1:
         grid = [
-            run(*cell, TUNING_SEED, rate, setting.search_steps)
+            run(*cell, jobs.TUNING_SEEDS[0], rate, setting.search_steps)
             for cell in each
             for rate in setting.learning_rates
         ]
