@@ -49,7 +49,7 @@ def _levels(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     n × n numbers however large V is, and small ones where P is close to Q.
     """
     q = losses._soften(student_logits, temperature).softmax(-1)
-    p = losses._soften(teacher_logits, temperature).softmax(-1)
+    p = losses._soften(teacher_logits, temperature).softmax(-1).to(q.dtype)
     pp, qq, d = p @ p.T, q @ q.T, p - q
     classes = ((d @ d.T) * (pp + qq)).sum() + 2 * ((d @ p.T) * (d @ q.T).T).sum()
     instance = losses.ctkd(student_logits, teacher_logits, temperature)

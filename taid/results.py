@@ -149,11 +149,17 @@ def _write(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """All rows in the order of writing; none without a file. Raises Damaged for a line that is no row."""
+    """All rows in the order of writing; none without a file. Raises Damaged for a line that is no row, whose value
+    is no finite number, or whose config is not the one of its hash."""
     rows = []
     for number, line in enumerate(_whole_lines(Path(path)).splitlines(), start=1):
         try:
-            rows.append(Row(**json.loads(line)))
+            row = Row(**json.loads(line))
+            if not isinstance(row.value, int | float) or not math.isfinite(row.value):
+                raise ValueError(f"its value is {row.value!r}")
+            if config_hash(row.config) != row.config_hash:
+                raise ValueError("its config is not the one of its hash")
+            rows.append(row)
         except (ValueError, TypeError) as error:
             raise Damaged(f"{path}, line {number} is no row ({error}); mend or delete it") from error
     return rows
@@ -219,13 +225,17 @@ def _whole_lines(path: Path) -> str:
     if torn:
         warnings.warn(f"{path} ends in a torn line; its cell is left out: {torn[:60]}…", stacklevel=3)
         cell = _hash_of(lines[-1]) if lines else None
-        while lines and _hash_of(lines[-1]) == cell:
+        while cell and lines and _hash_of(lines[-1]) == cell:
             lines.pop()
     return "".join(line + "\n" for line in lines)
 
 
-def _hash_of(line: str) -> str:
-    return json.loads(line)["config_hash"]
+def _hash_of(line: str) -> str | None:
+    """The hash of a row's cell; None of a line that is no row."""
+    try:
+        return json.loads(line)["config_hash"]
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _running_folder() -> Path:

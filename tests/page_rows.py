@@ -6,7 +6,7 @@ from pathlib import Path
 
 from analysis import rows
 from analysis.page import Page, findings
-from taid.results import Provenance, Row, append
+from taid.results import Provenance, Row, append, config_hash
 
 HERE = Provenance(commit="c0ffee", dirty=False, versions="python 3.11", device="cpu", date="2025-01-01")
 
@@ -26,11 +26,17 @@ def row(value: float, **fields) -> Row:
         unit="",
         higher_is_better=True,
         config={"learning_rate": 0.01},
-        config_hash="0",
+        config_hash="",
         seconds=1.0,
         **asdict(HERE),
     )
-    return replace(default, **fields)
+    return changed(default, **fields)
+
+
+def changed(row: Row, **fields) -> Row:
+    """With the hash of its config."""
+    made = replace(row, **fields)
+    return replace(made, config_hash=config_hash(made.config))
 
 
 def frame_of(folder: Path, written: list[Row], scale: str = "cpu"):

@@ -261,6 +261,18 @@ def test_masked_rows_are_never_read(engine, name, inplace):
 
 
 @every_loss
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_row_without_any_probability_is_not_hidden(engine, name, side):
+    """−∞ throughout has no softmax. Oracle: `taid.losses` has NaN there, and in no other row."""
+    pair = logits()
+    pair[side].detach()[2] = -INF
+    values, gradient = fused.value_and_gradient(name, *pair, **PARAMETERS[name])
+    expected = getattr(losses, name)(pair[0].detach(), pair[1], **PARAMETERS[name])
+    assert torch.equal(values.isnan(), expected.isnan()) and values[2].isnan()
+    assert gradient[3:].isfinite().all()
+
+
+@every_loss
 def test_nan_logits_are_not_hidden(engine, name):
     for side in (0, 1):
         pair = logits()

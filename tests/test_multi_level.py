@@ -72,6 +72,11 @@ def test_a_class_that_neither_has_changes_the_mean_over_classes_alone():
     assert wider.mean().isfinite()
 
 
+def test_a_teacher_may_be_more_precise_than_the_student():
+    s, z = logits()
+    assert mlkd(s.float(), z).mean().item() == pytest.approx(by_hand(s, z), rel=1e-5)
+
+
 def test_what_is_no_batch_of_predictions_is_refused():
     s, z = logits()
     with pytest.raises(

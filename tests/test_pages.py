@@ -59,9 +59,9 @@ def test_the_verdicts_in_brief_are_those_of_the_page():
 
 def test_minutes_count_every_cell_once(tmp_path):
     """By hand: cells of 30 and 60 s, the first with two rows, and one of 90 s of a search; 3 minutes."""
-    cells = [row(1.0, metric=m, config_hash="a", seconds=30.0) for m in ("score", "held_out_loss")]
-    cells.append(row(1.0, seed=1, config_hash="b", seconds=60.0))
-    cells.append(row(1.0, experiment="table1_search", config_hash="b", seconds=90.0))
+    cells = [row(1.0, metric=m, config={"seed": 0}, seconds=30.0) for m in ("score", "held_out_loss")]
+    cells.append(row(1.0, seed=1, config={"seed": 1}, seconds=60.0))
+    cells.append(row(1.0, experiment="table1_search", config={"seed": 1}, seconds=90.0))
     assert verdicts.minutes(by_hand(tmp_path, cells)) == 3
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from page_rows import frame_of, line_of, outcomes, row
+from page_rows import changed, frame_of, line_of, outcomes, row
 
 from analysis import page, reference, table1
 from analysis.claims import TABLE1
@@ -86,14 +86,14 @@ def test_both_protocols_are_judged_apart(tmp_path):
 def test_search_rows_show_the_grid_with_the_chosen_rate_in_bold(tmp_path):
     rates = {0.003: 5.0, 0.01: 6.0, 0.03: 4.0}
     searched = row(0.0, experiment="table1_search")
-    search = [replace(searched, value=score, config={"learning_rate": rate}) for rate, score in rates.items()]
+    search = [changed(searched, value=score, config={"learning_rate": rate}) for rate, score in rates.items()]
     text = render(frame_of(tmp_path, table_rows(1) + search)).partition("## Learning rates")[2]
     assert line_of(text, "method") == ["method", "0.003", "0.01", "0.03"]
     assert line_of(text, "TAID") == ["TAID", "5.00", "**6.00**", "4.00"]
 
 
 def test_the_cells_at_the_grids_upper_edge_are_counted(tmp_path):
-    at_edge = [replace(r, config={"learning_rate": 0.03}) if r.method == "kl" else r for r in table_rows(1)]
+    at_edge = [changed(r, config={"learning_rate": 0.03}) if r.method == "kl" else r for r in table_rows(1)]
     text = render(frame_of(tmp_path, at_edge)).partition("## Learning rates")[2]
     assert "3 of 33 cells take the grid's upper edge, 0.03" in text
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from page_rows import changed
 from page_rows import row as any_row
 from scipy import stats
 
@@ -260,7 +261,7 @@ def test_paper_and_ours_stand_side_by_side_and_apart(full):
 
 def test_rates_at_the_edge_are_bold(tmp_path):
     chosen = [
-        replace(r, config={"learning_rate": 0.1}) if (r.method, r.experiment) == ("kl", "table6") else r
+        changed(r, config={"learning_rate": 0.1}) if (r.method, r.experiment) == ("kl", "table6") else r
         for r in synthetic()
     ]
     table = table6_sections.rates_table(frame(tmp_path, chosen))

@@ -12,6 +12,7 @@ import pytest
 from taid import files, results
 from taid.results import (
     Conflict,
+    Damaged,
     Provenance,
     Row,
     append,
@@ -52,6 +53,30 @@ def cell(seed: int, metrics: int = 3) -> list[Row]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "results" / "table1.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"value": float("nan")}, "its value is nan"),
+        ({"value": "1.0"}, "its value is '1.0'"),
+        ({"config": {"method": "taid", "seed": 7}}, "its config is not the one of its hash"),
+    ],
+)
+def test_a_row_that_was_edited_is_damaged(changes, words, path):
+    path.parent.mkdir()
+    whole, edited, _ = cell(0)
+    path.write_text("".join(json.dumps(asdict(r)) + "\n" for r in (whole, replace(edited, **changes))))
+    with pytest.raises(Damaged, match=f"line 2 is no row .{words}"):
+        read(path)
+
+
+@pytest.mark.parametrize("line", ["garbage", "", '{"a": 1}'])
+def test_a_torn_line_after_a_damaged_one_hides_nothing(line, path):
+    path.parent.mkdir()
+    path.write_text(f'{json.dumps(asdict(cell(0)[0]))}\n{line}\n{{"experim')
+    with pytest.warns(UserWarning, match="torn line"), pytest.raises(Damaged, match="line 2 is no row"):
+        read(path)
 
 
 def test_rows_come_back_as_written_and_in_order(path):

@@ -1,6 +1,7 @@
 """Teachers and students as users give them: names, shared weights, adapters, compiled and checkpointed models."""
 
 import copy
+import json
 import random
 import sys
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 from conftest import PAD, VOCAB, tiny_examples, tiny_model, tiny_trainer
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from taid.data import Collator
 from taid.logits import response_logits
@@ -65,6 +67,47 @@ def test_a_name_that_gives_no_teacher_is_told_at_construction(tmp_path, teacher)
     teacher.config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="no teacher could be loaded"):
         tiny_trainer(tmp_path, "kl", teacher=tmp_path)
+
+
+def without_a_layer(folder):
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if ".layers.1." not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def cut_in_two(folder):
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+
+
+def of_another_width(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 16}))
+
+
+LACKING = {
+    "a layer": (AutoModelForCausalLM, without_a_layer, r"lack model.layers.1..* and \d+ others"),
+    "the head, of a reward model": (
+        AutoModelForSequenceClassification,
+        lambda folder: None,
+        "lack lm_head.weight, which Llama",
+    ),
+    "their shapes": (
+        AutoModelForCausalLM,
+        of_another_width,
+        r"mlp.\w+.weight is \[\d+, \d+\], where its config has \[",
+    ),
+    "a half": (AutoModelForCausalLM, cut_in_two, "its weights are damaged"),
+}
+
+
+@pytest.mark.parametrize("case", LACKING)
+def test_weights_that_a_checkpoint_lacks_are_not_drawn_at_random(case, tmp_path, teacher):
+    auto, harm, words = LACKING[case]
+    auto.from_config(teacher.config).save_pretrained(tmp_path / "teacher")
+    harm(tmp_path / "teacher")
+    with pytest.raises(ValueError, match=words):
+        tiny_trainer(tmp_path / "run", "kl", teacher=tmp_path / "teacher")
 
 
 # Models

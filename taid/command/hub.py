@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from taid.teacher import load_whole
+
 FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -13,9 +15,7 @@ def load_model(name: str, role: str) -> PreTrainedModel:
     """A causal language model in fp32, from safetensors alone and without remote code."""
     _check_path(name, role, "config.json", "save_pretrained of a model writes it")
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
+        return load_whole(AutoModelForCausalLM, name, torch.float32)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"the {role} {name!r} cannot be loaded as a causal language model: {_first(error)}"

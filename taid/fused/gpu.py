@@ -168,7 +168,8 @@ def _rows(
                 mean += tl.sum(tl.where(p == 0, 0.0, p * y), 0)
             tl.store(slopes + row, 2 * tau * kl - tau * (change - kl * mean))
     else:
-        value = 0.0
+        value = 0.0 * shift  # NaN where one side is −∞ throughout
+        total += value
         for at in range(0, vocabulary, BLOCK):
             s, z = _logits(student, teacher, at, vocabulary, label, a, tau, LOSS, BLOCK)
             x = s - s_max

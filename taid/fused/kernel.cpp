@@ -572,7 +572,9 @@ double value(const Job &job, int64_t i, const Softmax &s, const Softmax &z) {
         case ALPHA_BETA: {
             row.normalise<false, false>();
             const float log_s = std::log(row.s.total), log_z = std::log(row.z.total);
-            return divergence(row, AlphaBeta{job.a, job.b, log_s, log_z});
+            const float unknown = 0 * (log_s - log_z);  // NaN where one side is −∞ throughout, else 0
+            row.scale += unknown;
+            return divergence(row, AlphaBeta{job.a, job.b, log_s, log_z}) + unknown;
         }
         case ADAPTIVE_KL: row.normalise<true, true>(); return adaptive(row, job.a);
         case CTKD: row.normalise<true, false>(); return tempered(row, job.slopes ? job.slopes + i : nullptr);

@@ -13,6 +13,7 @@ from taid.teacher.given import (
     holds_logits,
     live_teacher,
     load_teacher,
+    load_whole,
 )
 from taid.teacher.live import LiveTeacher, OwnBase
 from taid.teacher.stores import FullLogits, HiddenStates, Store, TopLogits
@@ -33,6 +34,7 @@ __all__ = [
     "holds_logits",
     "live_teacher",
     "load_teacher",
+    "load_whole",
     "response_logits",
     "write_offline",
 ]

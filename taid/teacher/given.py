@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
@@ -39,12 +40,31 @@ def load_teacher(name: str | Path, student, args: TrainingArguments) -> PreTrain
     auto = AutoModelForImageClassification if is_classifier(student) else auto
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else inner(student).dtype
     try:
-        return auto.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        return load_whole(auto, name, dtype)
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(
             f"no teacher could be loaded from {str(name)!r}: pass the name of a model of a hub, a folder of "
             f"save_pretrained with safetensors, or the model itself. {error}"
         ) from error
+
+
+def load_whole(auto: Any, name: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model by `auto`'s from_pretrained, from safetensors alone and without code of a hub.
+
+    Raises ValueError for a checkpoint without all of its weights, whole and of the shapes that its config says:
+    transformers draws what is missing at random. And whatever from_pretrained raises.
+    """
+    options = {"use_safetensors": True, "trust_remote_code": False, "ignore_mismatched_sizes": True}
+    try:
+        model, told = auto.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
+    except SafetensorError as error:
+        raise ValueError(f"its weights are damaged: {error}") from None
+    for weight, found, expected in told["mismatched_keys"]:
+        raise ValueError(f"its {weight} is {[*found]}, where its config has {[*expected]}")
+    if missing := sorted(told["missing_keys"]):
+        others = f" and {len(missing) - 1} others" if missing[1:] else ""
+        raise ValueError(f"its weights lack {missing[0]}{others}, which {type(model).__name__} has")
+    return model
 
 
 def auto_class(config: PretrainedConfig) -> Any:
