@@ -6,6 +6,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
+from taid.checks import require_count
+
 IGNORE = -100  # the label of a position that no loss counts, as in transformers
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
 CHAT_TEMPLATE = (
@@ -72,6 +74,7 @@ def batches(
     examples: Sequence[dict], collator: Callable, size: int, device: torch.device | str = "cpu"
 ) -> Iterator[dict]:
     """The examples in batches of at most `size`, in their order: tensors on `device`, all else as it is."""
+    require_count("batch_size", size, "examples")
     for start in range(0, len(examples), size):
         batch = collator([examples[i] for i in range(start, min(start + size, len(examples)))])
         yield {

@@ -159,7 +159,7 @@ class Replayed:
     def __post_init__(self) -> None:
         if len(self.curve) < 2 or not 0 <= self.curve[0] <= self.curve[-1] <= 1:
             raise ValueError("curve must hold t_0 … t_N, N ≥ 1, within [0, 1]")
-        if any(after < before for before, after in pairwise(self.curve)):
+        if not all(before <= after for before, after in pairwise(self.curve)):
             raise ValueError("curve must never fall: record t once per optimizer step, t_start first")
 
     def init(self) -> State:
@@ -194,8 +194,10 @@ def inert_below(alpha: float, t_start: float = 0.0, t_end: float = 1.0) -> float
 
 def scale_alpha(alpha: float, updates: int, paper_updates: int) -> float:
     """α for a run of `updates` steps that keeps α · N of the paper's run of `paper_updates` steps."""
-    if updates < 1 or paper_updates < 1:
-        raise ValueError(f"both runs need at least one update, got {updates} and {paper_updates}")
+    if not (updates >= 1 and paper_updates >= 1 and 0 < alpha < math.inf):
+        raise ValueError(
+            f"α must be positive, and both runs need at least one update: got {alpha}, {updates} and {paper_updates}"
+        )
     return alpha * paper_updates / updates
 
 

@@ -122,6 +122,9 @@ def test_a_finished_run_is_not_repeated_and_another_not_mixed_in(here, capsys):
     assert main(words()) == 0
     assert (here / "out" / "taid.json").read_text() == first
     assert "holds a run with steps 4, not 5" in refused(capsys, words(steps=5))
+    for damaged in ("[]", '{"a'):
+        (here / "out" / "taid.json").write_text(damaged)
+        assert "taid.json is damaged: choose another --output" in refused(capsys, words())
     (here / "other").mkdir()
     (here / "other" / "thesis.tex").touch()
     assert "other is there, and not a run of taid" in refused(capsys, words(output="other"))
@@ -210,8 +213,14 @@ BAD = {  # what a newcomer does → what is said
         words(dataset="chat.jsonl"),
         "the data set 'chat.jsonl' cannot be read: there is no such file",
     ),
-    "a file of another kind": (words(dataset="student/config.txt"), "cannot be read"),
+    "a file of another kind": (words(dataset="student/tokenizer.json.txt"), "give a file of .json, .jsonl"),
     "no such split": (words(split="test"), "has no split 'test', but train"),
+    "an empty file": (words(dataset="student/config.txt"), "cannot be read: it is empty"),
+    "an option twice": (
+        [*words(option="t_start=0.2"), "--option", "t_start=0.3"],
+        "--option t_start is given twice",
+    ),
+    "a tracker that is not installed": (words(report_to="wandb"), "WandbCallback requires wandb"),
     "no steps": (words(steps=0), "argument --steps: 0 is not above 0"),
     "a negative rate": (words(learning_rate=-1), "argument --learning-rate: -1 is not above 0"),
     "nan": (words(learning_rate="nan"), "nan is not above 0"),
@@ -230,6 +239,7 @@ BAD = {  # what a newcomer does → what is said
 @pytest.mark.parametrize("name", BAD)
 def test_errors_are_one_sentence(name, here, capsys):
     (here / "student" / "config.txt").touch()
+    (here / "student" / "tokenizer.json.txt").write_text("w4")
     arguments, said = BAD[name]
     assert said in refused(capsys, arguments)
 

@@ -96,6 +96,15 @@ def test_tokens_of_another_tokenizer_are_refused(tokenizer):
         generate(tiny_model(), tokenizer, [{"prompt_ids": [5, VOCAB]}], NEW_TOKENS)
 
 
+def test_nothing_is_no_prompt_and_no_batch(tokenizer):
+    with pytest.raises(ValueError, match="a prompt has no token: give it one at least"):
+        generate(tiny_model(), tokenizer, [{"prompt_ids": []}], NEW_TOKENS)
+    with pytest.raises(ValueError, match="batch_size must be a whole number of examples"):
+        generate(tiny_model(), tokenizer, EXAMPLES, NEW_TOKENS, batch_size=-1)
+    with pytest.raises(ValueError, match="batch_size must be a whole number of examples"):
+        held_out_loss(tiny_model(), EXAMPLES, Collator(PAD), batch_size=0)
+
+
 def test_sampling_depends_on_the_seed_alone(tokenizer):
     model = tiny_model()
     torch.manual_seed(1)
@@ -213,6 +222,12 @@ def test_kl_to_teacher_is_the_mean_over_tokens():
         for p, q in [(alone(tiny_model("phi3", 1).eval(), e), alone(tiny_model("llama", 0).eval(), e))]
     ]
     assert found == pytest.approx(torch.cat(each).mean().item(), rel=1e-4)
+
+
+def test_kl_at_no_label_is_no_number():
+    silent = [{"input_ids": [5, 6], "labels": [-100, -100]}]
+    with pytest.raises(ValueError, match="no example has a label"):
+        kl_to_teacher(tiny_model(), LiveTeacher(tiny_model()), silent, Collator(PAD), VOCAB)
 
 
 def test_kl_of_a_model_to_itself_is_zero():

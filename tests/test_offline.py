@@ -181,6 +181,8 @@ BROKEN = {
     "no shards": (lambda f: change(f, shards={}), "holds no example"),
     "an unknown store": (lambda f: change(f, store="best"), "no way to keep logits"),
     "hidden states": (lambda f: change(f, store="hidden", shards={}), "holds no example"),
+    "a number for a store": (lambda f: change(f, store=5), "is not of"),
+    "a list of shards": (lambda f: change(f, shards=[]), "is not of"),
     "garbage": (lambda f: (f / "teacher.json").write_text("["), "is damaged"),
     "a list": (lambda f: (f / "teacher.json").write_text("[]"), "is damaged"),
 }
@@ -292,6 +294,16 @@ def test_another_example_is_refused(folder, teacher):
     write_offline(teacher, ROWS[:10], folder, k=7)
     with pytest.raises(ValueError, match="2 of 3 examples are not in"):
         OfflineTeacher(folder)(collate([ROWS[0], ROWS[11], ROWS[12]]))
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is(folder, teacher):
+    silent = [{"input_ids": [2, 3], "labels": [-100, -100]}]
+    with pytest.raises(ValueError, match="no example has a label that a token predicts"):
+        write_offline(teacher, silent, folder, k=7)
+    assert not (folder / "teacher.json").exists()
+    for k in ("7", 7.0, 0):
+        with pytest.raises(ValueError, match="k must be a whole number of logits to keep"):
+            write_offline(teacher, ROWS, folder, k=k)
 
 
 def test_a_writer_goes_on_and_refuses_what_is_not_its_own(folder, tmp_path, teacher, monkeypatch):

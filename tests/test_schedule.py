@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taid.schedule import Adaptive, Linear, State, inert_below, scale_alpha
+from taid.schedule import Adaptive, Linear, Replayed, State, inert_below, scale_alpha
 
 SCHEDULES = (
     Linear(0.0),
@@ -149,6 +149,9 @@ def test_scaled_alpha_keeps_the_path_over_progress():
         (lambda: Adaptive(0.2, beta=None), "beta must be a number, got None"),
         (lambda: Linear(0.2).update(State(t=0.2), 1.0, 1.01), "progress"),
         (lambda: scale_alpha(5e-4, 0, 100), "at least one"),
+        (lambda: scale_alpha(-5e-4, 10, 100), "α must be positive"),
+        (lambda: scale_alpha(float("nan"), 10, 100), "α must be positive"),
+        (lambda: Replayed((0.2, float("nan"), 0.3)), "never fall"),
     ],
 )
 def test_bad_values_are_named(build, says):

@@ -156,12 +156,14 @@ def training_options(words: Sequence[str], command: str) -> dict:
 
 def method_options(given: Sequence[tuple[str, object]], methods: Sequence[str]) -> dict[str, dict | None]:
     """Method → its options or None: those with a method's name before a dot are its own, and win. Raises ValueError
-    for those of a method that is not run."""
+    for those of a method that is not run, and for one that is given twice."""
     found: dict[str, dict] = {method: {} for method in methods}
     for name, value in sorted(given, key=lambda option: "." in option[0]):
         own, dot, rest = name.rpartition(".")
         if dot and own not in found:
             raise ValueError(f"--option {name}: {own!r} is not run here, but {', '.join(methods)}")
+        if [one for one, _ in given].count(name) > 1:
+            raise ValueError(f"--option {name} is given twice")
         for method in [own] if dot else methods:
             found[method][rest] = value
     return {method: options or None for method, options in found.items()}
@@ -216,7 +218,7 @@ def main(words: Sequence[str] | None = None) -> int:
         said = run(arguments, rest)
         if os.environ.get("RANK", "0") == "0":  # the first of several ranks
             print(said)
-    except (ValueError, OSError, FloatingPointError, ImportError, SafetensorError) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError, RuntimeError, SafetensorError) as error:
         print(f"taid: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

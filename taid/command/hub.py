@@ -45,6 +45,8 @@ def load_rows(name: str, split: str | None, preferred: Sequence[str] = ("train",
         raise ValueError("data sets are read by the package datasets: pip install datasets") from None
     path = Path(name)
     try:
+        if path.is_file() and not path.stat().st_size:
+            raise ValueError("it is empty")
         if path.is_file() and path.suffix in FILES:
             found = datasets.load_dataset(FILES[path.suffix], data_files=str(path))
         elif path.is_file():

@@ -136,12 +136,15 @@ def _record(settings: Settings, output: Path) -> dict:
                 f"{output} is there, and not a run of taid: choose another --output, or remove it"
             )
         return {"settings": asdict(settings)}
-    record = json.loads(path.read_text())
+    try:
+        record = json.loads(path.read_text())
+        said = dict(record["settings"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: choose another --output, or remove it") from error
     for name, value in json.loads(json.dumps(asdict(settings))).items():
-        if record["settings"].get(name) != value:
+        if said.get(name) != value:
             raise ValueError(
-                f"{output} holds a run with {name} {record['settings'].get(name)!r}, not {value!r}: choose another "
-                "--output, or remove it"
+                f"{output} holds a run with {name} {said.get(name)!r}, not {value!r}: choose another --output, or remove it"
             )
     return record
 

@@ -5,6 +5,7 @@ from collections.abc import Container, Iterator, Sequence
 
 import torch
 
+from taid.checks import require_count
 from taid.data import pad_left
 from taid.logits import entries_of, position_limit
 from taid.sampling import end_tokens, pad_token, plain_generation
@@ -31,6 +32,7 @@ def generate(
         if temperature
         else {"do_sample": False}
     )
+    require_count("batch_size", batch_size, "examples")
     device = next(model.parameters()).device
     model.eval()
     _check_tokens(model, examples)
@@ -95,8 +97,10 @@ def _before(tokens: Sequence[int], ends: Container[int]) -> list[int]:
 
 
 def _check_tokens(model, examples: Sequence[dict]) -> None:
-    """Raises ValueError for a token that the model does not have."""
+    """Raises ValueError for a prompt without a token, or with one that the model does not have."""
     entries = entries_of(model)
+    if not all(len(example["prompt_ids"]) for example in examples):
+        raise ValueError("a prompt has no token: give it one at least, the tokenizer's bos token, say")
     largest = max((token for example in examples for token in example["prompt_ids"]), default=0)
     if entries is not None and largest >= entries:
         raise ValueError(

@@ -82,4 +82,6 @@ def kl_to_teacher(
         logits, labels = response_logits(model, batch)
         total += forward_kl(*align_vocabularies(logits, teacher(batch), vocab_size)).sum().item()
         count += labels.numel()
+    if not count:
+        raise ValueError("no example has a label: there is nothing to compare the teacher at")
     return total / count

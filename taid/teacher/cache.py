@@ -286,6 +286,10 @@ def _write(writer: Writer, live, store, examples, collate, batch_size, progress)
             new, parts = [], []
         if progress:
             progress(first + min(start + batch_size, len(order)), len(examples))
+    if not held:
+        raise ValueError(
+            "no example has a label that a token predicts: a folder of logits needs one at least"
+        )
     if any(key.digest not in held for i in order[:1] for key in keys(collate([examples[i]])) if key.size):
         raise ValueError("the collator gives an example another form each time, so that no file can hold it")
     writer.finish()

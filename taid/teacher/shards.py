@@ -103,7 +103,9 @@ def read_index(folder: Path, name: str = INDEX) -> dict:
         missing = {"format", "version", "store", "vocab_size", "shards"} - index.keys()
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{folder / name} is damaged: write it again") from error
-    if missing or {key: index[key] for key in FORMAT} != FORMAT:
+    kinds = {"store": str, "vocab_size": int, "shards": dict}
+    wrong = missing or not all(isinstance(index[key], kind) for key, kind in kinds.items())
+    if wrong or {key: index[key] for key in FORMAT} != FORMAT:
         raise ValueError(f"{folder / name} is not of {FORMAT} with store, vocab_size and shards")
     return index
 

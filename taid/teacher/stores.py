@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from taid.checks import require_count
 from taid.logits import output_embeddings
 
 Kept = dict[str, Tensor]  # name → [n, …], of n positions
@@ -80,10 +81,14 @@ class TopLogits:
     position.
 
     The others get equal shares of their probability. Of a KL, the head is then right but for rounding, and
-    the tail's share too, but not who holds it: see docs/table2.md. ValueError for k > V.
+    the tail's share too, but not who holds it: see docs/table2.md. ValueError for k > V, and for k that is no
+    whole number from 1 on.
     """
 
     k: int
+
+    def __post_init__(self) -> None:
+        require_count("k", self.k, "logits to keep")
 
     @property
     def name(self) -> str:
@@ -97,10 +102,8 @@ class TopLogits:
 
     def compress(self, logits: Tensor) -> Kept:
         """What is kept of logits [n, V]."""
-        if not 0 < self.k <= logits.shape[-1]:
-            raise ValueError(
-                f"top {self.k} of {logits.shape[-1]} entries: keep at least one, at most all of them"
-            )
+        if self.k > logits.shape[-1]:
+            raise ValueError(f"top {self.k} of {logits.shape[-1]} entries: keep all of them at most")
         log_p, tokens, log_rest = top(logits.float(), self.k)
         return {"tokens": tokens.int(), "log_p": log_p.half(), "log_rest": log_rest}
 

@@ -23,7 +23,7 @@ class DistillationArguments(TrainingArguments):
     )
     temperature: float | None = field(default=None, metadata={"help": "Of both models' logits (default: 1)."})
     teacher: str | None = field(
-        default=None, metadata={"help": "Name on the hub, or folder of save_pretrained."}
+        default=None, metadata={"help": "Name on the hub, or folder of a model or of its logits."}
     )
     max_length: int | None = field(default=None, metadata={"help": "Tokens after which a text is cut."})
     packing: bool | None = field(default=None, metadata={"help": "Several texts to a row, kept apart."})
