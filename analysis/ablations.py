@@ -7,11 +7,11 @@ from analysis import variants
 from analysis.measures import MEASURES
 from analysis.page import Comparison, Page
 from analysis.questions import ablations
-from analysis.rows import Scores, scores
+from analysis.rows import FIRST_PAIR, Scores, scores
 from analysis.statistics import CONFIDENCE, difference
 from analysis.style import name, pair_name
 from analysis.tables import MISSING, Table, plural, value
-from analysis.variants import FIGURE, JUDGED, PAIR, measured, minus_taid
+from analysis.variants import FIGURE, JUDGED, measured, minus_taid
 
 GROUPS = {
     "References": ("taid", "taid_no_adaptive", "kl", "sft"),
@@ -58,7 +58,7 @@ def preamble(frame: pd.DataFrame, scale: str) -> str:
     rate, own = (", ".join(f"{rate:g}" for rate in found) or MISSING for found in rates)
     count = compared(frame)
     return (
-        f"{pair_name(PAIR)}, scale {scale}, {plural(frame.seed.nunique(), 'seed')}, on the test prompts; ±"
+        f"{pair_name(FIRST_PAIR)}, scale {scale}, {plural(frame.seed.nunique(), 'seed')}, on the test prompts; ±"
         " is half of the 95% t-interval over them. All variants of a seed start from one student and see one"
         f" stream of batches. Learning rate: {rate}, which Table 1 chose on validation for TAID,"
         f" for all but SFT ({own}, its own): none is tuned for a variant."
@@ -77,7 +77,7 @@ def learning_rates(frame: pd.DataFrame) -> str:
     searched = frame[frame.experiment == "ablations_search"]
     rates = sorted(searched.learning_rate.unique())
     by_rate = [
-        scores(searched[searched.learning_rate == rate], "ablations_search", "score").get(PAIR, {})
+        scores(searched[searched.learning_rate == rate], "ablations_search", "score").get(FIRST_PAIR, {})
         for rate in rates
     ]
     methods = dict.fromkeys(searched.method)

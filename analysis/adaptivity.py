@@ -9,11 +9,11 @@ from analysis import variants
 from analysis.measures import MEASURES, Measure
 from analysis.page import Comparison, Page
 from analysis.questions import AUDIT, adaptivity
-from analysis.rows import Scores
+from analysis.rows import FIRST_PAIR, Scores
 from analysis.statistics import mean_interval
 from analysis.style import name, pair_name
 from analysis.tables import Table, number, plural, value
-from analysis.variants import FIGURE, JUDGED, PAIR, minus_taid
+from analysis.variants import FIGURE, JUDGED, minus_taid
 
 SCHEDULES = ("taid", "taid_no_adaptive", "constant", "replayed")
 TRACE = Measure("TAID's trace", digits=4)
@@ -40,7 +40,7 @@ def sections(frame: pd.DataFrame, scale: str) -> dict[str, str]:
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
     return (
-        f"{pair_name(PAIR)}, scale {scale}, {plural(frame.seed.nunique(), 'seed')}; ± is half of the 95%"
+        f"{pair_name(FIRST_PAIR)}, scale {scale}, {plural(frame.seed.nunique(), 'seed')}; ± is half of the 95%"
         " t-interval over them. Four schedules of t, paired by seed: the adaptive update, the linear ramp,"
         " σ(m) = ½ held constant (t a function of the step alone), and t as another seed's adaptive run"
         " recorded it, which has the shape of an adaptive curve but cannot answer to this student. How the"

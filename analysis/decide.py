@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from analysis.claims import DECIDE, EFFECT, MARGIN
-from analysis.figures import BANDS, REFERENCE, band, canvas, legend, lines, stacked
+from analysis.figures import BANDS, REFERENCE, canvas, curve, legend, stacked
 from analysis.measures import MEASURES
 from analysis.page import Comparison, Page
 from analysis.rows import REFERENCES, Pair, Scores, scores
@@ -186,7 +186,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             found = {
                 n: difference(measure.oriented(at(frame, pair, n, metric)), "taid", "kl") for n in numbers
             }
-            over(ax, {n: e for n, e in found.items() if e}, pair_name(pair), COLOURS["taid"], form)
+            curve(ax, {n: e for n, e in found.items() if e}, pair_name(pair), COLOURS["taid"], form)
         ax.axhline(0, color=REFERENCE, linewidth=1)
         ax.set(xscale="log", xlabel="updates")
         ax.set_title(f"{measure.title}\n[{measure.unit}]", fontsize=9)
@@ -208,7 +208,7 @@ def draw_curves(frame: pd.DataFrame) -> Figure:
             for method in METHODS:
                 form = "s--" if method == "kl_matched" else "o-"  # it runs along KL's line
                 found = on_the_way(frame, pair, numbers[-1], metric, method)
-                over(ax, found, name(method), COLOURS[method], form)
+                curve(ax, found, name(method), COLOURS[method], form)
             reference(ax, at(frame, pair, numbers[-1], metric).get("teacher"))
             measure = MEASURES[metric]
             ax.set_title(f"{measure.title}\n[{measure.unit}]", fontsize=9)
@@ -234,14 +234,6 @@ def on_the_way(
 def reference(ax: Axes, by_seed: Mapping[int, float] | None) -> None:
     if by_seed and not math.isclose(0, level := float(np.mean(list(by_seed.values()))), abs_tol=1e-6):
         ax.axhline(level, color=COLOURS["teacher"], linewidth=1, linestyle=":", label=name("teacher"))
-
-
-def over(ax: Axes, found: dict, label: str, colour: str, form: str = "o-") -> Axes:
-    if not found:
-        return ax
-    x, estimates = [*found], [*found.values()]
-    band(ax, x, estimates, colour)
-    return lines(ax, np.array(x), {label: (np.array([e.mean for e in estimates]), colour, form)})
 
 
 PAGE = Page(

@@ -7,11 +7,11 @@ from analysis import figures
 from analysis.measures import MEASURES, Measure
 from analysis.page import Comparison, Page
 from analysis.questions import DEPARTING, OFFICIAL, departures
-from analysis.rows import Scores
+from analysis.rows import FIRST_PAIR, Scores
 from analysis.statistics import Estimate, difference
 from analysis.style import name, pair_name
 from analysis.tables import Table, interval, plural, value
-from analysis.variants import JUDGED, PAIR, measured
+from analysis.variants import JUDGED, measured
 
 
 def headline(frame: pd.DataFrame, scale: str) -> Table:
@@ -57,7 +57,7 @@ def sections(frame: pd.DataFrame, scale: str) -> dict[str, str]:
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
     return (
-        f"{pair_name(PAIR)}, scale {scale}, {plural(frame.seed.nunique(), 'seed')}, on the test prompts; ± is half of the"
+        f"{pair_name(FIRST_PAIR)}, scale {scale}, {plural(frame.seed.nunique(), 'seed')}, on the test prompts; ± is half of the"
         " 95% t-interval over them. Both variants of a method start from one student, see one stream of batches and"
         " train at the rate that Table 1 chose for the method. What each departure is, and which are not run:"
         " `docs/official_code.md`.\n\n"

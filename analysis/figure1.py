@@ -6,15 +6,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.claims import FIGURE1
-from analysis.figures import BANDS, REFERENCE, band, canvas, legend, lines
+from analysis.figures import BANDS, REFERENCE, canvas, curve, legend
 from analysis.measures import Measure
 from analysis.page import Comparison, Page
-from analysis.rows import Pair, Scores, scores, seeds
-from analysis.statistics import Estimate, difference, mean_interval
+from analysis.rows import FIRST_PAIR, Scores, scores, seeds
+from analysis.statistics import difference, mean_interval
 from analysis.style import COLOURS, name, pair_name
 from analysis.tables import MISSING, Table, effect, interval, plural
 
-PAIR = Pair("phi-3-mini", "tinyllama")
 METHODS = ("kl", "taid")
 NEAR, FAR = Measure("to the target", "nats/token", 3, -1), Measure("to the teacher", "nats/token", 3, -1)
 DISTANCES = {"kl_to_target": NEAR, "kl_to_teacher": FAR}  # metric → measure
@@ -24,7 +23,7 @@ SIDES = {"teacher": COLOURS["teacher"], "target": COLOURS["taid"], "student": RE
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
     return (
-        f"{pair_name(PAIR)}, scale {scale}, {plural(seeds(frame, 'figure1'), 'seed')}; means over the response"
+        f"{pair_name(FIRST_PAIR)}, scale {scale}, {plural(seeds(frame, 'figure1'), 'seed')}; means over the response"
         " tokens of the test split, looked at before the first update, on the way, and at the end.\n\n"
         "![A teacher that stands still, and a bridge that moves](figure1.png)\n\n"
         "*Left*: how far the student is from what it learns from at that moment, KL(target ‖ student): from the"
@@ -79,7 +78,7 @@ def comparisons(frame: pd.DataFrame) -> list[Comparison]:
 
 
 def at(frame: pd.DataFrame, metric: str, task: str) -> Scores:
-    return scores(frame, "figure1", metric, task).get(PAIR, {})
+    return scores(frame, "figure1", metric, task).get(FIRST_PAIR, {})
 
 
 def draw(frame: pd.DataFrame) -> Figure:
@@ -118,12 +117,6 @@ def distribution(ax: Axes, frame: pd.DataFrame, who: str, share: str, colour: st
     found = {int(task.split()[-1]): mean_interval(list(rows.value)) for task, rows in chosen.groupby("task")}
     label = {"target": "TAID's target", "student": "TAID's student"}.get(who, who)
     return curve(ax, dict(sorted(found.items())), label, colour)
-
-
-def curve(ax: Axes, found: dict[float, Estimate] | dict[int, Estimate], label: str, colour: str) -> Axes:
-    x, estimates = [*found], [*found.values()]
-    band(ax, x, estimates, colour)
-    return lines(ax, np.array(x), {label: (np.array([e.mean for e in estimates]), colour, "o-")})
 
 
 PAGE = Page(

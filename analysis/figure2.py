@@ -13,12 +13,11 @@ from analysis.claims import ALPHA, VARIANCE
 from analysis.figures import BANDS, REFERENCE, SHADES, band, canvas, legend, lines
 from analysis.measures import Measure
 from analysis.page import Comparison, Page
-from analysis.rows import Pair, Scores, mapped, scores, seeds
+from analysis.rows import FIRST_PAIR, Scores, mapped, scores, seeds
 from analysis.statistics import Estimate, difference, mean_interval
 from analysis.style import COLOURS, name, pair_name
 from analysis.tables import MISSING, Table, effect, exponential, plural
 
-PAIR = Pair("phi-3-mini", "tinyllama")
 ALPHAS = {
     "alpha_0.25": SHADES[0],
     "taid": COLOURS["taid"],
@@ -42,7 +41,7 @@ def sections(frame: pd.DataFrame, scale: str) -> dict[str, str]:
 
 def preamble(frame: pd.DataFrame, scale: str) -> str:
     return (
-        f"{pair_name(PAIR)}, scale {scale}, {plural(seeds(frame, 'figure2'), 'seed')}. The x axis is the share"
+        f"{pair_name(FIRST_PAIR)}, scale {scale}, {plural(seeds(frame, 'figure2'), 'seed')}. The x axis is the share"
         " of updates done.\n\n"
         "![t and the objective over training](figure2.png)\n\n"
         "*Above*, left: t in a run of the paper's length (the updates that we assume of it) for its α and a quarter,"
@@ -74,7 +73,7 @@ def geometric(values: Mapping[int, float] | None) -> str:
 
 def comparisons(frame: pd.DataFrame) -> list[Comparison]:
     """t early in our runs, and the logarithm of each variance."""
-    early = scores(frame, "figure2", "t", EARLY).get(PAIR, {})
+    early = scores(frame, "figure2", "t", EARLY).get(FIRST_PAIR, {})
     return [
         Comparison("", Measure("t a fifth into the run", digits=3), early, ALPHA),
         *(
@@ -133,7 +132,7 @@ def over_seeds(
 
 
 def average(frame: pd.DataFrame, metric: str) -> Scores:
-    return scores(frame, "figure2", metric).get(PAIR, {})
+    return scores(frame, "figure2", metric).get(FIRST_PAIR, {})
 
 
 PAGE = Page(

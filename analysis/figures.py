@@ -85,6 +85,15 @@ def band(ax: Axes, x: Sequence[float], found: Sequence[Estimate], colour: str) -
     return ax
 
 
+def curve(ax: Axes, found: Mapping[float, Estimate], label: str, colour: str, form: str = "o-") -> Axes:
+    """Means over x, joined, above the band of their intervals; of nothing nothing."""
+    if not found:
+        return ax
+    x, estimates = [*found], [*found.values()]
+    band(ax, x, estimates, colour)
+    return lines(ax, np.array(x), {label: (np.array([e.mean for e in estimates]), colour, form)})
+
+
 def legend(figure: Figure | SubFigure, *more: Artist) -> None:
     """One for all axes below them, each label once, and `more`; as many columns as the width has room for."""
     handles: dict = {}

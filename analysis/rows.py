@@ -59,6 +59,9 @@ class Pair(NamedTuple):
         return f"{self.teacher} → {self.student}"
 
 
+FIRST_PAIR = Pair("phi-3-mini", "tinyllama")  # Table 1's, which the studies around it take
+
+
 def load(path: Path, scale: str) -> pd.DataFrame:
     """The rows of one scale, with the config's learning rate (NaN where it has none) as a column.
 

@@ -63,8 +63,8 @@ def difference(
     scores: Mapping[str, BySeed], first: str, second: str, confidence: float = CONFIDENCE
 ) -> Estimate | None:
     """`paired_interval` of two methods; None where they share no seed."""
-    differences = paired(scores.get(first, {}), scores.get(second, {}))
-    return mean_interval(differences, confidence) if differences else None
+    one, other = scores.get(first, {}), scores.get(second, {})
+    return paired_interval(one, other, confidence) if one.keys() & other.keys() else None
 
 
 def p_value(values: Sequence[float], bound: float = 0.0) -> float:

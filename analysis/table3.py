@@ -12,12 +12,11 @@ from analysis.claims import TABLE3
 from analysis.measures import Measure
 from analysis.page import Comparison, Page
 from analysis.reference import METHODS
-from analysis.rows import Pair, Scores, mapped, scores, seeds
+from analysis.rows import FIRST_PAIR, Scores, mapped, scores, seeds
 from analysis.statistics import difference, mean_interval
 from analysis.style import COLOURS, name, pair_name
 from analysis.tables import MISSING, Table, effect, exponential, number, plural, value, versus
 
-PAIR = Pair("phi-3-mini", "tinyllama")
 READINGS = {  # suffix of the metric → whose ranking
     "": "the teacher's, per token",
     "_own": "the student's own, per token",
@@ -40,7 +39,7 @@ def sections(frame: pd.DataFrame, scale: str) -> dict[str, str]:
 def preamble(frame: pd.DataFrame, scale: str) -> str:
     return (
         "*Head*: mass on the ten tokens that a ranking of the vocabulary puts first. *Tail*: mass on its"
-        f" 80–100th percentile. *Paper*: {pair_name(PAIR)}, V = 32,000. *Ours ({scale})*: Table 1's students"
+        f" 80–100th percentile. *Paper*: {pair_name(FIRST_PAIR)}, V = 32,000. *Ours ({scale})*: Table 1's students"
         f" of that pair, V = {vocabulary(frame):,}, teacher-forced on the test responses, mean over tokens."
         " Whose ranking the paper means we do not know, so claims are judged under three; the vocabularies"
         " differ, so compare the order within a column, not numbers across columns."
@@ -168,7 +167,7 @@ def vocabulary(frame: pd.DataFrame) -> int:
 
 
 def ours(frame: pd.DataFrame, metric: str) -> Scores:
-    return scores(frame, "table3", metric).get(PAIR, {})
+    return scores(frame, "table3", metric).get(FIRST_PAIR, {})
 
 
 PAGE = Page(

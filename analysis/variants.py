@@ -7,11 +7,10 @@ from matplotlib.figure import Figure
 
 from analysis import figures
 from analysis.measures import MEASURES
-from analysis.rows import Pair, Scores, scores
+from analysis.rows import FIRST_PAIR, Scores, scores
 from analysis.statistics import difference
 from analysis.tables import Table, interval, value, versus
 
-PAIR = Pair("phi-3-mini", "tinyllama")
 JUDGED = ("score", "held_out_loss", "kl_to_teacher")  # the primary measure first
 FIGURE = (
     "*Figure*: difference to TAID, paired by seed, with 95% intervals; right of 0 is better in every panel. What"
@@ -20,7 +19,7 @@ FIGURE = (
 
 
 def measured(frame: pd.DataFrame, experiment: str, metric: str) -> Scores:
-    return scores(frame, experiment, metric).get(PAIR, {})
+    return scores(frame, experiment, metric).get(FIRST_PAIR, {})
 
 
 def table(frame: pd.DataFrame, experiment: str, lines: Sequence[str], to_taid) -> Table:

@@ -16,12 +16,12 @@ bias of the top k.
 
 from pathlib import Path
 
-from taid.studies import continued_pretraining, jobs, logit_cache, study
+from taid.studies import jobs, logit_cache, study
 from taid.studies.continued_pretraining import SETTINGS, TABLE2, ContinuedPretraining, Run, measure, rows
 
 
 def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
-    setting, path = continued_pretraining.setting(scale), folder / "table2.jsonl"
+    setting, path = SETTINGS[scale], folder / "table2.jsonl"
     models = [("tasks", "tasks", 0), *[("student", setting.student, seed) for seed in range(seeds)]]
     logits = [(setting.teacher, split) for split in ("train", "test", "validation")]
     study.prepare_all(ContinuedPretraining, scale, workers, models, logits)

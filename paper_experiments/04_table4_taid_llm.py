@@ -20,7 +20,7 @@ from taid.studies.taid_llm import BOTH, METHODS, SETTINGS, Run, TaidLlm, measure
 
 
 def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
-    setting, path = taid_llm.setting(scale), folder / "table4.jsonl"
+    setting, path = SETTINGS[scale], folder / "table4.jsonl"
     splits = [f"{arm}-{split}" for arm in setting.arms for split in ("train", "validation", "test")]
     logits = [(setting.teacher, split) for split in splits]
     study.prepare_all(

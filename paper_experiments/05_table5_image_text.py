@@ -21,7 +21,7 @@ from taid.studies.image_text import METHODS, STUDENT, TEACHER, ImageText, Run, m
 
 
 def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
-    setting, path = image_text.setting(scale), folder / "table5.jsonl"
+    setting, path = image_text.SETTINGS[scale], folder / "table5.jsonl"
     models = [("teacher", TEACHER, 0)]
     models += [("student", STUDENT, seed) for seed in (jobs.TUNING_SEEDS[0], *range(seeds))]
     logits = [(TEACHER, split) for split in ("distil", "validation", "test")]

@@ -15,7 +15,7 @@ from taid.studies import jobs, predictions, study
 from taid.studies.instruction_tuning import MADE
 
 
-def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
+def main(scale: str, _seeds: int, workers: jobs.Workers, folder: Path) -> None:
     every = predictions.runs(scale)
     for kind in dict.fromkeys(run.kind for run in every):
         teachers = [("teacher", run.teacher, 0) for run in every if run.kind is kind]

@@ -11,12 +11,12 @@ beside them, to see what becomes of its lead. Which departures are run, and whic
 from pathlib import Path
 
 from taid.studies import departures, jobs
-from taid.studies.instruction_tuning import MADE
+from taid.studies.instruction_tuning import MADE, prepare_pair
 
 
 def main(scale: str, seeds: int, workers: jobs.Workers, folder: Path) -> None:
     rates = departures.learning_rates(jobs.rows(folder, "table1"), scale)
-    departures.prepare(scale, seeds, workers)
+    prepare_pair(scale, departures.TEACHER, range(seeds), workers)
     cells = {
         (run, "test"): ["departures"] for seed in range(seeds) for run in departures.runs(scale, seed, rates)
     }

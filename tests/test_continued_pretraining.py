@@ -127,7 +127,7 @@ def test_all_methods_see_the_same_batches_in_the_same_order(here, monkeypatch):
 def test_the_student_is_cut_out_of_the_teacher(here):
     layers = student_of(here, 0).config.num_hidden_layers
     assert layers == here.setting.kept_layers < teacher_of(here).config.num_hidden_layers
-    assert continued_pretraining.setting("cpu").student == "smollm2-135m-6-layers"
+    assert continued_pretraining.SETTINGS["cpu"].student == "smollm2-135m-6-layers"
 
 
 def test_a_measured_run_is_not_trained_again(here, measured, fits):

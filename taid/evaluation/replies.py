@@ -37,7 +37,7 @@ class Request:
 
     @property
     def key(self) -> str:
-        return digest({name: value for name, value in asdict(self).items() if name != "about"})
+        return digest(_fields(self))
 
     def tokens(self) -> int:
         """About how many tokens the messages are."""

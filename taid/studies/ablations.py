@@ -18,8 +18,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from taid import objectives, results, schedule
 from taid.files import write_whole
 from taid.schedule import Adaptive
-from taid.studies import adaptivity, instruction_tuning, jobs, study, zoo
-from taid.studies.instruction_tuning import InstructionTuning
+from taid.studies import adaptivity, instruction_tuning, jobs, study
 from taid.studies.training import Training
 from taid.studies.variants import BLENDS, Blend, Traced
 
@@ -149,11 +148,8 @@ def runs(scale: str, seed: int, rates: dict[str, float], names: Sequence[str] = 
 
 
 def prepare(scale: str, seeds: int, workers: jobs.Workers | int) -> None:
-    """Train and cache what the runs of `seeds` seeds need, unless Table 1 has. Seed 0 replays seed 1's t."""
-    models = [("judge", "judge", 0), ("teacher", TEACHER, 0)]
-    models += [("student", zoo.PAIRS[TEACHER].student, seed) for seed in range(max(seeds, 2))]
-    logits = [(TEACHER, split) for split in ("train", "test")]
-    study.prepare_all(InstructionTuning, scale, workers, models, logits)
+    """What the runs of `seeds` seeds need; seed 0 replays seed 1's t."""
+    instruction_tuning.prepare_pair(scale, TEACHER, range(max(seeds, 2)), workers)
 
 
 def learning_rates(rows: Iterable[results.Row], scale: str) -> dict[str, float]:

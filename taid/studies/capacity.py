@@ -152,10 +152,6 @@ class Run(study.Run):
         return "base" if self.temperature == 1 else f"τ = {self.temperature:g}"
 
     @property
-    def setting(self) -> Setting:
-        return self.settings[self.scale]
-
-    @property
     def training(self) -> Training:
         whole = super().training
         steps, warmup_steps = (round(self.pace * count) for count in (whole.steps, whole.warmup_steps))

@@ -116,19 +116,10 @@ GPU = replace(  # one GPU: as much of the prose as healing and distillation can 
 SETTINGS: dict[str, Any] = {s.scale: s for s in (SMOKE, CPU, GPU, smollm_corpus.PAPER["table2"])}
 
 
-def setting(scale: str) -> Any:
-    """The setting of a scale. Raises ValueError that names the known ones."""
-    return named(SETTINGS, scale, "scale")
-
-
 class Cell(study.Run):
     """A cell of the table: its scale names teacher and student."""
 
     settings: ClassVar[Mapping[str, Any]] = SETTINGS
-
-    @property
-    def setting(self) -> Setting:
-        return named(self.settings, self.scale, "scale")
 
     @property
     def teacher(self) -> str:

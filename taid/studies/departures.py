@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any, ClassVar
 
 from taid import objectives, results
-from taid.studies import instruction_tuning, jobs, study, zoo
+from taid.studies import instruction_tuning, study
+from taid.studies.ablations import TEACHER
 from taid.studies.instruction_tuning import InstructionTuning
 from taid.studies.study import Logits
 from taid.trainer import DistillationTrainer
 
-TEACHER = "phi-3-mini"
 OFFICIAL = "_official"  # ends the name of a method as the official code has it
 DEPARTING = ("kl", "adaptive_kl", "ctkd", "dkd")
 METHODS = ("taid", *DEPARTING, *(method + OFFICIAL for method in DEPARTING))
@@ -78,14 +78,6 @@ def learning_rates(rows: Iterable[results.Row], scale: str) -> dict[str, float]:
 
 def runs(scale: str, seed: int, rates: dict[str, float]) -> list[Run]:
     return [Run(scale, name, TEACHER, seed, rates[name.removesuffix(OFFICIAL)]) for name in METHODS]
-
-
-def prepare(scale: str, seeds: int, workers: jobs.Workers | int) -> None:
-    """Make and keep what the runs of `seeds` seeds need, unless Table 1 has."""
-    models = [("judge", "judge", 0), ("teacher", TEACHER, 0)]
-    models += [("student", zoo.PAIRS[TEACHER].student, seed) for seed in range(seeds)]
-    logits = [(TEACHER, split) for split in ("train", "test")]
-    study.prepare_all(InstructionTuning, scale, workers, models, logits)
 
 
 measure = partial(study.measure, Departures)

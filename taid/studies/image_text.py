@@ -96,11 +96,6 @@ SMOKE = replace(
 SETTINGS: dict[str, Any] = {setting.scale: setting for setting in (SMOKE, CPU, mantis.PAPER)}
 
 
-def setting(scale: str) -> Any:
-    """The setting of a scale. Raises ValueError that names the known ones."""
-    return named(SETTINGS, scale, "scale")
-
-
 @dataclass(frozen=True)
 class Run(study.Run):
     """One student.
@@ -108,21 +103,18 @@ class Run(study.Run):
     Raises ValueError, naming the known ones, for an unknown scale or method.
     """
 
+    settings: ClassVar[Mapping[str, Any]] = SETTINGS
     scale: str
     method: str
     seed: int
     learning_rate: float
 
     def __post_init__(self) -> None:
-        setting(self.scale)
+        named(self.settings, self.scale, "scale")
         named(dict.fromkeys((*objectives.METHODS, *REFERENCES)), self.method, "method")
 
     def __str__(self) -> str:
         return f"{self.method} seed {self.seed} lr {self.learning_rate:g}"
-
-    @property
-    def setting(self) -> Setting:
-        return setting(self.scale)
 
     @property
     def teacher(self) -> str:

@@ -1,7 +1,7 @@
 """The instruction-tuning study (Table 1): pairs of models, runs and measurements at one scale."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from taid import objectives, schedule
 from taid.data import Collator, encode, pack, train_tokenizer
 from taid.evaluation import generation, likelihood
 from taid.files import write_whole
-from taid.studies import instructions, judge, own_answers, study, ultrachat, zoo
+from taid.studies import instructions, jobs, judge, own_answers, study, ultrachat, zoo
 from taid.studies.study import PAPER_ALPHA, PAPER_UPDATES, REFERENCES, named
 from taid.studies.training import Training, pretrained, save_whole
 
@@ -134,10 +134,6 @@ class Run(study.Run):
 
     def __str__(self) -> str:
         return f"{self.method} {self.teacher} seed {self.seed} lr {self.learning_rate:g}"
-
-    @property
-    def setting(self) -> Setting:
-        return self.settings[self.scale]
 
     @property
     def pair(self) -> zoo.Pair:
@@ -306,6 +302,16 @@ UNITS = {  # metric -> (unit, whether higher is better)
     "kl_to_teacher": ("nats/token", False),
     "train_seconds": ("seconds", False),
 }
+
+
+def prepare_pair(scale: str, teacher: str, seeds: Iterable[int], workers: jobs.Workers | int) -> None:
+    """Make and keep what runs of a pair need, unless Table 1 has: judge, teacher, its logits, students."""
+    models = [("judge", "judge", 0), ("teacher", teacher, 0)]
+    models += [("student", zoo.PAIRS[teacher].student, seed) for seed in seeds]
+    logits = [(teacher, split) for split in ("train", "test")]
+    study.prepare_all(InstructionTuning, scale, workers, models, logits)
+
+
 at = partial(study.at, InstructionTuning)
 measure = partial(study.measure, InstructionTuning)
 rows = partial(study.rows, units=UNITS)

@@ -128,10 +128,12 @@ class Run(ABC):
         @property
         def student(self) -> str: ...
 
+    settings: ClassVar[Mapping[str, Any]]  # scale → setting, where it decides alone
+
     @property
-    @abstractmethod
-    def setting(self) -> Setting:
-        """The setting of its scale."""
+    def setting(self) -> Any:
+        """The setting of its scale. Raises ValueError that names the known ones."""
+        return named(self.settings, self.scale, "scale")
 
     @property
     def options(self) -> dict[str, Any]:

@@ -99,11 +99,6 @@ SMOKE = replace(
 SETTINGS: dict[str, Any] = {s.scale: s for s in (SMOKE, CPU, smollm_corpus.PAPER["table4"])}
 
 
-def setting(scale: str) -> Any:
-    """The setting of a scale. Raises ValueError that names the known ones."""
-    return named(SETTINGS, scale, "scale")
-
-
 @dataclass(frozen=True)
 class Run(continued_pretraining.Run):
     """One student of an arm, or a reference, of BOTH.
@@ -111,20 +106,17 @@ class Run(continued_pretraining.Run):
     Raises ValueError, naming the known ones, for an unknown scale, method or arm.
     """
 
+    settings: ClassVar[Mapping[str, Any]] = SETTINGS
     arm: str
 
     def __post_init__(self) -> None:
-        setting(self.scale)
+        named(self.settings, self.scale, "scale")
         named(dict.fromkeys((*METHODS, *REFERENCES)), self.method, "method")
         arms = (BOTH,) if self.method in REFERENCES else self.setting.arms
         named(dict.fromkeys(arms), self.arm, f"arm of {self.method}")
 
     def __str__(self) -> str:
         return f"{self.arm}: {super().__str__()}"
-
-    @property
-    def setting(self) -> Setting:
-        return setting(self.scale)
 
     @property
     def training(self) -> Training:
