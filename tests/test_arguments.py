@@ -1,7 +1,7 @@
 """DistillationArguments: the same run from Python, a command line, YAML and JSON."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pytest
 from conftest import tiny_examples, tiny_model, tiny_tokenizer
@@ -9,7 +9,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from taid import DistillationArguments, DistillationTrainer
 from taid.objectives import SFT, TAID
-from taid.trainer.arguments import DEFAULTS, OPTIONS, chosen, method_options
+from taid.trainer.arguments import DEFAULTS, chosen, method_options
 
 VALUES = {
     "method": "taid",
@@ -143,6 +143,17 @@ def test_ce_weight_and_temperature_are_the_methods(tmp_path):
         method_options({"method_options": {"temperature": 3.0}, "ce_weight": None, "temperature": 2.0})
 
 
+@pytest.mark.parametrize("metric", ["eval_kl", "kl", "eval_chats_kl"])
+def test_a_kl_is_the_better_the_lower_where_nobody_says(metric, tmp_path):
+    """Oracle: what TrainingArguments knows of a loss; of other metrics and of what is said nothing changes."""
+    for name, said, expected in (
+        *((metric, None, False), (metric, True, True), ("eval_loss", None, False)),
+        *(("accuracy", None, True), ("tackl", None, True), (None, None, None)),
+    ):
+        args = DistillationArguments(str(tmp_path), metric_for_best_model=name, greater_is_better=said)
+        assert args.greater_is_better is expected
+
+
 def test_options_of_a_method_want_its_name(tmp_path):
     args = DistillationArguments(str(tmp_path), method_options={"t_start": 0.2})
     with pytest.raises(ValueError, match="are for a method given by its name"):
@@ -151,4 +162,5 @@ def test_options_of_a_method_want_its_name(tmp_path):
 
 def test_all_options_are_keywords_of_the_trainer_too():
     keywords = DistillationTrainer.__init__.__kwdefaults__.keys() | {"teacher", "method"}
-    assert set(OPTIONS) - keywords == {"method_options"}
+    ours, theirs = ({each.name for each in fields(kind)} for kind in (DistillationArguments, TrainingArguments))
+    assert ours - theirs - keywords == {"method_options"}

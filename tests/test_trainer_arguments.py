@@ -187,6 +187,7 @@ ASKED = {  # field → a value that is refused; what depends on ranks is asked o
     "optim": "lomo",
     "hub_strategy": "checkpoint",
     "label_names": ["start_positions"],
+    "greater_is_better": True,
     "accelerator_config": {"even_batches": False},
 }
 
@@ -194,7 +195,7 @@ ASKED = {  # field → a value that is refused; what depends on ranks is asked o
 class Claimed:
     """TrainingArguments, with one field set after their own checks, of the first of two ranks."""
 
-    world_size, n_gpu, push_to_hub = 2, 1, True
+    world_size, n_gpu, push_to_hub, metric_for_best_model = 2, 1, True, "eval_kl"
 
     def __init__(self, args, field, value):
         self._args = args
@@ -231,6 +232,25 @@ def test_what_is_refused_is_refused_before_the_trainer_sets_up_its_engine(tmp_pa
 def test_the_trainer_refuses_at_construction(arguments, tmp_path):
     with pytest.raises(ValueError, match=f"^{next(iter(arguments))}="):
         tiny_trainer(tmp_path, "sft", **arguments)
+
+
+@pytest.mark.parametrize("metric", ["eval_kl", "kl", "eval_chats_kl"])
+def test_the_best_student_is_the_nearest_to_its_teacher(metric, tmp_path):
+    """Oracle: the smallest KL that the run has logged, which is not that of its last step, at so large a rate."""
+    best = {
+        **{"load_best_model_at_end": True, "metric_for_best_model": metric, "learning_rate": 0.3},
+        **{"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1},
+    }
+    sets = {"chats": tiny_examples(8, seed=1)} if "chats" in metric else tiny_examples(8, seed=1)
+    with pytest.raises(ValueError, match="^greater_is_better=True .*set greater_is_better=False"):
+        tiny_trainer(tmp_path, "kl", validation=sets, **best)
+    trainer = tiny_trainer(tmp_path, "kl", validation=sets, greater_is_better=False, **best)
+    trainer.train()
+    name = metric.removeprefix("eval_")
+    measured = [entry[f"eval_{name}"] for entry in trainer.state.log_history if f"eval_{name}" in entry]
+    assert trainer.state.best_metric == min(measured) < max(measured)
+    again = trainer.evaluate()
+    assert again[f"eval_{name}"] == pytest.approx(min(measured))
 
 
 class Forgetful(Objective):

@@ -1,5 +1,6 @@
 """DistillationArguments: transformers' TrainingArguments with our options, for HfArgumentParser, YAML and JSON."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,8 +37,17 @@ class DistillationArguments(TrainingArguments):
         metadata={"help": "The first entries mean the same to student and teacher; no others count."},
     )
 
+    def __post_init__(self):
+        if self.greater_is_better is None and is_kl(self.metric_for_best_model):
+            self.greater_is_better = False  # which TrainingArguments knows of a loss alone
+        super().__post_init__()
 
-OPTIONS = tuple(name for name in DistillationArguments.__annotations__ if not name.startswith("_"))
+
+def is_kl(metric: str | None) -> bool:
+    """Whether a metric is a divergence by its name, "eval_kl" or that of one of several validation sets."""
+    return metric is not None and re.search(r"(^|_)kl$", metric) is not None
+
+
 DEFAULTS = {  # what an option is where nobody sets it, if not None
     "ce_weight": 0,
     "temperature": 1,

@@ -10,6 +10,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from taid.objectives import METHODS, Objective
+from taid.trainer.arguments import is_kl
 
 IN_BACKWARD = (  # optimizers that step while gradients are computed: no step is ever whole
     OptimizerNames.LOMO,
@@ -63,6 +64,11 @@ REFUSED: dict[str, Refusal] = {  # field -> (whether it asks for what we do not 
     "label_names": (
         lambda args: args.label_names is not None and "labels" not in args.label_names,
         "validation is of 'labels': add it",
+    ),
+    "greater_is_better": (
+        lambda args: args.greater_is_better and is_kl(args.metric_for_best_model),
+        "TrainingArguments takes every metric but a loss so, and would keep the worst student by its KL, which is the "
+        "better the lower: set greater_is_better=False",
     ),
     "accelerator_config": (
         lambda args: args.world_size > 1 and not getattr(args.accelerator_config, "even_batches", True),
