@@ -166,6 +166,14 @@ def settings_of(rollouts: Rollouts) -> str:
     return repr(rollouts) if named else type(rollouts).__name__
 
 
+def check_first(model, batch: dict, vocab_size: int | None) -> None:
+    """Raises ValueError for a batch, or a model, that cannot be sampled from; draws nothing. Of a run's first batch:
+    it may be long until one is sampled."""
+    prompts_of(batch)
+    beside_prompts(model, batch)
+    required_ends(model, vocab_size)
+
+
 class GKDRollouts:
     """GKD (Agarwal et al. 2024): with `probability`, train on responses freshly sampled from the student.
 
@@ -182,6 +190,8 @@ class GKDRollouts:
         return f"GKDRollouts(max_new_tokens={self.max_new_tokens}, probability={self.probability})"
 
     def __call__(self, model, batch, progress, seed, vocab_size=None, positions=None):
+        if not self.batches and self.probability:
+            check_first(model, batch, vocab_size)
         self.batches += 1
         if not agreed(random.Random(seed).random() < self.probability, model):
             return batch
@@ -248,7 +258,8 @@ class DistiLLMRollouts:
 
     def __call__(self, model, batch, progress, seed, vocab_size=None, positions=None):
         if not self.batches:
-            self._check_first(model, batch)
+            check_first(model, batch, vocab_size)
+            self._check_media(model, batch)
         self.batches += 1
         rng = random.Random(seed)
         u = rng.random()
@@ -268,12 +279,6 @@ class DistiLLMRollouts:
             prompts, responses = map(list, zip(*drawn, strict=True))
         sampled = to_batch(prompts, responses, pad_token(model), batch["input_ids"].device)
         return sampled | (passed_by(model, batch) if choice == 1 else {})  # a draw's prompts are other rows'
-
-    def _check_first(self, model, batch: dict) -> None:
-        """Raises ValueError for a batch, or a model, that cannot be sampled from; draws nothing."""
-        prompts_of(batch)
-        self._check_media(model, batch)
-        required_ends(model)
 
     def _check_media(self, model, batch: dict) -> None:
         if any(beside_prompts(model, batch).values()):

@@ -37,11 +37,11 @@ def sample_responses(
     The draw depends on `seed` alone, not on the global generator, so that a resumed run repeats it. `types`
     and `media` as in `taid.rollouts.beside_prompts`. Ranks that share a model's weights have to call together.
 
-    Raises ValueError if the model cannot generate or has no end-of-sequence token, if no position is left for
+    Raises ValueError if the model cannot generate or has no end-of-sequence token that may be drawn, if no position is left for
     a response, and for weights that are sharded by what cannot be sampled from.
     """
     check_sampling(model)
-    ends = required_ends(model)
+    ends = required_ends(model, vocab_size)
     pad = pad_token(model)
     limits = [limit for limit in (positions, position_limit(model)) if limit is not None]
     longest = max(map(len, prompts))
@@ -94,11 +94,17 @@ def end_tokens(model) -> set[int]:
     return set(_tokens(model, "eos_token_id"))
 
 
-def required_ends(model) -> set[int]:
-    """The `end_tokens`. Raises ValueError for none."""
-    if ends := end_tokens(model):
-        return ends
-    raise ValueError("sampling needs model.config.eos_token_id: set it from the tokenizer")
+def required_ends(model, vocab_size: int | None = None) -> set[int]:
+    """The `end_tokens`. Raises ValueError for none, and for none among the first `vocab_size` entries (all: None)."""
+    ends = end_tokens(model)
+    if not ends:
+        raise ValueError("sampling needs model.config.eos_token_id: set it from the tokenizer")
+    if vocab_size is not None and min(ends) >= vocab_size:
+        raise ValueError(
+            f"no sample would end, for the tokens that end one, {sorted(ends)}, are not among the first {vocab_size} "
+            "entries, which alone are sampled: raise vocab_size, or distil without sampling"
+        )
+    return ends
 
 
 def pad_token(model) -> int:

@@ -134,6 +134,19 @@ def test_sampling_follows_the_softmax(tokenizer, temperature):
     )  # seeds are fixed: passes or fails for good
 
 
+def test_sampling_is_no_top_of_the_vocabulary(tokenizer):
+    """Oracle: softmax(logits) of 200 entries. Transformers draws from the 50 likeliest unless told otherwise. The
+    tokenizer has words for 46: χ² over these, and silence."""
+    model, prompt, count = tiny_model(vocab_size=200).eval(), EXAMPLES[0]["prompt_ids"], 6000
+    model.lm_head.weight.data *= 0.2
+    with torch.no_grad():
+        q = model(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
+    said = generate(model, tokenizer, [EXAMPLES[0]] * count, 1, 1.0, seed=0, batch_size=2000)
+    counts = torch.tensor([said.count(f"w{i}") for i in range(2, VOCAB)], dtype=torch.float64)
+    cells = [torch.cat([c, count - c.sum(0, keepdim=True)]).numpy() for c in (counts, q[2:VOCAB] * count)]
+    assert chisquare(*cells).pvalue > 1e-3
+
+
 def test_entries_beyond_the_tokenizer_are_silent(tokenizer):
     """A padded vocabulary (Phi-3's) may be sampled from where nothing was learned."""
     model = tiny_model(vocab_size=2 * VOCAB)

@@ -154,6 +154,15 @@ def test_samples_follow_the_models_own_probabilities(family):
     assert model.generation_config.repetition_penalty == 50.0  # given back
 
 
+def test_what_is_sampled_is_no_top_of_the_vocabulary():
+    """As above, of 200 entries: transformers takes the 50 likeliest unless told otherwise. 99.99% are below 280."""
+    model = tiny_model(vocab_size=200)
+    model.lm_head.weight.data *= 0.2  # so flat that none is unlikely
+    tokens = torch.tensor(sample_responses(model, [[5, 6, 7]] * 4000, max_new_tokens=1, seed=0))[:, 0]
+    expected = model.eval()(torch.tensor([[5, 6, 7]])).logits[0, -1].softmax(-1) * 4000
+    assert ((torch.bincount(tokens, minlength=200) - expected) ** 2 / expected).sum() < 280
+
+
 def test_a_seed_decides_the_sample_and_the_global_generator_does_not(student):
     torch.manual_seed(1)
     first = sample_responses(student, PROMPTS, 8, seed=7)
@@ -577,16 +586,25 @@ def test_what_cannot_be_sampled_from_is_refused_in_the_first_step(student, batch
         for threshold in (0.0, 1.0):
             with pytest.raises(ValueError, match=words):
                 DistiLLMRollouts(4, threshold=threshold)(model, unfit, 0.0, 3)
+    for model, unfit, words in cases:
+        with pytest.raises(ValueError, match=words):  # though it samples for one batch in a million
+            GKDRollouts(4, probability=1e-6)(model, unfit, 0.0, 3)
+    assert GKDRollouts(4, probability=0)(student, whole, 0.0, 3) is whole  # and none here
+    with pytest.raises(ValueError, match=r"no sample would end.*\[1\], are not among the first 1 entries"):
+        sample_responses(student, PROMPTS, 2, seed=0, vocab_size=END)
+    for rollouts in (DistiLLMRollouts(4), GKDRollouts(4, probability=1e-6)):
+        with pytest.raises(ValueError, match="no sample would end.*raise vocab_size"):
+            rollouts(student, batch, 0.0, 3, vocab_size=END)
     student.config.eos_token_id = student.generation_config.eos_token_id = None
     student.config.pad_token_id = PAD
-    for threshold in (0.0, 1.0):
+    for rollouts in (DistiLLMRollouts(4), DistiLLMRollouts(4, threshold=1.0), GKDRollouts(4, 1e-6)):
         with pytest.raises(ValueError, match="eos_token_id: set it"):
-            DistiLLMRollouts(4, threshold=threshold)(student, batch, 0.0, 3)
+            rollouts(student, batch, 0.0, 3)
 
 
 def test_the_first_step_alone_is_checked_and_draws_nothing(student, batch, monkeypatch):
     looked = []
-    monkeypatch.setattr(rollouts_module, "required_ends", lambda model: looked.append(model) or {END})
+    monkeypatch.setattr(rollouts_module, "required_ends", lambda model, size: looked.append(model) or {END})
     rollouts, torch_state, state = DistiLLMRollouts(4), torch.random.get_rng_state(), random.getstate()
     assert all(rollouts(student, batch, 0.5, seed) is batch for seed in range(5))
     assert len(looked) == 1
