@@ -195,6 +195,13 @@ def test_what_is_called_with_text_is_no_teacher(tmp_path, tokenizer):
         tiny_trainer(tmp_path, "kl", teacher=tokenizer)
     with pytest.raises(TypeError, match="the teacher is a Pipe: pass a language model"):
         check_callable(Pipe())
+    for weights in (
+        list(range(10_000)),
+        {"weight": torch.zeros(300, 300)},
+    ):  # of which a message shows a part
+        with pytest.raises(TypeError, match="(?s)the teacher is .*: pass a language model") as error:
+            check_callable(weights)
+        assert len(str(error.value)) < 300
 
 
 def test_a_kl_that_is_asked_for_wants_a_teacher_that_knows():

@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from taid.data import IGNORE, Collator
-from taid.objectives import METHODS, objective
+from taid.losses import forward_kl
+from taid.objectives import METHODS, Divergence, objective
 from taid.teacher import LiveTeacher, cached_teacher
 from taid.trainer import STATE, checkpoints, last_checkpoint
 
@@ -373,13 +374,19 @@ def test_default_arguments_keep_the_columns_of_the_collator(tmp_path, teacher):
     assert losses[0] == pytest.approx(losses[1], abs=1e-2)  # fp16 rounds a logit near 4 by up to 2e-3
 
 
-def test_bf16_autocast_computes_the_loss_in_fp32(tmp_path):
-    losses = []
-    for bf16 in (False, True):
-        trainer = tiny_trainer(tmp_path, "kl", steps=1, bf16=bf16)
-        trainer.train()
-        losses.append(trainer.state.log_history[0]["loss"])
-    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0.02)  # bf16 keeps 8 bits
+@pytest.mark.parametrize("loss", ["fused", "plain"])
+def test_bf16_autocast_computes_the_loss_in_fp32(loss, tmp_path, monkeypatch):
+    """Oracle: KL(p ‖ q) of the same bf16 logits in double; bf16 itself keeps 8 bits."""
+    method = "kl" if loss == "fused" else Divergence(lambda s, z: forward_kl(s, z))
+    call, seen = Divergence.__call__, []
+    monkeypatch.setattr(Divergence, "__call__", lambda *given: seen.append(given[1:3]) or call(*given))
+    trainer = tiny_trainer(tmp_path, method, steps=1, bf16=True, teacher=tiny_model(seed=1).bfloat16())
+    trainer.train()
+    ((s, z),) = seen
+    assert z.dtype == torch.bfloat16 and (s.bfloat16() == s).all()  # the Trainer upcasts the student's
+    q, p = (logits.detach().double().log_softmax(-1) for logits in (s, z))
+    expected = (p.exp() * (p - q)).sum(-1).mean().item()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 # Checkpoints

@@ -150,7 +150,7 @@ def check_callable(teacher, eval_kl: bool | None = None) -> None:
     tool = hasattr(teacher, "save_pretrained")  # a tokenizer, a processor, a pipeline: called with text
     if teacher is not None and (isinstance(teacher, type) or tool or not callable(teacher)):
         raise TypeError(
-            f"the teacher is {f'a {type(teacher).__name__}' if tool else repr(teacher)}: pass a language model, its "
+            f"the teacher is {f'a {type(teacher).__name__}' if tool else f'{teacher!r:.80}'}: pass a language model, its "
             "name or folder, or a function from a batch to logits [n, V] at its n labels"
         )
     if eval_kl and not hasattr(teacher, "knows"):
