@@ -10,15 +10,18 @@ from unittest.mock import Mock
 import datasets
 import pytest
 import torch
-from conftest import tiny_examples, tiny_trainer
+from conftest import tiny_examples, tiny_model, tiny_trainer
+from peft import LoraConfig
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from test_trainer import ADAPTIVE, At, distance, everything, weights
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 from taid.objectives import METHODS, TAID, objective
 from taid.schedule import Linear
-from taid.trainer.checkpoints import BUFFER, KEYS, STATE, last_checkpoint, read_buffer
-from taid.trainer.objective import all_finite
+from taid.trainer.checkpoints import BUFFER, GROUPS, KEYS, STATE, last_checkpoint, read_buffer
+from taid.trainer.objective import all_finite, of_disk
+from taid.trainer.settings import data_seen
 
 SAVE = {"save_strategy": "steps", "save_steps": 1, "lr_scheduler_type": "constant"}
 
@@ -220,9 +223,12 @@ def test_a_stream_takes_no_step_of_left_over_micro_batches(tmp_path):
 def test_state_is_json_of_one_form(tmp_path):
     tiny_trainer(tmp_path, "taid", steps=1, **SAVE).train()
     state = json.loads((tmp_path / "checkpoint-1" / STATE).read_text())
-    assert set(state) == KEYS and state["data"] == {
+    assert set(state) == KEYS | GROUPS.keys()
+    assert len(state["data"].pop("first and last rows")) == 12
+    assert state["data"] == {
         "data seed": 42,
         "train_sampling_strategy": "random",
+        "dataloader_drop_last": False,
         "rows per step": 4,
         "rows of data": 64,
     }
@@ -295,6 +301,19 @@ def test_a_checkpoint_of_an_older_version_says_so(absent, run_folder):
         ),
         (dict(optim="sgd"), "holds the state of optim='adamw_torch_fused', which 'sgd' cannot go on from"),
         (dict(examples=tiny_examples(60)), "with rows of data 64, and this one has 60"),
+        (dict(examples=tiny_examples(seed=1)), "with first and last rows .*would see other examples"),
+        (
+            dict(dataloader_drop_last=True),
+            "with dataloader_drop_last False, and this one has True, .*see other examples",
+        ),
+        (
+            dict(learning_rate=1e-3),
+            "with learning_rate 0.01, and this one has 0.001, which would be passed over",
+        ),
+        (dict(weight_decay=0.1), "with weight_decay 0.0, and this one has 0.1, which would be passed over"),
+        (dict(adam_beta2=0.9), "with adam_beta2 0.999, and this one has 0.9, which would be passed over"),
+        (dict(teacher=tiny_model(seed=2)), "with teacher's weights .*, which no checkpoint holds"),
+        (dict(ignore_data_skip=True, learning_rate=1e-3), "learning_rate 0.01, and this one has 0.001"),
     ],
 )
 def test_other_examples_under_an_old_checkpoint_are_refused(change, words, run_folder):
@@ -304,12 +323,101 @@ def test_other_examples_under_an_old_checkpoint_are_refused(change, words, run_f
     assert contents(run_folder) == before
 
 
-def test_a_run_goes_on_longer_faster_or_on_data_begun_anew(run_folder):
-    """What a checkpoint does not decide."""
-    tiny_trainer(run_folder, "kl", steps=6, learning_rate=1e-3).train(resume_from_checkpoint=True)
-    anew = tiny_trainer(run_folder, "kl", steps=6, batch=8, ignore_data_skip=True)
+def test_a_run_goes_on_longer_or_on_data_begun_anew(run_folder):
+    """What a checkpoint does not decide. Oracle of the rate: the linear schedule of as many steps."""
+    longer = tiny_trainer(run_folder, "kl", steps=8, lr_scheduler_type="linear")
+    longer.train(resume_from_checkpoint=True)
+    rates = {e["step"]: e["learning_rate"] for e in longer.state.log_history if "learning_rate" in e}
+    assert [rates[step] for step in (6, 7, 8)] == pytest.approx([0.00375, 0.0025, 0.00125])
+    anew = tiny_trainer(
+        run_folder, "kl", steps=10, batch=8, examples=tiny_examples(seed=1), ignore_data_skip=True
+    )
     anew.train(resume_from_checkpoint=True)
-    assert anew.state.global_step == 6
+    assert anew.state.global_step == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(lora_alpha=64), "with adapters .*'lora_alpha': 8, .*'lora_alpha': 64, .*no checkpoint holds"),
+        (dict(student=tiny_model(seed=7)), "with weights under its adapters .*, which no checkpoint holds"),
+        ({}, None),
+    ],
+)
+def test_adapters_go_on_as_they_are_on_the_base_they_are_of(change, words, tmp_path):
+    """A checkpoint holds the adapters' weights alone. Oracle of the last case: the unbroken run."""
+
+    def run(folder, steps, student=None, lora_alpha=8):
+        lora = LoraConfig(
+            r=4, lora_alpha=lora_alpha, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+        )
+        return tiny_trainer(folder, "kl", steps=steps, student=student, peft_config=lora, **SAVE)
+
+    run(tmp_path, 2).train()
+    resumed = run(tmp_path, 4, **change)
+    if words is not None:
+        with pytest.raises(ValueError, match=words):
+            resumed.train(resume_from_checkpoint=True)
+        return
+    resumed.train(resume_from_checkpoint=True)
+    whole = run(tmp_path / "whole", 4)
+    whole.train()
+    assert distance(weights(whole.model), weights(resumed.model)) == 0
+
+
+def test_a_checkpoint_that_tells_no_settings_is_gone_on_from(run_folder):
+    """As those of versions before they were written."""
+    path = run_folder / "checkpoint-4" / STATE
+    state = {name: value for name, value in json.loads(path.read_text()).items() if name in KEYS}
+    state["data"] = {name: state["data"][name] for name in ("data seed", "rows per step", "rows of data")}
+    path.write_text(json.dumps(state))
+    resumed = tiny_trainer(run_folder, "kl", steps=6, learning_rate=1e-3, teacher=tiny_model(seed=2))
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6
+
+
+def test_a_data_set_is_known_by_its_rows_whatever_they_hold():
+    """Lists and data sets of the library datasets; what else may draw is not read."""
+    args, rows = TrainingArguments(use_cpu=True, report_to="none"), tiny_examples(20)
+
+    def seen(data):
+        return data_seen(args, data, None).get("first and last rows")
+
+    plain = datasets.Dataset.from_list(rows)
+    drawing = plain.with_transform(lambda row: {"x": [torch.rand(1)]})
+    assert seen(rows) == seen(tiny_examples(20)) != seen(rows[::-1])
+    assert seen(plain) == seen(datasets.Dataset.from_list(rows)) == seen(drawing) != seen(plain.shuffle(1))
+    odd = [{"image": object(), "pixels": torch.ones(2)}, {"image": object(), "pixels": torch.ones(2)}]
+    assert seen(odd) == seen([dict(row, image=object()) for row in odd])
+    assert seen(rows[:1]) is not None and seen(plain.to_iterable_dataset()) is None is seen(None)
+
+
+def test_a_copy_of_a_checkpoint_is_not_the_last(run_folder):
+    for name in ("checkpoint-9-old", "checkpoint-9a", "checkpoint-"):
+        shutil.copytree(run_folder / "checkpoint-3", run_folder / name)
+    assert Path(last_checkpoint(str(run_folder))).name == "checkpoint-4"
+
+
+def test_a_checkpoint_that_is_not_there_is_no_damaged_one(run_folder):
+    with pytest.raises(
+        ValueError, match="checkpoint-99 is not there, but checkpoint-3, checkpoint-4: name one"
+    ):
+        tiny_trainer(run_folder, "kl").train(resume_from_checkpoint=str(run_folder / "checkpoint-99"))
+
+
+def test_room_is_asked_for_where_the_disk_is_the_reason_alone(tmp_path):
+    """Layers that share a module by hand: transformers cannot save such, and says why."""
+    shared = tiny_model()
+    shared.model.layers[1].mlp = shared.model.layers[0].mlp
+    with pytest.raises(RuntimeError, match="checkpoint-1 could not be written: .*shared tensors") as error:
+        tiny_trainer(tmp_path, "kl", student=shared, **SAVE).train()
+    assert "Make room" not in str(error.value) and not of_disk(error.value)
+    for full in (
+        OSError("No space left"),
+        SafetensorError("I/O"),
+        RuntimeError("PytorchStreamWriter failed"),
+    ):
+        assert of_disk(full)
 
 
 @pytest.mark.slow

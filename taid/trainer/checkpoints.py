@@ -6,6 +6,7 @@ that a full disk or a copy cut short is known as well.
 """
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,25 @@ from taid.objectives import Objective
 
 STATE, BUFFER = "distillation_state.json", "rollouts-{rank}.safetensors"
 KEYS = {"method", "objective", "rollouts", "ranks", "weights_only", "position", "data", "optimizer", "files"}
+GROUPS = {  # of settings that a run and its checkpoint have alike -> why, and what else can be done
+    "data": "so that it would see other examples: resume with the same, pass ignore_data_skip=True to begin the data "
+    "anew, or",
+    "optimizer_settings": "which would be passed over, for the checkpoint's optimizer and schedule hold theirs: resume "
+    "with the same, or",
+    "models": "which no checkpoint holds, so that it would be another run: resume with the same, or",
+}
 
 
 def last_checkpoint(output_dir: str) -> str | None:
     """The newest whole checkpoint of a DistillationTrainer in `output_dir`, or None; it warns of damaged ones."""
-    states = Path(output_dir).glob(f"checkpoint-*/{STATE}")
-    numbered = {state.parent.name.split("-")[1]: state.parent for state in states}
-    for number in sorted(filter(str.isdigit, numbered), key=int, reverse=True):
-        fault = _fault(numbered[number])
+    folders = [state.parent for state in Path(output_dir).glob(f"checkpoint-*/{STATE}")]
+    own = [
+        folder for folder in folders if re.fullmatch(r"checkpoint-\d+", folder.name)
+    ]  # not a copy, "…-9-old"
+    for folder in sorted(own, key=lambda folder: int(folder.name.split("-")[1]), reverse=True):
+        fault = _fault(folder)
         if fault is None:
-            return str(numbered[number])
+            return str(folder)
         warnings.warn(f"{fault}: the checkpoint before it is taken", stacklevel=2)
     return None
 
@@ -56,10 +66,13 @@ def _fault(folder: Path) -> str | None:
     return None
 
 
-def read_state(folder: Path, objective: Objective, data: dict[str, Any] | None = None) -> dict:
-    """What STATE in `folder` holds. Raises ValueError for a checkpoint that no run of `objective` on `data` can go
-    on from: one cut short or damaged, of an older version, without the optimizer's state, of another objective, or
-    of another order of examples."""
+def read_state(folder: Path, objective: Objective, settings: dict[str, dict] | None = None) -> dict:
+    """What STATE in `folder` holds. Raises ValueError for a checkpoint that no run of `objective` with `settings`, of
+    GROUPS, can go on from: one that is not there, cut short or damaged, of an older version, without the optimizer's
+    state, of another objective, or of other settings. (What either does not tell is not compared.)"""
+    if not folder.is_dir():
+        there = ", ".join(sorted(path.name for path in folder.parent.glob("checkpoint-*"))) or "no checkpoint"
+        raise ValueError(f"{folder} is not there, but {there}: name one of these, or pass True for the last")
     if not (folder / STATE).exists():
         raise ValueError(
             f"{folder} has no {STATE}: it was cut short, or is not of a DistillationTrainer; take another"
@@ -72,18 +85,18 @@ def read_state(folder: Path, objective: Objective, data: dict[str, Any] | None =
             f"{folder} was written by an older version of taid, without {', '.join(missing)}: begin a new run from its "
             f"weights, from_pretrained('{folder}')"
         )
-    for name, value in (data or {}).items():
-        if state["data"].get(name, value) != value:
-            raise ValueError(
-                f"{folder} is of a run with {name} {state['data'][name]}, and this one has {value}, so that it would "
-                "see other examples: resume with the same, pass ignore_data_skip=True to begin the data anew, or begin "
-                f"a new run from its weights, from_pretrained('{folder}')"
-            )
     if state["method"] != repr(objective):
         raise ValueError(
             f"{folder} is a checkpoint of {state['method']}, and this trainer's method is {objective!r}: resume "
             f"with the method it was written by, or begin a new run from its weights, from_pretrained('{folder}')"
         )
+    for group, values in (settings or {}).items():
+        for name, value in values.items():
+            if (before := state.get(group, {}).get(name, value)) != value:
+                raise ValueError(
+                    f"{folder} is of a run with {name} {before}, and this one has {value}, {GROUPS[group]} begin a "
+                    f"new run from its weights, from_pretrained('{folder}')"
+                )
     if state["weights_only"]:
         raise ValueError(
             f"{folder} holds no optimizer (save_only_model=True), so that no run can go on from it: begin a new "

@@ -5,7 +5,7 @@ import shutil
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +18,7 @@ from transformers.training_args import OptimizerNames
 
 from taid.logits import evaluation_mode, response_states
 from taid.objectives import Objective
+from taid.text.examples import Text
 from taid.trainer.checkpoints import (
     BUFFER,
     STATE,
@@ -27,6 +28,7 @@ from taid.trainer.checkpoints import (
     read_state,
     write_state,
 )
+from taid.trainer.settings import data_seen, models_beside, optimizer_settings
 
 FEW = 4  # positions whose logits tell whether the student says something finite
 
@@ -36,6 +38,9 @@ class ObjectiveTrainer(Trainer):
 
     model: PreTrainedModel
     objective: Objective
+    teacher: Any
+    _text: Text
+    _models: dict[str, Any]  # what no checkpoint holds of them
     _grad_norm: Tensor | float | None = None  # of the optimizer step, before clipping
     _last_inputs: dict | None = None  # the last micro-batch that was trained on
     _last_good: str | None = None  # this run's last checkpoint
@@ -43,16 +48,17 @@ class ObjectiveTrainer(Trainer):
     def train(self, resume_from_checkpoint=None, **kwargs):
         """As the Trainer's; `resume_from_checkpoint=True` takes the last whole checkpoint, passing over one
         that a kill cut short. Raises ValueError if there is none."""
+        self._models = models_beside(self.model, self.teacher)  # before ranks share their weights
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"no whole checkpoint in {self.args.output_dir}: train from the beginning")
         if resume_from_checkpoint:
-            seen = None if self.args.ignore_data_skip else self._data_seen()
-            folder = Path(resume_from_checkpoint)
-            check_optimizer(
-                folder, read_state(folder, self.objective, seen), OptimizerNames(self.args.optim).value
-            )
+            settings, folder = self._settings(), Path(resume_from_checkpoint)
+            if self.args.ignore_data_skip:
+                del settings["data"]
+            state = read_state(folder, self.objective, settings)
+            check_optimizer(folder, state, OptimizerNames(self.args.optim).value)
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self._require_finite("at the end of training", "it is not to be used")
         return output
@@ -83,21 +89,14 @@ class ObjectiveTrainer(Trainer):
             return start
         return tuple(read_state(Path(resume_from_checkpoint), self.objective)["position"])
 
-    def _data_seen(self) -> dict[str, int | str]:
-        """What decides which examples a step sees. Memory may decide the size of batches, and one reader the rows."""
-        args = self.args
-        seed = args.seed if args.data_seed is None else args.data_seed
-        found: dict[str, int | str] = {
-            "data seed": seed,
-            "train_sampling_strategy": args.train_sampling_strategy,
+    def _settings(self) -> dict[str, dict]:
+        """What a checkpoint's run and this one must have alike, see GROUPS."""
+        max_length = None if self._text.given else self._text.max_length
+        return {
+            "data": data_seen(self.args, self.train_dataset, max_length),
+            "optimizer_settings": optimizer_settings(self.args),
+            "models": self._models,
         }
-        if not args.auto_find_batch_size:
-            found["rows per step"] = (
-                args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-            )
-        if has_length(self.train_dataset):
-            found["rows of data"] = len(self.train_dataset)
-        return found
 
     def _position(self) -> tuple[int, int]:
         """(passes, micro-batches of the next pass) of a stream seen, from the Trainer's count of epochs: to it a
@@ -129,11 +128,9 @@ class ObjectiveTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             self._save_objective(folder)
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # torch and safetensors have their own for the disk
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not of_disk(error):
+                raise RuntimeError(f"{folder} could not be written: {error}. {self._kept()}") from error
             free = (
                 f"{shutil.disk_usage(run).free:,} bytes are free there" if Path(run).is_dir() else "no folder"
             )
@@ -159,7 +156,7 @@ class ObjectiveTrainer(Trainer):
                 "ranks": self.args.world_size,
                 "weights_only": self.args.save_only_model,
                 "position": self._position(),
-                "data": self._data_seen(),
+                **self._settings(),
                 "optimizer": OptimizerNames(self.args.optim).value,
                 "objective": self.objective.state_dict(),
                 "rollouts": rollouts.state_dict() if rollouts is not None else None,
@@ -236,3 +233,9 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
     plain = [t for t in local if type(t) in (Tensor, Parameter) and t.is_floating_point() and t.itemsize > 1]
     return all(tensor.detach().isfinite().all().cpu() for tensor in plain)
+
+
+def of_disk(error: Exception) -> bool:
+    """Whether an error is of writing a file: torch and safetensors have their own for a disk that is full."""
+    torchs = ("PytorchStreamWriter", "inline_container")
+    return isinstance(error, OSError | SafetensorError) or any(word in str(error) for word in torchs)
