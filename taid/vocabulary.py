@@ -68,8 +68,8 @@ def known_vocabularies(model, processing_class, teacher, teacher_processing_clas
     Raises ValueError as `compared_tokenizers`, for a teacher_processing_class without a tokenizer, and for a
     vocab_size without a teacher.
     """
-    if vocab_size is not None and vocab_size < 1:
-        raise ValueError(f"vocab_size={vocab_size}: name the number of first entries to distil, at least 1")
+    if vocab_size is not None and (not isinstance(vocab_size, int) or vocab_size < 1):
+        raise ValueError(f"vocab_size={vocab_size!r}: name the number of first entries to distil, at least 1")
     if vocab_size is not None and teacher is None:
         raise ValueError(
             f"vocab_size={vocab_size} is what student and teacher share, and there is no teacher: leave it out"

@@ -109,6 +109,39 @@ def test_options_in_arguments_of_another_class_are_not_dropped(tmp_path):
         assert chosen(args, **defaults) == defaults  # what changes nothing
 
 
+@dataclass
+class Theirs(TrainingArguments):
+    """Options of TRL's SFTConfig and GKDConfig that have no name here, with TRL's defaults."""
+
+    lmbda: float = 0.5
+    beta: float = 0.5
+    max_new_tokens: int = 128
+    seq_kd: bool = False
+    dataset_text_field: str = "text"
+    completion_only_loss: bool | None = None
+    truncation_mode: str = "keep_start"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "instead"),
+    [
+        ("lmbda", 1.0, "probability="),
+        ("beta", 0.9, "teacher_weight="),
+        ("max_new_tokens", 8, "objective.'gkd', max_new_tokens="),
+        ("seq_kd", True, "let the teacher write"),
+        ("dataset_text_field", "content", "rename that column"),
+        ("completion_only_loss", False, "join prompt and completion"),
+        ("truncation_mode", "keep_end", "cut the rows before"),
+    ],
+)
+def test_options_of_other_classes_without_a_name_here_are_not_dropped(option, value, instead, tmp_path):
+    assert chosen(Theirs(str(tmp_path)), method="gkd") == {"method": "gkd"}
+    with pytest.raises(ValueError, match=f"Theirs has {option}={value!r}, .*not read here: .*{instead}"):
+        DistillationTrainer(
+            tiny_model(), tiny_model(seed=1), "gkd", args=Theirs(str(tmp_path), **TRAINING, **{option: value})
+        )
+
+
 def test_a_default_is_what_the_trainer_does_without(tmp_path):
     """Oracle: runs that are told so."""
     losses = []
@@ -162,5 +195,7 @@ def test_options_of_a_method_want_its_name(tmp_path):
 
 def test_all_options_are_keywords_of_the_trainer_too():
     keywords = DistillationTrainer.__init__.__kwdefaults__.keys() | {"teacher", "method"}
-    ours, theirs = ({each.name for each in fields(kind)} for kind in (DistillationArguments, TrainingArguments))
+    ours, theirs = (
+        {each.name for each in fields(kind)} for kind in (DistillationArguments, TrainingArguments)
+    )
     assert ours - theirs - keywords == {"method_options"}

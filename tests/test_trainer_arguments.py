@@ -6,8 +6,10 @@ set, ends in the same weights and logs the same losses.
 
 import dataclasses
 import inspect
+import math
 import re
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -238,8 +240,13 @@ def test_the_trainer_refuses_at_construction(arguments, tmp_path):
 def test_the_best_student_is_the_nearest_to_its_teacher(metric, tmp_path):
     """Oracle: the smallest KL that the run has logged, which is not that of its last step, at so large a rate."""
     best = {
-        **{"load_best_model_at_end": True, "metric_for_best_model": metric, "learning_rate": 0.3},
-        **{"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1},
+        "load_best_model_at_end": True,
+        "metric_for_best_model": metric,
+        "learning_rate": 0.3,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
     }
     sets = {"chats": tiny_examples(8, seed=1)} if "chats" in metric else tiny_examples(8, seed=1)
     with pytest.raises(ValueError, match="^greater_is_better=True .*set greater_is_better=False"):
@@ -264,7 +271,19 @@ class Forgetful(Objective):
         ({"method": TAID}, TypeError, r"method is the class TAID: pass an objective, TAID\("),
         ({"method": losses.forward_kl}, TypeError, "method must be a name"),
         ({"method": "taid", "t_start": 0.2}, TypeError, "unknown arguments t_start: .*objective.'taid', …"),
-        ({"method": "kl", "tokenizer": None}, TypeError, "unknown arguments tokenizer"),
+        (
+            {"method": "kl", "tokenizer": None},
+            TypeError,
+            "unknown argument tokenizer: pass processing_class=",
+        ),
+        ({"method": "kl", "max_seq_length": 8}, TypeError, "max_seq_length: pass max_length="),
+        ({"method": "kl", "teacher_model": None}, TypeError, "teacher_model: pass teacher="),
+        ({"method": "kl", "dataset_text_field": "x"}, TypeError, "dataset_text_field: rename .* to 'text'"),
+        ({"method": "kl", "packing": "false"}, ValueError, "^packing must be True or False, got 'false'"),
+        ({"method": "kl", "fuse_head": "no"}, ValueError, "^fuse_head must be True or False, got 'no'"),
+        ({"method": "kl", "eval_kl": "false"}, ValueError, "^eval_kl must be True or False, got 'false'"),
+        ({"method": "kl", "vocab_size": "48"}, ValueError, "^vocab_size='48': name the number"),
+        ({"method": "kl", "temperature": math.nan}, ValueError, "^temperature must be positive, got nan"),
         ({"method": "kl", "compute_loss_func": print}, ValueError, "compute_loss_func would take the place"),
         ({"method": Forgetful()}, ValueError, "Forgetful.update changes what no state_dict gives"),
         (
@@ -345,6 +364,56 @@ def test_a_loss_of_adapters_is_refused(tmp_path):
                 tiny_trainer(tmp_path, "sft", student=student)
         else:
             tiny_trainer(tmp_path, "kl", student=student, steps=1).train()
+
+
+def test_an_optimizer_that_holds_nothing_of_the_student_is_refused(tmp_path):
+    """Made of the model before `peft_config` puts adapters on it, whose weights alone are trained."""
+    student, lora = tiny_model(), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    stale = torch.optim.AdamW(student.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="the optimizer holds no parameter of the student.*get_peft_model"):
+        tiny_trainer(tmp_path, "kl", student=student, peft_config=lora, optimizers=(stale, None))
+    student = get_peft_model(tiny_model(), lora)
+    before = weights(student)
+    own = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad][:2], lr=0.1)
+    tiny_trainer(tmp_path, "kl", student=student, optimizers=(own, None)).train()
+    moved = {name for name, tensor in weights(student).items() if (tensor != before[name]).any()}
+    assert len(moved) == 2  # a part of them is a choice
+
+
+def test_what_no_checkpoint_can_hold_is_said_at_construction(tmp_path):
+    """Oracle: transformers' own words, hours later."""
+    bent, odd = tiny_model(), tiny_model()
+    bent.generation_config.temperature, bent.generation_config.do_sample = 0.9, False
+    odd.config.mine = torch.zeros(2)
+    for model, part in ((bent, "generation_config"), (odd, "config")):
+        with pytest.raises((ValueError, TypeError)) as theirs:
+            model.save_pretrained(tmp_path / "plain")
+        with pytest.raises(ValueError, match=f"^model.{part} cannot be saved, and no checkpoint") as ours:
+            tiny_trainer(tmp_path, "kl", student=model)
+        assert str(theirs.value) in str(ours.value)
+
+
+def test_rows_that_are_all_dropped_are_refused(tmp_path):
+    """It trained no step, and said nothing."""
+    few = dict(examples=tiny_examples(3), dataloader_drop_last=True)
+    with pytest.raises(ValueError, match="train_dataset has 3 rows, less than a batch of 4.*smaller batches"):
+        tiny_trainer(tmp_path, "kl", **few)
+    trainer = tiny_trainer(tmp_path, "kl", batch=3, steps=2, **few)
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+@pytest.mark.parametrize("wrap", [partial(torch.compile, backend="eager"), torch.nn.DataParallel])
+def test_a_wrapped_student_has_its_columns(wrap, tmp_path, tokenizer):
+    """Oracle: the student itself, on rows of tokens, of which the Trainer would take those that forward names."""
+    found = []
+    for student in (tiny_model(), wrap(tiny_model())):
+        trainer = tiny_trainer(
+            tmp_path, "kl", student=student, examples=ROWS, collator=None, tokenizer=tokenizer, steps=2
+        )
+        trainer.train()
+        found.append(losses_of(trainer))
+    assert found[0] == pytest.approx(found[1], rel=1e-5) and len(found[0]) == 2
 
 
 def test_a_student_without_anything_to_train_is_refused(tmp_path):

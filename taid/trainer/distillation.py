@@ -8,6 +8,7 @@ Everything else (data parallelism, mixed precision, logging, checkpoints) is the
 """
 
 import warnings
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from taid.logits import (
     NOT_FOR_THE_MODEL,
     Head,
     align_vocabularies,
+    base_model,
     check_labels,
     check_model,
     check_targets,
@@ -40,10 +42,11 @@ from taid.text.examples import Text
 from taid.trainer.adapters import with_adapters
 from taid.trainer.arguments import chosen, method_options
 from taid.trainer.objective import ObjectiveTrainer
-from taid.trainer.refusals import check_arguments, check_call, check_objective, check_student
+from taid.trainer.refusals import check_arguments, check_call, check_objective, check_rows, check_student
 from taid.trainer.validation import (
     Answered,
     Sums,
+    counted,
     examples_in,
     losses_and_kl,
     only_rows,
@@ -115,13 +118,12 @@ class DistillationTrainer(ObjectiveTrainer):
         if self.objective.uses_teacher and teacher is None:
             name = method if isinstance(method, str) else type(method).__name__
             raise ValueError(f"{name!r} learns from a teacher: pass teacher=…, or use method='sft'")
-        if kwargs.get("args") is not None:  # before an engine that is refused is set up
-            check_arguments(kwargs["args"])
+        check_arguments(kwargs.get("args"))  # before an engine that is refused is set up
         if peft_config is not None:
             model = with_adapters(model, peft_config, kwargs.get("args"))
         super().__init__(model=model, **kwargs)
         check_arguments(self.args)
-        check_student(self.model)
+        check_student(self.model, self.optimizer)
         # compute_loss normalises over the labels of the whole optimizer step, but those in column 0
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = not (is_encoder_decoder(self.model) or is_classifier(self.model))
@@ -190,6 +192,7 @@ class DistillationTrainer(ObjectiveTrainer):
         self.data_collator = self._text.collator
         with self.args.main_process_first(desc="tokens"):
             self.train_dataset = self._text.examples(self.train_dataset, "train_dataset", packing)
+            check_rows(self.train_dataset, self.args)
             if isinstance(self.eval_dataset, dict):
                 named = self.eval_dataset.items()
                 self.eval_dataset = {name: self._text.examples(data, name) for name, data in named}
@@ -346,25 +349,23 @@ class DistillationTrainer(ObjectiveTrainer):
 
     def get_eval_dataloader(self, eval_dataset=None):
         if isinstance(eval_dataset, str):  # the name of one of several
-            self.eval_dataset[eval_dataset] = self._counted(self.eval_dataset[eval_dataset])
+            self.eval_dataset[eval_dataset] = counted(self.eval_dataset[eval_dataset], self.args)
         elif eval_dataset is None:
-            self.eval_dataset = self._counted(self.eval_dataset)
+            self.eval_dataset = counted(self.eval_dataset, self.args)
         else:
-            eval_dataset = self._counted(self._text.examples(eval_dataset, "eval_dataset"))
+            eval_dataset = counted(self._text.examples(eval_dataset, "eval_dataset"), self.args)
         return super().get_eval_dataloader(eval_dataset)
 
     def get_test_dataloader(self, test_dataset):
-        return super().get_test_dataloader(self._counted(self._text.examples(test_dataset, "test_dataset")))
-
-    def _counted(self, data):
-        """A stream as a list where ranks share it out: of what has no length it is not known which rows are repeated."""
-        streamed = data is not None and not isinstance(data, dict) and not has_length(data)
-        return list(data) if streamed and self.args.world_size > 1 else data
+        data = counted(self._text.examples(test_dataset, "test_dataset"), self.args)
+        return super().get_test_dataloader(data)
 
     def _set_signature_columns_if_needed(self):
-        """The columns that `remove_unused_columns`, on by default, leaves to the collator."""
+        """What `remove_unused_columns` leaves to the collator; a wrapped model's forward itself names nothing."""
         super()._set_signature_columns_if_needed()
-        self._signature_columns = list({*self._signature_columns, *COLUMNS})
+        inside = base_model(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
+        columns = {*self._signature_columns, *COLUMNS, *signature(inside.forward).parameters}
+        self._signature_columns = list(columns)
 
     def _progress(self) -> float:
         return min(1.0, self.state.global_step / max(self.state.max_steps, 1))

@@ -3,10 +3,12 @@
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_utils import has_length
 from transformers.training_args import OptimizerNames
 
 from taid.objectives import METHODS, Objective
@@ -24,6 +26,14 @@ IN_BACKWARD = (  # optimizers that step while gradients are computed: no step is
 OF_ADAPTERS = {  # field of PEFT's configuration, a weight -> what the loss that it weighs does
     "orth_reg_weight": "keeps AdaLoRA's factors orthogonal",
     "auxiliary_loss_weight": "trains the shadow path on its own",
+}
+
+RENAMED = {  # keyword of other trainers, or of older versions -> ours
+    "tokenizer": "pass processing_class=",
+    "max_seq_length": "pass max_length=",
+    "teacher_model": "pass teacher=",
+    "dataset_text_field": "rename that column of the data set to 'text'",
+    "formatting_func": "map the data set with it to a column 'text'",
 }
 
 Refusal = tuple[Callable[[TrainingArguments], bool], str]
@@ -66,7 +76,7 @@ REFUSED: dict[str, Refusal] = {  # field -> (whether it asks for what we do not 
         "validation is of 'labels': add it",
     ),
     "greater_is_better": (
-        lambda args: args.greater_is_better and is_kl(args.metric_for_best_model),
+        lambda args: bool(args.greater_is_better) and is_kl(args.metric_for_best_model),
         "TrainingArguments takes every metric but a loss so, and would keep the worst student by its KL, which is the "
         "better the lower: set greater_is_better=False",
     ),
@@ -92,6 +102,8 @@ def check_call(method, keywords: dict, model=None) -> None:
         known = ", ".join(METHODS)
         raise TypeError(f"method must be a name ({known}) or an Objective of taid.objectives, got {method!r}")
     unknown = keywords.keys() - inspect.signature(Trainer.__init__).parameters.keys()
+    for name in RENAMED.keys() & unknown:
+        raise TypeError(f"unknown argument {name}: {RENAMED[name]}")
     if unknown:
         raise TypeError(
             f"unknown arguments {', '.join(sorted(unknown))}: options of a method go with it, "
@@ -118,8 +130,10 @@ def check_objective(chosen: Objective, fuse_head: bool) -> None:
         )
 
 
-def check_arguments(args: TrainingArguments) -> None:
-    """Raises ValueError for what REFUSED says."""
+def check_arguments(args: TrainingArguments | None) -> None:
+    """Raises ValueError for what REFUSED says; None are the defaults."""
+    if args is None:
+        return
     for field, (asks, instead) in REFUSED.items():
         if asks(args):
             given = getattr(args, field)
@@ -132,8 +146,9 @@ def check_arguments(args: TrainingArguments) -> None:
         )
 
 
-def check_student(model) -> None:
-    """Raises ValueError for a student that has nothing to train, or a loss of its own beside the method's."""
+def check_student(model, optimizer=None) -> None:
+    """Raises ValueError for a student that has nothing to train, or nothing in the optimizer that was given, or a loss
+    of its own beside the method's, or what no checkpoint can hold."""
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
             f"no parameter of the student, a {type(model).__name__}, is to be trained (was it a teacher, which is "
@@ -155,3 +170,47 @@ def check_student(model) -> None:
                 f"{type(model).__name__} would add a loss that {does} ({field}={weight}), and the method's loss has "
                 f"none: set {field}=0 in its configuration, or take LoraConfig"
             )
+    _check_optimizer(optimizer, model)
+    _check_saving(model)
+
+
+def _check_optimizer(optimizer, model) -> None:
+    """Raises ValueError for an optimizer that was given, and holds nothing of the student that is to be trained."""
+    if optimizer is None:
+        return
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if not any(id(parameter) in held for parameter in model.parameters() if parameter.requires_grad):
+        raise ValueError(
+            "the optimizer holds no parameter of the student that is to be trained: make it of those of the model that "
+            "is passed, adapters included (get_peft_model before it, in the place of peft_config=), or pass "
+            "optimizer_cls_and_kwargs="
+        )
+
+
+def _check_saving(model) -> None:
+    """Raises ValueError for a student whose configurations no checkpoint could hold: transformers looks at them as it
+    writes the first, hours into a run."""
+    if not isinstance(model, PreTrainedModel):
+        return
+    configs: dict[str, Any] = {"config": model.config}
+    if model.can_generate():
+        configs["generation_config"] = model.generation_config
+    for name, config in configs.items():
+        try:
+            with TemporaryDirectory() as folder:
+                config.save_pretrained(folder)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"model.{name} cannot be saved, and no checkpoint without it: {error}"
+            ) from error
+
+
+def check_rows(data, args: TrainingArguments) -> None:
+    """Raises ValueError for fewer rows than a batch of all ranks, where what is less than one is dropped."""
+    shared = getattr(args.accelerator_config, "split_batches", False)  # else each rank has a batch of its own
+    batch = args.per_device_train_batch_size * (1 if shared else args.world_size)
+    if args.dataloader_drop_last and has_length(data) and len(data) < batch:
+        raise ValueError(
+            f"train_dataset has {len(data)} rows, less than a batch of {batch}, and dataloader_drop_last=True drops "
+            "them all: leave it False, or take smaller batches"
+        )

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import IterableDataset
 from transformers import TrainerState, TrainingArguments
+from transformers.trainer_utils import has_length
 
 from taid.data import IGNORE
 from taid.fused import forward_kl
@@ -109,6 +110,12 @@ class Answered:
 
     def __call__(self, **inputs):
         return self._outputs
+
+
+def counted(data, args: TrainingArguments):
+    """A stream as a list where ranks share it out: of what has no length it is not known which rows are repeated."""
+    streamed = data is not None and not isinstance(data, dict) and not has_length(data)
+    return list(data) if streamed and args.world_size > 1 else data
 
 
 @contextmanager
