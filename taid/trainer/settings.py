@@ -71,7 +71,8 @@ def _weights(model) -> str | None:
 def _rows_at_the_ends(data) -> list | None:
     """Of a list, or of a data set of the library datasets without its transform; to read others may draw."""
     data = data.with_format(None) if hasattr(data, "with_format") else data
-    if not isinstance(data, Sequence) and not (hasattr(data, "column_names") and has_length(data)):
+    of_datasets = hasattr(data, "column_names") and has_length(data)
+    if not isinstance(data, Sequence) and not of_datasets:
         return None
     return [data[i] for i in sorted({*range(len(data))[:ENDS], *range(len(data))[-ENDS:]})]
 
