@@ -1,11 +1,11 @@
 """Which tokens of a text are learned. Oracle: the labelled tokens, decoded, are what the assistant said, and its end."""
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from taid.data import IGNORE
-from taid.text.chat import LAYOUTS, Encoder, Unusable, layout
+from taid.text.chat import LAYOUTS, Encoder, Unusable, layout, plain
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|end|>")
 CHATML = (
@@ -159,6 +159,43 @@ def test_of_prompt_and_completion_the_completion_is_learned():
     assert learned(tokenizer, {"prompt": "", "completion": "all"}) == ["all</s>"]
     assert learned(tokenizer, {"prompt": "say nothing", "completion": ""}) == ["</s>"]
     assert learned(tokenizer, {"text": "all of it</s>"}) == ["all of it</s>"]
+
+
+def spaced_tokenizer(prefix: bool = True) -> PreTrainedTokenizerFast:
+    """One that puts a space before a text, as those of Llama 2 and Mistral 7B, and the beginning of a sequence."""
+    pieces = ["<pad>", "</s>", "<s>", "▁", "a", ":", "4", "2", "▁a", "▁4", "▁:"]
+    bpe = Tokenizer(
+        models.BPE(vocab={p: i for i, p in enumerate(pieces)}, merges=[("▁", "a"), ("▁", "4"), ("▁", ":")])
+    )
+    scheme = "first" if prefix else "never"
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    bpe.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", bos_token="<s>")
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize(
+    ("prompt", "completion"), [("a:", "42"), ("a:", " 42"), ("a", ":4"), ("", "a:"), ("a:", "")]
+)
+def test_prompt_and_completion_are_joined_as_they_stand(prompt, completion, prefix):
+    """Oracle: the tokens of the text, and those of the prompt alone."""
+    tokenizer = spaced_tokenizer(prefix)
+    ids, labels = plain(tokenizer, prompt, completion)
+    assert ids == [*tokenizer(prompt + completion)["input_ids"], 1]
+    before = len(tokenizer(prompt)["input_ids"]) if prompt else 0
+    assert labels == [IGNORE] * before + ids[before:]
+
+
+def test_a_space_that_the_completion_should_begin_with_is_told():
+    with pytest.raises(Unusable, match="let the completion begin with the space between them"):
+        plain(spaced_tokenizer(), "a: ", "42")
+
+
+@pytest.mark.parametrize(("prompt", "completion"), [("", "<s>a:"), ("<s>a", ":")])
+def test_a_text_with_a_beginning_of_its_own_begins_once(prompt, completion):
+    ids, _ = plain(spaced_tokenizer(), prompt, completion)
+    assert ids.count(2) == 1 and ids[0] == 2
 
 
 @pytest.mark.parametrize(

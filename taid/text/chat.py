@@ -7,9 +7,11 @@ up to the token that ends it, and nothing else: neither what the template writes
 import json
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import jinja2
+import tokenizers
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from taid.data import IGNORE, tokens_of
@@ -44,6 +46,19 @@ def layout(columns: Iterable[str]) -> tuple[str, ...]:
     )
 
 
+def check_tokenizer(tokenizer) -> None:
+    """Raises TypeError for the name of a tokenizer, and for one of the library tokenizers, which knows no padding."""
+    if isinstance(tokenizer, str | Path):
+        raise TypeError(
+            f"processing_class is {str(tokenizer)!r}: load it, AutoTokenizer.from_pretrained({str(tokenizer)!r})"
+        )
+    if isinstance(tokenizer, tokenizers.Tokenizer):
+        raise TypeError(
+            "processing_class is a tokenizers.Tokenizer: pass transformers' PreTrainedTokenizerFast(tokenizer_object=…, "
+            "pad_token=…, eos_token=…)"
+        )
+
+
 class Encoder:
     """Row of text → ({"input_ids", "labels"}, whether they were cut after `max_length` tokens).
 
@@ -53,6 +68,7 @@ class Encoder:
     """
 
     def __init__(self, tokenizer, max_length: int):
+        check_tokenizer(tokenizer)
         self.tokenizer, self.max_length, self.template = tokenizer, max_length, Template(tokenizer)
 
     def __call__(self, row: Mapping) -> tuple[dict[str, list[int]], bool]:
@@ -89,13 +105,39 @@ class Encoder:
 
 
 def plain(tokenizer, prompt: str, completion: str) -> tuple[list[int], list[int]]:
-    """A prompt as the tokenizer has it at inference, its completion, and the sequence's end, which are learned."""
+    """A prompt as the tokenizer has it at inference, its completion, and the sequence's end, which are learned.
+
+    Raises Unusable for an empty text, and where a tokenizer that puts a space before a text joins the completion's
+    first token with the prompt's last.
+    """
     if not prompt and not completion:
         raise Unusable("empty text")
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    before = _without_end(tokenizer(prompt)["input_ids"], end) if prompt else []
-    after = _without_end(tokenizer(completion, add_special_tokens=not prompt)["input_ids"], end)
+    before = _without_end(_begun(tokenizer, prompt), end) if prompt else []
+    alone = tokenizer(completion, add_special_tokens=False)["input_ids"] if prompt else []
+    if not prompt or _puts_space(tokenizer, completion, alone):
+        whole = _begun(tokenizer, prompt + completion)
+        if whole[: len(before)] != before:
+            raise Unusable(
+                "a completion whose first token is one with the end of its prompt: let the completion begin with the "
+                "space between them, or the prompt end before that token"
+            )
+        alone = whole[len(before) :]
+    after = _without_end(alone, end)
     return [*before, *after, *end], [*[IGNORE] * len(before), *after, *end]
+
+
+def _begun(tokenizer, text: str) -> list[int]:
+    """The tokens of a text that begins a sequence; one that writes the token of the beginning itself has it once."""
+    bos = tokenizer.bos_token
+    return tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
+
+
+def _puts_space(tokenizer, text: str, ids: list[int]) -> bool:
+    """Whether the tokens [n] of a text begin with a space that it has not, as those of Llama 2 and Mistral 7B do."""
+    written = "".join(tokenizer.convert_ids_to_tokens(ids))
+    spaces = len(written) - len(written.lstrip("▁Ġ"))  # as SentencePiece and byte-level BPE write them
+    return spaces > len(text) - len(text.lstrip(" "))
 
 
 def _tools(tools):

@@ -12,6 +12,7 @@ from transformers.trainer_utils import has_length
 from transformers.training_args import OptimizerNames
 
 from taid.objectives import METHODS, Objective
+from taid.text.chat import check_tokenizer
 from taid.trainer.arguments import is_kl
 
 IN_BACKWARD = (  # optimizers that step while gradients are computed: no step is ever whole
@@ -101,6 +102,7 @@ def check_call(method, keywords: dict, model=None) -> None:
     if not isinstance(method, str | Objective):
         known = ", ".join(METHODS)
         raise TypeError(f"method must be a name ({known}) or an Objective of taid.objectives, got {method!r}")
+    check_tokenizer(keywords.get("processing_class"))
     unknown = keywords.keys() - inspect.signature(Trainer.__init__).parameters.keys()
     for name in RENAMED.keys() & unknown:
         raise TypeError(f"unknown argument {name}: {RENAMED[name]}")
