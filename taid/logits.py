@@ -70,13 +70,10 @@ def response_states(
     hook = head.register_forward_pre_hook(select) if head is not None else None
     try:
         output = model(**model_inputs(model, batch), use_cache=False)
-    except IndexError as error:  # of a table of positions
-        if (limit := position_limit(model)) is None or following.shape[1] <= limit:
-            raise
-        raise ValueError(
-            f"a row has {following.shape[1]} tokens, and {_name(model)} positions for {limit}: cut the rows, to "
-            f"max_length={limit} at most"
-        ) from error
+    except IndexError:  # of a table of positions or of tokens
+        _check_positions(model, following)
+        _check_tokens(model, batch)
+        raise
     finally:
         if hook is not None:
             hook.remove()
@@ -92,6 +89,29 @@ def response_states(
     if hidden is None:
         return None, logits[:, before:].flatten(0, 1)[rows], following.flatten()[rows]
     return hidden, logits[0], following.flatten()[rows]
+
+
+def _check_positions(model, following: Tensor) -> None:
+    """Raises ValueError for rows [B, L] longer than the model has positions."""
+    limit = position_limit(model)
+    if limit is not None and following.shape[1] > limit:
+        raise ValueError(
+            f"a row has {following.shape[1]} tokens, and {_name(model)} positions for {limit}: cut the rows, to "
+            f"max_length={limit} at most"
+        )
+
+
+def _check_tokens(model, batch: dict) -> None:
+    """Raises ValueError for a token of a batch that the model has no embedding for."""
+    entries, ids = embeddings_of(model), batch.get("input_ids")
+    if entries is None or not isinstance(ids, Tensor):
+        return
+    wrong = ids[(ids < 0) | (ids >= entries)]
+    if len(wrong):
+        raise ValueError(
+            f"the batch has token {wrong[0].item()}, and {_name(model)} embeddings for {entries}: was the data made by "
+            "another tokenizer? For tokens that were added, model.resize_token_embeddings(len(tokenizer))"
+        )
 
 
 def _of_classes(model, batch: dict, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,27 +133,35 @@ def targets(model, batch: dict) -> Tensor:
     In a causal model position i predicts the label at i + 1, so that a label in column 0 counts as masked; in
     an encoder–decoder, position i of the decoder predicts label i. Of a classifier of images [B], the labels.
     Raises ValueError for a label at position 0 of a later document of a packed row: the document before would
-    learn it; and for labels of another shape.
+    learn it; for a label of padding; and for labels of another shape or type.
     """
     labels, positions = batch["labels"], batch.get("position_ids")
     if is_classifier(model):
         if labels.dim() != 1 or labels.is_floating_point():
             kind = f"{list(labels.shape)}, {labels.dtype}"
             raise ValueError(f"labels are {kind}: collate the number of one class an image, [batch], int64")
-        return labels
-    if labels.dim() != 2:
-        raise ValueError(f"labels are {list(labels.shape)}: collate one per token, [batch, length]")
+        return labels.long()
+    if labels.dim() != 2 or labels.is_floating_point():
+        kind = f"{list(labels.shape)}, {labels.dtype}"
+        raise ValueError(f"labels are {kind}: collate the number of one token each, [batch, length], int64")
     if is_encoder_decoder(model):
-        return labels
+        return labels.long()
     if "shift_labels" in batch:
-        return batch["shift_labels"]
+        return batch["shift_labels"].long()
+    mask = batch.get("attention_mask")
+    one_each = isinstance(mask, Tensor) and mask.shape == labels.shape
+    if one_each and ((labels != IGNORE) & (mask == 0))[:, 1:].any():
+        raise ValueError(
+            f"a label stands at a padding token, where attention_mask is 0, so that padding would be learned: set it to "
+            f"{IGNORE}, or leave 'labels' out of the rows if all real tokens are to be learned"
+        )
     packed = positions is not None and positions.shape == labels.shape
     if packed and ((labels != IGNORE) & (positions == 0))[:, 1:].any():
         raise ValueError(
             "a label stands where position_ids begin anew, so that the document before it, or padding, would "
             f"learn it: set the first label of each document to {IGNORE}, as DataCollatorWithFlattening does"
         )
-    return pad(labels[:, 1:], (0, 1), value=IGNORE)
+    return pad(labels[:, 1:], (0, 1), value=IGNORE).long()
 
 
 def model_inputs(model, batch: dict) -> dict:
@@ -190,6 +218,13 @@ def entries_of(model) -> int | None:
     if is_classifier(model):
         return config.num_labels
     return getattr(config.get_text_config(), "vocab_size", None) if config is not None else None
+
+
+def embeddings_of(model) -> int | None:
+    """The number of tokens that the model can read; None where it has no table of them that says so."""
+    found = inner(model)
+    table = found.get_input_embeddings() if hasattr(found, "get_input_embeddings") else None
+    return getattr(table, "num_embeddings", None)
 
 
 def position_limit(model) -> int | None:

@@ -298,8 +298,36 @@ def test_a_function_that_gives_no_row_per_label_is_told(answer, words, tmp_path)
 
 
 def test_labels_of_rows_are_no_labels_of_tokens():
-    with pytest.raises(ValueError, match="collate one per token"):
+    with pytest.raises(ValueError, match="collate the number of one token each"):
         response_logits(tiny_model(), BATCH | {"labels": torch.ones(4, dtype=int)})
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16])
+def test_labels_may_be_of_any_whole_number(dtype):
+    """Oracle: those of int64."""
+    found, labels = response_logits(tiny_model(), BATCH | {"labels": BATCH["labels"].to(dtype)})
+    expected, same = response_logits(tiny_model(), BATCH)
+    assert torch.equal(found, expected) and torch.equal(labels, same) and labels.dtype == torch.int64
+    with pytest.raises(ValueError, match="torch.float32: collate the number of one token each"):
+        response_logits(tiny_model(), BATCH | {"labels": BATCH["labels"].float()})
+
+
+def test_a_label_of_padding_is_refused():
+    """But not where the mask is of another form, or no label is on padding."""
+    ids, mask = torch.tensor([[5, 6, END, PAD], [7, 8, 9, END]]), torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": ids}
+    with pytest.raises(ValueError, match="a label stands at a padding token"):
+        response_logits(tiny_model(), batch)
+    assert len(response_logits(tiny_model(), batch | {"labels": ids.masked_fill(mask == 0, IGNORE)})[1]) == 5
+    whole = torch.ones(4, 4, dtype=torch.bool).tril()[None, None].expand(2, 1, 4, 4)
+    assert len(response_logits(tiny_model(), batch | {"attention_mask": whole})[1]) == 6
+
+
+@pytest.mark.parametrize("token", [VOCAB, -1])
+def test_a_token_that_the_model_has_not_is_told(token):
+    batch = BATCH | {"input_ids": BATCH["input_ids"].index_fill(1, torch.tensor([0]), token)}
+    with pytest.raises(ValueError, match=f"has token {token}, and LlamaForCausalLM embeddings for 48"):
+        response_logits(tiny_model(), batch)
 
 
 def test_modules_of_ones_own_are_told_what_they_lack(tmp_path):

@@ -15,7 +15,7 @@ from transformers.trainer_utils import has_length
 
 from taid.data import IGNORE
 from taid.fused import forward_kl
-from taid.logits import align_vocabularies, response_logits
+from taid.logits import align_vocabularies, check_labels, response_logits
 
 
 class Sums:
@@ -44,6 +44,7 @@ class Sums:
 def losses_and_kl(model, batch: dict, teacher, vocabularies: dict) -> tuple[Tensor, Tensor | None]:
     """The cross-entropy [n] on the labels of a batch, and the mean KL of a teacher that knows its examples."""
     logits, labels = response_logits(model, batch)
+    check_labels(labels, logits.shape[-1])
     knows, kl = getattr(teacher, "knows", None), None
     if knows is not None and knows(batch):
         kl = forward_kl(*align_vocabularies(logits, teacher(batch), **vocabularies))
