@@ -37,6 +37,12 @@ def test_students_read_the_first_tenth_and_are_tested_on_the_last(source):
         for token in e["response_ids"]
     ]
     assert ids == [token for e in held_out for token in e["response_ids"]]
+    window = next(iter(source.training("distil", 0)))
+    read = window["prompt_ids"] + window["response_ids"]
+    begin = [
+        [source.tokenizer(row["text"])["input_ids"][:16] for row in source.tenth(tenth)] for tenth in (0, 9)
+    ]
+    assert read in begin[0] and read not in begin[1]
 
 
 def test_windows_are_whole_documents_one_after_another(source):

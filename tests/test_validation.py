@@ -6,7 +6,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from conftest import PAD, tiny_examples, tiny_model, tiny_tokenizer, tiny_trainer
+from conftest import END, PAD, tiny_examples, tiny_model, tiny_tokenizer, tiny_trainer
 from datasets import Dataset
 from ranks import on_two_ranks
 from test_trainer import SGD, distance, tokenised, weights
@@ -135,6 +135,12 @@ def test_validation_without_a_label_says_so(tmp_path, tokenizer):
 # KL to the teacher
 
 
+def test_a_label_of_another_tokenizer_is_told_in_validation(tmp_path):
+    rows = [{"input_ids": [5, 6, END], "labels": [IGNORE, 60, END]}] * 8
+    with pytest.raises(ValueError, match="label 60 is not one of the 48 tokens"):
+        tiny_trainer(tmp_path, "kl", validation=rows, batch=8).evaluate()
+
+
 def test_kl_to_the_teacher_counts_every_label_alike(tmp_path, student, teacher):
     """Oracle: PyTorch's KL of whole logits in fp64."""
     validation = tiny_examples(10, seed=1)
@@ -209,6 +215,7 @@ def test_the_threshold_does_not_hear_of_other_evaluations(tmp_path):
         ({"eval_steps": 2, "eval_on_start": True}, False),
         ({"eval_steps": 1}, False),
         ({"eval_steps": 1, "eval_delay": 3}, True),
+        ({"eval_steps": 1, "eval_delay": 2}, False),  # at the delay itself, after step 2, and after step 3
         (
             {
                 "eval_strategy": "epoch",
