@@ -1,6 +1,7 @@
 """Tokeniser, examples and batches."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -117,13 +118,17 @@ def join(
 def tokens_of(example: Mapping) -> tuple[list[int], list[int]]:
     """(input ids, labels) of an example: of `encode`, or of "input_ids" with "labels", or all of them learned.
 
-    Raises ValueError for labels of another length.
+    Raises ValueError for labels of another length, or that are None.
     """
     if "prompt_ids" in example:
         prompt, response = _list(example["prompt_ids"]), _list(example["response_ids"])
         return prompt + response, [IGNORE] * len(prompt) + response
     ids = _list(example["input_ids"])
     if "labels" in example:
+        if example["labels"] is None:
+            raise ValueError(
+                "an example has labels None: leave them out of all rows, and every token is learned"
+            )
         labels = _list(example["labels"])
     else:
         real = example.get("attention_mask", [1] * len(ids))
@@ -176,7 +181,7 @@ def pack_documents(examples: Sequence[dict], length: int) -> list[dict]:
 
 
 class Collator:
-    """Batches examples, all of one kind: of `encode` or `pack` by `join`, and then "index" [B] travels along; of
+    """Batches examples, all of one kind: of `encode` or `pack` by `join`, and "index" [B] travels along, if any; of
     "input_ids" (see `tokens_of`) padded on the right; of `pack_documents` likewise, without an attention mask,
     the padding a document of its own.
 
@@ -218,7 +223,8 @@ class Collator:
             pad_right(responses, self.pad_token_id),
             ones_right,
         )
-        return batch | {"index": torch.tensor([e["index"] for e in examples])}
+        numbered = "index" in examples[0]
+        return batch | ({"index": torch.tensor([e["index"] for e in examples])} if numbered else {})
 
 
 class KeepEnds:
@@ -246,3 +252,12 @@ class KeepEnds:
                 "tokenizer.pad_token to another token than eos_token"
             )
         return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE)}
+
+
+def keeping_ends(collator: Any) -> Callable:
+    """`KeepEnds` of transformers' own collator; another as it is, a subclass that makes its labels itself too."""
+    own = isinstance(collator, DataCollatorForLanguageModeling) and (
+        type(collator).torch_call is DataCollatorForLanguageModeling.torch_call
+        and type(collator).__call__ is DataCollatorForLanguageModeling.__call__
+    )
+    return KeepEnds(collator) if own else collator

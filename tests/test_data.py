@@ -154,6 +154,15 @@ def test_a_pad_token_inside_a_response_is_a_label():
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 1, 1, 0]]
 
 
+def test_examples_need_no_index():
+    """Oracle: the batch of the same examples with one."""
+    examples = ragged(3, seed=1)
+    bare = [{name: ids for name, ids in e.items() if name != "index"} for e in examples]
+    found, expected = Collator(PAD_ID)(bare), Collator(PAD_ID)(examples)
+    assert expected.keys() - found.keys() == {"index"}
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
 @pytest.mark.parametrize("empty", ["prompt_ids", "response_ids"])
 def test_an_empty_side_is_an_error(empty):
     examples = ragged(3, seed=0)

@@ -10,12 +10,18 @@ from conftest import VOCAB, tiny_model, tiny_tokenizer, tiny_trainer
 from datasets import Dataset, DatasetDict
 from datasets import IterableDataset as DatasetsStream
 from ranks import on_two_ranks
-from torch.utils.data import IterableDataset
-from transformers import DataCollatorForLanguageModeling, DataCollatorForSeq2Seq, DataCollatorWithFlattening
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
+    DataCollatorWithFlattening,
+    Trainer,
+)
 
 from taid.data import IGNORE, Collator, KeepEnds, pack_documents
 from taid.probes import check_packing
-from taid.text.examples import examples, length_for
+from taid.teacher import cached_teacher
+from taid.text.examples import MASKS, examples, length_for
 
 TEMPLATE = (
     "{% for m in messages %}{{ 'w2' if m['role'] == 'user' else 'w3' }} {{ m['content'] }} <end> {% endfor %}"
@@ -126,6 +132,83 @@ def test_a_dictionary_of_splits_a_path_and_nothing_are_refused(chat_tokenizer):
 def test_what_is_no_data_set_is_refused(data, words, chat_tokenizer):
     with pytest.raises(ValueError, match=words):
         examples(data, chat_tokenizer, 32)
+
+
+TOKENS = {"input_ids": [2, 3, 1]}
+
+
+NO_ROW = "a row of train_dataset is a dictionary from columns to values, not a NoneType"
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "words"),
+    [
+        ("list", [TOKENS, TEXT[0]], "row 1 of train_dataset has the columns text, and the first input_ids"),
+        ("list", [TOKENS | {"labels": None}], "labels None: leave them out of all rows"),
+        ("list", [TOKENS, None], NO_ROW),
+        ("list", [TEXT[0], None], NO_ROW),
+        ("list", [None, TEXT[0]], NO_ROW),
+        ("stream", [TOKENS, None], NO_ROW),
+        ("stream", [TEXT[0], None], NO_ROW),
+    ],
+)
+def test_rows_of_odd_kinds_are_refused(kind, rows, words, chat_tokenizer):
+    with pytest.raises(ValueError, match=words):
+        list(examples(KINDS[kind](rows), chat_tokenizer, 32))
+
+
+UNREAD = {mask: f"train_dataset has {mask}, and no labels: add 'labels'" for mask in MASKS}
+UNREAD |= {"seq_lengths": "several documents, with seq_lengths: add 'position_ids'"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("column", UNREAD)
+def test_columns_that_would_be_dropped_are_refused(kind, column, chat_tokenizer):
+    """But not beside labels and positions, which say the same in our form."""
+    row = TOKENS | {column: [0, 0, 1]}
+    read = row | {"labels": [IGNORE, IGNORE, 1], "position_ids": [0, 1, 2]}
+    for packing in (False, True):
+        with pytest.raises(ValueError, match=UNREAD[column]):
+            list(examples(KINDS[kind](3 * [row]), chat_tokenizer, 32, packing))
+        found = plainly(examples(KINDS[kind](3 * [read]), chat_tokenizer, 32, packing))
+        assert found[0]["labels"][:3] == read["labels"]
+
+
+def test_masks_are_refused_under_a_collator_that_does_not_read_them(tmp_path, chat_tokenizer):
+    for collator in (COLLATORS["language modelling"](chat_tokenizer), DataCollatorWithFlattening()):
+        with pytest.raises(ValueError, match="train_dataset has completion_mask, and no labels"):
+            tiny_trainer(
+                tmp_path, "kl", examples=[TOKENS | {"completion_mask": [0, 1, 1]}], collator=collator
+            )
+
+
+def test_no_name_and_no_raw_tokenizer_is_a_processing_class(tmp_path, chat_tokenizer):
+    for given, words in (
+        ("gpt2", r"'gpt2': load it, AutoTokenizer.from_pretrained\('gpt2'\)"),
+        (
+            chat_tokenizer.backend_tokenizer,
+            "tokenizers.Tokenizer: pass transformers' PreTrainedTokenizerFast",
+        ),
+    ):
+        with pytest.raises(TypeError, match=words):
+            tiny_trainer(tmp_path, examples=TEXT, collator=None, tokenizer=given)
+        with pytest.raises(TypeError, match=words):
+            examples(TEXT, given, 32)
+
+
+def test_a_padding_token_that_a_model_cannot_read_is_refused(tmp_path, chat_tokenizer):
+    """Until the model has an embedding for it."""
+    tokenizer = copy.deepcopy(chat_tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<new>"})
+    for collator in (None, DataCollatorForSeq2Seq(tokenizer)):
+        given = dict(
+            method="sft", teacher=None, examples=[TOKENS] * 4, collator=collator, tokenizer=tokenizer
+        )
+        with pytest.raises(
+            ValueError, match=r"padding token is 48, and a model has embeddings for 48 tokens"
+        ):
+            tiny_trainer(tmp_path, **given)
+        tiny_trainer(tmp_path, student=tiny_model(vocab_size=49), **given)
 
 
 def test_cut_rows_are_counted(chat_tokenizer):
@@ -240,6 +323,24 @@ def test_a_collator_that_would_lose_labels_is_refused(tokenizer):
         Collator(0)([{"input_ids": [2, 3], "labels": [3]}])
 
 
+class Completions(DataCollatorForLanguageModeling):
+    """Masks three tokens itself, as TRL's DataCollatorForCompletionOnlyLM did a prompt."""
+
+    def torch_call(self, examples):
+        batch = super().torch_call(examples)
+        batch["labels"][:, :3] = IGNORE
+        return batch
+
+
+def test_a_collator_s_own_labels_are_kept(tmp_path, student, chat_tokenizer):
+    """Oracle: the collator's batch; in a cache, the number of logits that an example has."""
+    rows, collator = [{"input_ids": [5, 6, 7, 8, 1]}] * 4, Completions(chat_tokenizer, mlm=False)
+    trainer = tiny_trainer(tmp_path, "kl", examples=rows, collator=collator)
+    assert trainer.data_collator(rows)["labels"].tolist() == [[IGNORE] * 3 + [8, 1]] * 4
+    cache = cached_teacher(student, rows, collator, tmp_path / "cache")
+    assert len(cache(collator(rows[:1]))) == 2
+
+
 @pytest.mark.parametrize("kind", ["list", "Dataset", "shards"])
 def test_text_under_a_collator_that_pads_tokens_is_refused(kind, tmp_path, chat_tokenizer):
     for collator in (DataCollatorForSeq2Seq(chat_tokenizer), COLLATORS["language modelling"](chat_tokenizer)):
@@ -247,6 +348,55 @@ def test_text_under_a_collator_that_pads_tokens_is_refused(kind, tmp_path, chat_
             tiny_trainer(
                 tmp_path, examples=KINDS[kind](3 * TEXT), collator=collator, tokenizer=chat_tokenizer
             )
+
+
+# --- streams that are not of the library datasets
+
+
+class Orders(Rows):
+    """A stream that has another order in every pass."""
+
+    def set_epoch(self, epoch):
+        self.rows = [*self.rows[epoch:], *self.rows[:epoch]]
+
+
+def test_a_stream_hears_of_its_passes(tmp_path, chat_tokenizer):
+    """Oracle: plain Trainer, and the same rows in the order that they then have."""
+    heard = []
+
+    class Heard(Orders):
+        def set_epoch(self, epoch):
+            heard.append(epoch)
+
+    rows = [{"input_ids": [i + 2, i + 2, 1]} for i in range(8)]
+    tiny_trainer(tmp_path, "kl", examples=Heard(rows), collator=None, tokenizer=chat_tokenizer).train()
+    ours, heard[:] = list(heard), []
+    trainer = tiny_trainer(tmp_path, "kl")
+    Trainer(tiny_model(), trainer.args, Collator(0), Heard(rows)).train()
+    assert ours == heard and max(ours) > 0
+    stream = examples(Orders(rows), chat_tokenizer, 32)
+    stream.set_epoch(3)
+    assert plainly(stream) == rows[3:] + rows[:3]
+
+
+class Iterables:
+    """No torch stream: it knows no workers."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("row", [{"input_ids": [2, 3, 1]}, {"text": "w2 w3"}])
+def test_workers_share_a_stream_out(row, packing, chat_tokenizer):
+    """Oracle: one process."""
+    stream = examples(Iterables([row] * 8 + [{"input_ids": [9, 9]}]), chat_tokenizer, 7, packing)
+    one, two = (list(DataLoader(stream, batch_size=None, num_workers=n)) for n in (0, 2))
+    found = [sorted(str(example["input_ids"]) for example in examples) for examples in (one, two)]
+    assert found[0] == found[1] and len(one) == (5 if packing else 9)
 
 
 # --- the trainer

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import DataCollatorForLanguageModeling
 
 from taid import losses
-from taid.data import Collator, KeepEnds
+from taid.data import Collator, keeping_ends
 from taid.files import locked
 from taid.logits import (
     base_model,
@@ -309,8 +308,7 @@ def _computed(live: LiveTeacher, store: Store, batch: dict) -> tuple[Kept, int]:
 
 def _prepared(model, collator: Callable, remove_unused_columns: bool) -> Callable[[list[dict]], dict]:
     """The collator as the trainer calls it, with one example a row."""
-    if isinstance(collator, DataCollatorForLanguageModeling):
-        collator = KeepEnds(collator)
+    collator = keeping_ends(collator)
     known = {"labels", *inspect.signature(base_model(model).forward).parameters}
 
     def collate(examples: list[dict]) -> dict:

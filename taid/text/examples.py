@@ -7,37 +7,53 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
-from torch.utils.data import IterableDataset
-from transformers import (
-    DataCollatorForLanguageModeling,
-    DataCollatorForSeq2Seq,
-    DataCollatorWithFlattening,
-    DataCollatorWithPadding,
-)
+from torch.utils.data import IterableDataset, get_worker_info
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, DataCollatorWithPadding
 
-from taid.data import Collator, KeepEnds, pack_documents
-from taid.logits import position_limit
+from taid.data import IGNORE, Collator, KeepEnds, keeping_ends, pack_documents, tokens_of
+from taid.logits import embeddings_of, position_limit
 from taid.text.chat import LAYOUTS, TOKENISED, Encoder, Unusable, layout
 
 PADDING = (DataCollatorForSeq2Seq, DataCollatorWithPadding, DataCollatorWithFlattening, KeepEnds)
+# Columns of TRL and of chat templates: 0 where nothing is to be learned
+MASKS = ("completion_mask", "assistant_mask", "assistant_masks", "loss_mask")
 TOGETHER = 1000  # rows of a data set that are packed with one another
 MAX_LENGTH = 1024  # where no max_length is given and the models have as many positions
 
 
-def _holds_text(data) -> bool:
-    """Whether it is a data set of rows of text; not known of a stream, or of what has no first row."""
+def _columns_of(data) -> set[str]:
+    """The columns of a data set; none are known of a stream, or of what has no first row."""
     if not isinstance(data, Sequence) and not hasattr(data, "column_names"):
-        return False
-    columns = getattr(data, "column_names", None) or (isinstance(data, Sequence) and data and data[0]) or ()
-    kinds = [known for known in LAYOUTS if set(known) <= set(columns)]
+        return set()
+    return set(getattr(data, "column_names", None) or (isinstance(data, Sequence) and data and data[0]) or ())
+
+
+def _holds_text(columns: set[str]) -> bool:
+    kinds = [known for known in LAYOUTS if set(known) <= columns]
     return bool(kinds) and kinds[0] not in TOKENISED
+
+
+def _check_columns(columns: Iterable[str], name: str) -> None:
+    """Raises ValueError for columns beside tokens that say what is learned, or where documents begin, in another
+    form than is read here: `remove_unused_columns` would drop them, and all would be learned."""
+    columns = set(columns)
+    if "labels" not in columns and (masks := [mask for mask in MASKS if mask in columns]):
+        raise ValueError(
+            f"{name} has {' and '.join(masks)}, and no labels: add 'labels', the input_ids, but {IGNORE} where a mask is 0"
+        )
+    if "seq_lengths" in columns and "position_ids" not in columns:
+        raise ValueError(
+            f"{name} has rows of several documents, with seq_lengths: add 'position_ids', counted anew in each, or "
+            "leave them unpacked and pass packing=True"
+        )
 
 
 class Text:
     """What a trainer makes of its data sets: examples and a collator of ours, if it was given no collator.
 
     A given one is taken with its data sets as they are, but learns the end of a sequence where that is the
-    padding too (`taid.data.KeepEnds`). Raises ValueError for what then would do nothing, and see `length_for`.
+    padding too (`taid.data.KeepEnds`). Raises ValueError for what then would do nothing, for padding that a model
+    cannot read, and see `length_for`.
     """
 
     def __init__(
@@ -53,19 +69,22 @@ class Text:
         pad = getattr(self.tokenizer, "pad_token_id", None)
         self.collator: Callable = Collator(0 if pad is None else pad)  # masked, whichever it is
         if self.given:
-            language = isinstance(collator, DataCollatorForLanguageModeling)
-            self.collator = KeepEnds(collator) if language else collator
+            self.collator = keeping_ends(collator)
+            pads = isinstance(self.collator, PADDING)
+            pad = getattr(getattr(collator, "tokenizer", None), "pad_token_id", None) if pads else None
+        _check_padding_token(pad, models)
 
     def examples(self, data, name: str, packing: bool = False):
         """`examples` of a data set, or the data set itself."""
-        if self.given and hasattr(data, "__len__") and not len(data):
-            raise ValueError(f"{name} has no rows")
-        if data is None or self.given:
-            if isinstance(self.collator, PADDING) and _holds_text(data):
+        if data is None:
+            return None
+        _check_rows(data, name)
+        if self.given and isinstance(self.collator, PADDING):
+            if _holds_text(columns := _columns_of(data)):
                 padding = type(self.collator).__name__
                 raise ValueError(f"{name} holds text, and {padding} pads tokens: leave out data_collator")
-            return _for_ranks(data, self.ranks)
-        found = examples(data, self.tokenizer, self.max_length, packing, name)
+            _check_columns(columns, name)
+        found = data if self.given else examples(data, self.tokenizer, self.max_length, packing, name)
         if found is data and self.cut and name == "train_dataset":
             raise ValueError(f"{name} holds tokens, which max_length does not cut: cut them, or leave it out")
         return _for_ranks(found, self.ranks)
@@ -93,11 +112,12 @@ def examples(data, tokenizer, max_length: int, packing: bool = False, name: str 
         )
     if streamed and not of_datasets:
         return _Stream(data, encode)
-    if not streamed and not len(data):
-        raise ValueError(f"{name} has no rows")
+    _check_rows(data, name)
     first = _first_row(data, name)
-    if layout(first) in TOKENISED and not packing:
-        return data
+    if layout(first) in TOKENISED:
+        _check_tokens(data if isinstance(data, list | tuple) else [first], name)
+        if not packing:
+            return data
     if not of_datasets:
         rows = [encode.described(data[i]) for i in range(len(data))]
         _report([(row["left_out"], row["cut"]) for row in rows], max_length, name)
@@ -108,19 +128,43 @@ def examples(data, tokenizer, max_length: int, packing: bool = False, name: str 
     return _of_datasets(data, encode, max_length, packing, name)
 
 
+def _check_rows(data, name: str) -> None:
+    """Raises ValueError for a data set without rows; what a stream has is not known."""
+    if hasattr(data, "__len__") and not len(data):
+        raise ValueError(f"{name} has no rows")
+
+
 def _first_row(data, name: str) -> Mapping:
     try:
-        first = data[0] if hasattr(data, "__len__") else next(iter(data), None)
+        first = data[0] if hasattr(data, "__len__") else next(iter(data), ...)
     except KeyError:  # of a DataFrame
         first = data
-    if first is None:
+    if first is ...:
         raise ValueError(f"{name} has no rows")
-    if not isinstance(first, Mapping):
+    return _row(first, name)
+
+
+def _row(row, name: str) -> Mapping:
+    """The row. Raises ValueError for one that has no columns."""
+    if not isinstance(row, Mapping):
         raise ValueError(
-            f"a row of {name} is a dictionary from columns to values, not a {type(first).__name__}: pass such rows, "
+            f"a row of {name} is a dictionary from columns to values, not a {type(row).__name__}: pass such rows, "
             "datasets.Dataset.from_pandas(…) of a data frame, or a data_collator that takes yours"
         )
-    return first
+    return row
+
+
+def _check_tokens(rows: Sequence[Mapping], name: str) -> None:
+    """Raises ValueError for rows of tokens that are not all of one layout, or that `tokens_of` cannot read."""
+    first = layout(rows[0])
+    for i, row in enumerate(rows):
+        if layout(_row(row, name)) != first:
+            raise ValueError(
+                f"row {i} of {name} has the columns {', '.join(row)}, and the first {' and '.join(first)}: pass rows "
+                "of one kind"
+            )
+        _check_columns(row, name)
+    tokens_of(rows[0])
 
 
 def _of_datasets(data, encode: "_Encode", max_length: int, packing: bool, name: str):
@@ -165,7 +209,7 @@ class _Encode:
     def described(self, row: Mapping) -> dict:
         """The example, with the reason if it is to be left out, and whether it was cut."""
         try:
-            example, cut = self.encode(row)
+            example, cut = self.encode(_row(row, self.name))
         except Unusable as reason:
             return {"input_ids": [], "labels": [], "left_out": str(reason), "cut": False}
         return {**example, "left_out": "", "cut": cut}
@@ -199,21 +243,38 @@ class _Encode:
 
 
 class _Stream(IterableDataset):
-    """A stream that is not of the library datasets, row by row or, packed, a thousand rows at a time."""
+    """A stream that is not of the library datasets, row by row or, packed, a thousand rows at a time.
+
+    A torch stream deals out its rows among the workers of a loader itself, as for plain Trainer; of any other each
+    of n workers makes all examples, the same whatever n, and gives every n-th.
+    """
 
     def __init__(self, rows: Iterable[Mapping], encode: _Encode):
         self.rows, self.encode = rows, encode
 
+    def set_epoch(self, epoch: int) -> None:
+        """Of the rows, if they have several orders."""
+        if hasattr(self.rows, "set_epoch"):
+            self.rows.set_epoch(epoch)
+
     def __iter__(self):
+        worker = None if isinstance(self.rows, IterableDataset) else get_worker_info()
+        own = (worker.id, None, worker.num_workers) if worker else (0, None)
+        return islice(self._examples(), *own)
+
+    def _examples(self) -> Iterator[Mapping]:
         size = TOGETHER if self.encode.packing else 1
         waiting, useful = [], False
-        for row in chain(self.rows, [None]):  # None: the end
-            if row is not None and layout(row) in TOKENISED and not self.encode.packing:
-                useful = True
-                yield row
-                continue
-            waiting += [row] if row is not None else []
-            if len(waiting) == size or row is None:
+        rows = ((row, False) for row in self.rows)
+        for row, end in chain(rows, [({}, True)]):
+            if not end and layout(_row(row, self.encode.name)) in TOKENISED:
+                _check_columns(row, self.encode.name)
+                if not self.encode.packing:
+                    useful = True
+                    yield row
+                    continue
+            waiting += [] if end else [row]
+            if len(waiting) == size or end:
                 for example in self.encode.some(waiting):
                     useful = True
                     yield example
@@ -255,6 +316,17 @@ def _report(rows: Sequence[tuple[str, bool]], max_length: int, name: str) -> Non
         warnings.warn(
             f"{cut} of {len(rows)} rows of {name} are cut after max_length={max_length} tokens", stacklevel=4
         )
+
+
+def _check_padding_token(token: int | None, models: Iterable) -> None:
+    """Raises ValueError for a padding token that a model has no embedding for: masked ones are looked up too."""
+    for model in models:
+        entries = embeddings_of(model)
+        if token is not None and entries is not None and token >= entries:
+            raise ValueError(
+                f"the padding token is {token}, and a model has embeddings for {entries} tokens: call "
+                "model.resize_token_embeddings(len(tokenizer)), or set tokenizer.pad_token = tokenizer.eos_token"
+            )
 
 
 def length_for(models: Iterable, max_length: int | None) -> int:
