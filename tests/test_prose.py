@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 
 QUOTED = [  # where, words there, the committed page, and what it has: if rows change, so must the sentence
-    ("docs/findings.md", "of 117 such intervals four lie on TAID's side, 40 lie on KL's, 73 hold 0", "README", "Of 117 intervals 4 lie on TAID's side, 40 on KL's, 73 hold 0"),
+    ("docs/findings.md", "of 120 such intervals four lie on TAID's side, 41 lie on KL's, 75 hold 0", "README", "Of 120 intervals 4 lie on TAID's side, 41 on KL's, 75 hold 0"),
     ("docs/findings.md", "it knows 0.29 [0.08, 0.49], 0.58 [0.14, 1.03] and 0.17 [0.06, 0.27] points of 10 less", "table1_tuned", "**fails** | −0.17 [−0.27, −0.06]"),
     ("docs/findings.md", "by 0.35 [0.24, 0.47], 0.84 [0.54, 1.13] and 0.16 [0.01, 0.32] points on the linear ramp", "table1_tuned", "**holds** | 0.16 [0.01, 0.32]"),
     ("docs/findings.md", "is 0.019 [0.011, 0.027], 0.050 [0.035, 0.065] and 0.037 [0.028, 0.046] nats further from the teacher", "table1_tuned", "−0.17 [−0.27, −0.06] | 0.014 [−0.052, 0.079] | 0.037 [0.028, 0.046]"),
@@ -48,6 +48,15 @@ QUOTED = [  # where, words there, the committed page, and what it has: if rows c
     ("docs/findings.md", "TAID with one is −0.17 [−0.59, 0.25] points beside it", "ablations", "**inconclusive** −0.17 [−0.59, 0.25]"),
     ("docs/adaptivity.md", "has 0.32 [−0.52, 1.15] points more", "ablations", "**inconclusive** 0.32 [−0.52, 1.15]"),
     ("docs/findings.md", "above 0.9 after 38% of the steps", "table2", "above 0.9 after 38% of its steps"),
+    ("docs/findings.md", "0.009 [0.001, 0.016] nats per token further from the teacher; held-out loss and tasks hold 0", "table2", "**TAID − KL**, n = 5 | 0.009 [0.001, 0.016] | 0.009 [−0.003, 0.021] |"),
+    ("docs/findings.md", "0.012 [0.006, 0.018] from t = 0.2", "table2", "**(TAID, t_start = 0.2) − KL**, n = 5 | 0.012 [0.006, 0.018] | 0.011 [0.006, 0.017] |"),
+    ("docs/findings.md", "0.023 [0.016, 0.030] at a quarter of its α", "table2", "**(TAID, α × ¼) − KL**, n = 5 | 0.023 [0.016, 0.030] | 0.027 [0.020, 0.035] |"),
+    ("docs/table2.md", "0.009 [0.001, 0.016] nats per token further from the teacher than KL", "table2", "**contradicted** −0.009 [−0.016, −0.001] | **inconclusive** −0.009 [−0.021, 0.003] | **inconclusive** −0.26 [−0.90, 0.38]"),
+    ("docs/table2.md", "38% of the steps with TAID, 43% from t = 0.2 and 84% at α/4", "table2", "above 0.9 after 38% of its steps (43% with t_start = 0.2, 84% with α × ¼)"),
+    ("docs/table2.md", "0.009, 0.012 [0.006, 0.018] and 0.023 [0.016, 0.030] behind KL", "table2", "**(TAID, α × ¼) − KL**, n = 5 | 0.023 [0.016, 0.030] |"),
+    ("docs/table2.md", "0.011 [0.006, 0.017] and 0.027 [0.020, 0.035]", "table2", "**(TAID, t_start = 0.2) − KL**, n = 5 | 0.012 [0.006, 0.018] | 0.011 [0.006, 0.017] |"),
+    ("docs/table2.md", "the teacher 58.8", "table2", "| 58.8 (1 seed) |"),
+    ("docs/table2.md", "brings KL from 1.683 to about 1.6 nats per token", "table2", "**1.595 ± 0.003**"),
     ("docs/findings.md", "without it they are −0.09 [−0.54, 0.36]", "table2", "without it TAID − KL is −0.09 [−0.54, 0.36]"),
     ("docs/findings.md", "above its start by 16.9 [13.3, 20.4] percent", "table5", "**supported** 16.9 [13.3, 20.4]"),
     ("docs/findings.md", "by 3.0 [1.3, 4.7]; against KL it is *inconclusive*, 0.1 [−1.6, 1.9]", "table5", "**supported** 3.0 [1.3, 4.7]"),
