@@ -222,8 +222,10 @@ def entries_of(model) -> int | None:
 
 def embeddings_of(model) -> int | None:
     """The number of tokens that the model can read; None where it has no table of them that says so."""
-    found = inner(model)
-    table = found.get_input_embeddings() if hasattr(found, "get_input_embeddings") else None
+    try:
+        table = inner(model).get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # no model of transformers, or one of images
+        return None
     return getattr(table, "num_embeddings", None)
 
 

@@ -71,7 +71,7 @@ def without(monkeypatch, missing: str) -> None:
 def test_without_matplotlib_a_run_ends_all_the_same(tmp_path, monkeypatch):
     without(monkeypatch, "matplotlib")
     assert draw(HISTORY, tmp_path / "curves.png") is False and not list(tmp_path.iterdir())
-    with pytest.raises(ImportError, match=r"pip install 'taid\[notebooks\]'"):
+    with pytest.raises(ImportError, match=r"pip install matplotlib ipython"):
         LiveCurves()
 
 

@@ -103,9 +103,9 @@ def test_only_missing_cells_run_and_each_experiment_gets_its_rows(tmp_path, monk
         return {("head", "average"): 0.5}, 2.0
 
     def rows(run, experiment, values, seconds):
-        key = results.config_hash(run.config() | {"experiment": experiment})
+        config = run.config() | {"experiment": experiment}
         [value] = values.values()
-        return [row(value, experiment=experiment, seed=run.seed, config_hash=key, seconds=seconds)]
+        return [row(value, experiment=experiment, seed=run.seed, config=config, seconds=seconds)]
 
     path = tmp_path / "rows.jsonl"
     jobs.evaluate({(Run(0), "test"): ["a"], (Run(1), "test"): ["a"]}, measure, rows, path, 1, "first")
