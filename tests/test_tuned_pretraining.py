@@ -49,6 +49,7 @@ def test_rates_are_chosen_by_the_sum_of_both_main_measures(monkeypatch, tmp_path
 
     monkeypatch.setattr(jobs, "evaluate", evaluate)
     monkeypatch.setattr(tuned_pretraining, "prepare", lambda *arguments: None)
+    monkeypatch.setattr(jobs, "REFERENCE", tmp_path / "none")  # what is committed is not run again
     assert tuned_pretraining.tuned("cpu", ("kl",), tmp_path / "table2.jsonl", 1) == {"kl": 1e-3}
     assert {run.seed for run in asked} == set(SETTINGS["cpu"].tuning_seeds)
     assert {run.steps for run in asked} == {SETTINGS["cpu"].distil.steps}
