@@ -66,7 +66,8 @@ def near_kl(frame: pd.DataFrame, experiment: str) -> str:
     shares: dict[str, float] = {}
     for method in ("taid", *BRIDGES):
         runs = frame[(frame.experiment == experiment) & (frame.method == method)].config
-        for config in (c for c in runs if {"steps", "options"} <= c.keys()):
+        config = next((c for c in runs if {"steps", "options"} <= c.keys()), None)
+        if config:
             steps, options = config["steps"], config["options"]
             shares[method] = first_above(NEAR_KL, steps, options["t_start"], options["alpha"]) / steps
     if "taid" not in shares:

@@ -18,6 +18,14 @@ POSITIONS = ("max_position_embeddings", "max_seq_len")  # their number in a conf
 PROBE, TOLERANCE = 64.0, 0.02  # of `response_head`; bf16 rounds by up to 0.004
 
 
+NO_LABEL_AT_0 = {  # beside the labels, of one shape with them: what is wrong with a label where it is 0
+    "attention_mask": "a label stands at a padding token, where attention_mask is 0, so that padding would be learned: "
+    f"set it to {IGNORE}, or leave 'labels' out of the rows if all real tokens are to be learned",
+    "position_ids": "a label stands where position_ids begin anew, so that the document before it, or padding, would "
+    f"learn it: set the first label of each document to {IGNORE}, as DataCollatorWithFlattening does",
+}
+
+
 class Head(NamedTuple):
     """Logits hidden @ weight.T + bias, [..., V], not computed yet."""
 
@@ -135,7 +143,7 @@ def targets(model, batch: dict) -> Tensor:
     Raises ValueError for a label at position 0 of a later document of a packed row: the document before would
     learn it; for a label of padding; and for labels of another shape or type.
     """
-    labels, positions = batch["labels"], batch.get("position_ids")
+    labels = batch["labels"]
     if is_classifier(model):
         if labels.dim() != 1 or labels.is_floating_point():
             kind = f"{list(labels.shape)}, {labels.dtype}"
@@ -148,19 +156,15 @@ def targets(model, batch: dict) -> Tensor:
         return labels.long()
     if "shift_labels" in batch:
         return batch["shift_labels"].long()
-    mask = batch.get("attention_mask")
-    one_each = isinstance(mask, Tensor) and mask.shape == labels.shape
-    if one_each and ((labels != IGNORE) & (mask == 0))[:, 1:].any():
-        raise ValueError(
-            f"a label stands at a padding token, where attention_mask is 0, so that padding would be learned: set it to "
-            f"{IGNORE}, or leave 'labels' out of the rows if all real tokens are to be learned"
-        )
-    packed = positions is not None and positions.shape == labels.shape
-    if packed and ((labels != IGNORE) & (positions == 0))[:, 1:].any():
-        raise ValueError(
-            "a label stands where position_ids begin anew, so that the document before it, or padding, would "
-            f"learn it: set the first label of each document to {IGNORE}, as DataCollatorWithFlattening does"
-        )
+    following = labels[:, 1:] != IGNORE
+    beside = {name: batch.get(name) for name in NO_LABEL_AT_0}
+    wrong = {
+        name: following & (each[:, 1:] == 0)
+        for name, each in beside.items()
+        if isinstance(each, Tensor) and each.shape == labels.shape
+    }
+    if wrong and torch.stack([*wrong.values()]).any():  # a GPU is waited for once
+        raise ValueError(next(NO_LABEL_AT_0[name] for name, found in wrong.items() if found.any()))
     return pad(labels[:, 1:], (0, 1), value=IGNORE).long()
 
 

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import warnings
 from argparse import ArgumentParser
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -83,13 +83,14 @@ def config_hash(config: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def digest(config: dict[str, Any]) -> str:
-    """The name of what a config makes, 12 hex digits: of settings and of folders in the cache.
+def digest(config: Any, plain: Callable[[Any], Any] = list) -> str:
+    """The name of what a config makes, 12 hex digits: of settings and of folders in the cache; `plain` makes JSON of
+    what is none.
 
     It differs from `config_hash` in its separators alone. Both stay: committed rows hold the one, with the
     other inside.
     """
-    return hashlib.sha256(json.dumps(config, sort_keys=True, default=list).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=plain).encode()).hexdigest()[:12]
 
 
 def provenance(folder: Path | None = None) -> Provenance:

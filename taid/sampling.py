@@ -37,8 +37,8 @@ def sample_responses(
     The draw depends on `seed` alone, not on the global generator, so that a resumed run repeats it. `types`
     and `media` as in `taid.rollouts.beside_prompts`. Ranks that share a model's weights have to call together.
 
-    Raises ValueError if the model cannot generate or has no end-of-sequence token that may be drawn, if no position is left for
-    a response, and for weights that are sharded by what cannot be sampled from.
+    Raises ValueError if the model cannot generate or has no end-of-sequence token that may be drawn, if no position
+    is left for a response, and for weights that are sharded by what cannot be sampled from.
     """
     check_sampling(model)
     ends = required_ends(model, vocab_size)

@@ -23,10 +23,7 @@ from taid.trainer.checkpoints import last_checkpoint
 from taid.trainer.refusals import check_arguments
 
 RECORD = "taid.json"  # in the folder of a run: what it is, and once it is finished what came out
-VALIDATION = (
-    "validation",
-    "test",
-)  # the splits of a data set of several to validate on, as they are preferred
+VALIDATION = ("validation", "test")  # of several splits those to validate on, as they are preferred
 HELD_OUT, MOST = 0.05, 200  # of the rows are kept for validation where there is no data set for it
 METRICS = {"eval_loss": "held-out loss [nats/token]", "eval_kl": "KL to the teacher [nats/token]"}
 
@@ -144,7 +141,8 @@ def _record(settings: Settings, output: Path) -> dict:
     for name, value in json.loads(json.dumps(asdict(settings))).items():
         if said.get(name) != value:
             raise ValueError(
-                f"{output} holds a run with {name} {said.get(name)!r}, not {value!r}: choose another --output, or remove it"
+                f"{output} holds a run with {name} {said.get(name)!r}, not {value!r}: choose another --output, or "
+                "remove it"
             )
     return record
 

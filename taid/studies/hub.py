@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from taid.files import cache_dir
 from taid.studies import cost, jobs
 from taid.studies.training import device, on_device
-from taid.teacher import auto_class
+from taid.teacher import auto_class, load_whole
 from taid.vocabulary import tokens
 
 # Commits that public records of others name; what is not listed is taken as it is today ("main").
@@ -115,8 +115,7 @@ def model(name: str, dtype: torch.dtype = torch.float32, **options: Any) -> PreT
     machine's device: safetensors alone, no code of the hub. `options`: further ones of from_pretrained."""
 
     def load() -> PreTrainedModel:
-        given = options | where(name) | {"use_safetensors": True, "trust_remote_code": False}
-        return auto_class(config(name)).from_pretrained(name, dtype=dtype, **given)
+        return load_whole(auto_class(config(name)), name, dtype, **options | where(name))
 
     found = fetched(name, "model", load)
     return found if options else on_device(found)

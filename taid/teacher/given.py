@@ -48,13 +48,13 @@ def load_teacher(name: str | Path, student, args: TrainingArguments) -> PreTrain
         ) from error
 
 
-def load_whole(auto: Any, name: str | Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The model by `auto`'s from_pretrained, from safetensors alone and without code of a hub.
+def load_whole(auto: Any, name: str | Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    """The model by `auto`'s from_pretrained with `options`, from safetensors alone and without code of a hub.
 
     Raises ValueError for a checkpoint without all of its weights, whole and of the shapes that its config says:
     transformers draws what is missing at random. And whatever from_pretrained raises.
     """
-    options = {"use_safetensors": True, "trust_remote_code": False, "ignore_mismatched_sizes": True}
+    options |= {"use_safetensors": True, "trust_remote_code": False, "ignore_mismatched_sizes": True}
     try:
         model, told = auto.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
     except SafetensorError as error:

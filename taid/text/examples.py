@@ -157,13 +157,16 @@ def _row(row, name: str) -> Mapping:
 def _check_tokens(rows: Sequence[Mapping], name: str) -> None:
     """Raises ValueError for rows of tokens that are not all of one layout, or that `tokens_of` cannot read."""
     first = layout(rows[0])
+    kinds: dict[tuple[str, ...], int] = {}  # columns → the first row that has them
     for i, row in enumerate(rows):
-        if layout(_row(row, name)) != first:
+        kinds.setdefault(tuple(_row(row, name)), i)
+    for columns, i in kinds.items():
+        if layout(columns) != first:
             raise ValueError(
-                f"row {i} of {name} has the columns {', '.join(row)}, and the first {' and '.join(first)}: pass rows "
-                "of one kind"
+                f"row {i} of {name} has the columns {', '.join(columns)}, and the first {' and '.join(first)}: pass "
+                "rows of one kind"
             )
-        _check_columns(row, name)
+        _check_columns(columns, name)
     tokens_of(rows[0])
 
 

@@ -31,9 +31,8 @@ GROUPS = {  # of settings that a run and its checkpoint have alike -> why, and w
 def last_checkpoint(output_dir: str) -> str | None:
     """The newest whole checkpoint of a DistillationTrainer in `output_dir`, or None; it warns of damaged ones."""
     folders = [state.parent for state in Path(output_dir).glob(f"checkpoint-*/{STATE}")]
-    own = [
-        folder for folder in folders if re.fullmatch(r"checkpoint-\d+", folder.name)
-    ]  # not a copy, "…-9-old"
+    # a copy, "checkpoint-9-old", is none
+    own = [folder for folder in folders if re.fullmatch(r"checkpoint-\d+", folder.name)]
     for folder in sorted(own, key=lambda folder: int(folder.name.split("-")[1]), reverse=True):
         fault = _fault(folder)
         if fault is None:

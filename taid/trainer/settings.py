@@ -1,8 +1,6 @@
 """What a run may not change as it goes on from a checkpoint, by name, in plain numbers and words: for JSON, and to be
 compared one by one."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +9,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import has_length
 
 from taid.logits import base_model
+from taid.results import digest
 from taid.sampling import is_sharded
 
 OPTIMIZER = ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
@@ -36,7 +35,7 @@ def data_seen(args: TrainingArguments, data, max_length: int | None) -> dict[str
     if has_length(data):
         found["rows of data"] = len(data)
     if (rows := _rows_at_the_ends(data)) is not None:
-        found["first and last rows"] = _digest(rows)
+        found["first and last rows"] = digest(rows, _plain)
     return found
 
 
@@ -65,7 +64,7 @@ def _weights(model) -> str | None:
         return None
     plain = [p for p in model.parameters() if type(p) is torch.nn.Parameter and not p.is_meta]
     still = [parameter for parameter in plain if not parameter.requires_grad]
-    return _digest([[*parameter.shape, *parameter.flatten()[:FIRST].tolist()] for parameter in still])
+    return digest([[*parameter.shape, *parameter.flatten()[:FIRST].tolist()] for parameter in still])
 
 
 def _rows_at_the_ends(data) -> list | None:
@@ -75,10 +74,6 @@ def _rows_at_the_ends(data) -> list | None:
     if not isinstance(data, Sequence) and not of_datasets:
         return None
     return [data[i] for i in sorted({*range(len(data))[:ENDS], *range(len(data))[-ENDS:]})]
-
-
-def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, default=_plain).encode()).hexdigest()[:12]
 
 
 def _plain(value: Any) -> Any:
