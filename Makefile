@@ -139,7 +139,7 @@ table1-protocol-1: setup ## Table 1 as first run, and what the studies around it
 	$(call STUDY,01_table1_instruction_tuning)
 	$(call PAGE,table1)
 
-table2: setup ## Table 2: continued pre-training from SmolLM2-135M, eight methods, lm-eval | 1 / 70 once for the six without committed rates, 33 a seed
+table2: setup ## Table 2: continued pre-training from SmolLM2-135M, eight methods, lm-eval | 1 / 6 once, 31 a seed
 	$(call STUDY,$(if $(filter paper gpu,$(SCALE)),02_table2_continued_pretraining,02_table2_tuned_pretraining)) $(TUNED)
 	$(call PAGE,table2)
 
