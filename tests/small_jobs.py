@@ -25,14 +25,3 @@ def instructions(_) -> tuple[str, int]:
     import torch
 
     return torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
-
-
-def fetched_pages(size: int) -> tuple[int, int]:
-    """Faults of the first and of the second allocation of `size` bytes, the first freed before."""
-    from resource import RUSAGE_SELF, getrusage
-
-    counts = [getrusage(RUSAGE_SELF).ru_minflt]
-    for _ in range(2):
-        (b"\0" * size).isascii()  # not calloc's pages of zeros, which are not fetched
-        counts.append(getrusage(RUSAGE_SELF).ru_minflt)
-    return counts[1] - counts[0], counts[2] - counts[1]

@@ -1,12 +1,11 @@
 """Jobs over processes: all are done, errors come through and stop the rest, progress is told."""
 
-import platform
 import re
 import sys
 from pathlib import Path
 
 import pytest
-from small_jobs import fetched_pages, instructions, process, slow_square, square
+from small_jobs import instructions, process, slow_square, square
 
 from taid import results
 from taid.studies import instruction_tuning, jobs, launchers
@@ -43,13 +42,6 @@ def test_workers_compute_alike_on_processors_that_differ():
     known = launchers.CPUINFO.exists() and "avx2" in launchers.CPUINFO.read_text().split()
     [(_, (used, threads))] = jobs.run(instructions, [(0,)], 1, "title")
     assert threads == 1 and (not known or used == "AVX2")
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have settings of their own")
-def test_a_worker_keeps_the_memory_of_a_step_for_the_next():
-    """Oracle: the kernel's count of pages that were fetched. 64 MB are 16,384 of them, or 32 huge ones."""
-    [(_, (first, later))] = jobs.run(fetched_pages, [(2**26,)], 1, "title")
-    assert first > 10 and later < first / 2
 
 
 def test_no_seed_that_chooses_a_rate_is_tested(monkeypatch, capsys):

@@ -24,8 +24,6 @@ from taid.files import cache_dir
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 INSTRUCTIONS = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"}  # of PyTorch's own kernels and of MKL's
-# glibc's: what a step frees stays with the process, so that the kernel need not give the next one every page afresh
-MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 CPUINFO = Path("/proc/cpuinfo")
 SETTINGS = ("TAID_HUB", "HF_HUB_OFFLINE", "PYTHONPATH")  # of the environment, where they are set
 LONGEST = 24 * 60  # minutes of a Slurm job; SBATCH_TIMELIMIT says otherwise
@@ -50,7 +48,7 @@ class Died(RuntimeError):
 
 def local(function: Callable, jobs: Sequence[tuple], at_a_time: int) -> Done:
     """Processes of this machine, of one thread each: small models gain nothing from a second."""
-    os.environ.update(MEMORY | arithmetic(_processor()))  # read by the workers as they start
+    os.environ.update(arithmetic(_processor()))  # read by the workers when they import torch
     pool = _pool(at_a_time, tuple(_handed_on().items()))
     futures = {pool.submit(function, *job): job for job in jobs}
     try:
@@ -157,7 +155,7 @@ def _engine(name: str) -> Any:
 def _handed_on() -> dict[str, str]:
     """Of the environment, what a worker needs; the cache by its whole path."""
     kept = {name: os.environ[name] for name in SETTINGS if name in os.environ}
-    return MEMORY | arithmetic(_processor()) | kept | {"TAID_CACHE": str(cache_dir().resolve())}
+    return arithmetic(_processor()) | kept | {"TAID_CACHE": str(cache_dir().resolve())}
 
 
 def arithmetic(cpuinfo: str) -> dict[str, str]:
