@@ -100,7 +100,7 @@ def likelihoods(frame: pd.DataFrame, experiment: str) -> str:
     gaps = [versus(*columns, method=m) for m in ("taid", *BRIDGES) if m == "taid" or m in shown]
     note = (
         "Bold: best mean of the column. †: a tie, for the paired interval to the best includes 0."
-        " Differences to KL: paired by seed."
+        " Differences to KL: paired by seed. Seconds are of the machine that ran a method (`docs/reproducing.md`)."
     )
     header = ["method", *(MEASURES[metric].heading for metric in by_metric)]
     return Table(header, body + gaps if body else [], note).markdown()
